@@ -1,0 +1,68 @@
+# Every habit of the project, one target each; `make` alone prints them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+# All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
+# `make test PARALLEL=` runs one test after another.
+PARALLEL := -n 2 --dist loadfile
+# A whole run that hangs is ended; each test has its own, shorter limit in pyproject.toml.
+LIMIT := timeout --kill-after=10
+# pytest leaves with 5 where no test was selected, which is no failure of a test.
+NONE_IS_FINE := || test $$? -eq 5
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lint format test test-mpi test-slow test-real test-all demo bench clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.stamp ## make .venv with everything in it (again when pyproject.toml has changed)
+
+$(VENV)/.stamp: pyproject.toml
+	@set -eu; chosen=""; old=""; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  old="$$python"; \
+	  "$$python" -c 'import venv, ensurepip' 2>/dev/null || continue; \
+	  chosen="$$python"; break; \
+	done; \
+	if [ -z "$$old" ]; then echo "make: no python of 3.11 or later is here: install one" >&2; exit 1; fi; \
+	if [ -z "$$chosen" ]; then echo "make: $$old has no venv: apt-get install python3-venv" >&2; exit 1; fi; \
+	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); "$$chosen" -m venv $(VENV); }; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[mpi,test]'; \
+	touch $@
+
+lint: venv ## look at the code without running it: ruff, its formatting, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv ## put the code into the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## what to run before every commit: lint, the fast tests, the MPI tests on two ranks
+	$(LIMIT) 600 $(PYTEST) $(PARALLEL) -m "not slow and not real and not mpi" $(NONE_IS_FINE)
+	@$(MAKE) --no-print-directory test-mpi
+
+test-mpi: venv ## only the tests that run inside MPI, on two ranks
+	test ! -d tests/mpi || $(LIMIT) 300 $(BIN)/mpiexec -n 2 $(PYTEST) --no-header -p no:cacheprovider --with-mpi --only-mpi tests/mpi </dev/null
+
+test-slow: venv ## only the slow tests
+	$(LIMIT) 1800 $(PYTEST) -m "slow and not real" $(NONE_IS_FINE)
+
+test-real: venv ## only other people's programs, run unmodified
+	$(LIMIT) 900 $(PYTEST) -m real $(NONE_IS_FINE)
+
+test-all: test test-slow test-real ## every test there is
+
+demo: venv ## show what beo does, on this machine, in a minute
+	$(LIMIT) 300 $(BIN)/python tests/demo.py
+
+bench: venv ## measure what the documents claim
+	$(BIN)/python tests/bench.py
+
+clean: ## remove what can be made again
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
