@@ -1,0 +1,158 @@
+"""Where a cluster lives (its folder, ``BEO_DIR``) and how it is set up (``beo.toml`` in it). Read once, then frozen.
+
+The folder holds everything, so that several clusters live side by side:
+
+    beo.toml        settings, all optional
+    cluster.json    who the cluster is: id, addresses and public key of its heads
+    keys/           CURVE secret keys, mode 0600: head, admin, worker
+    head/           journal and output, of the head alone
+    nodes/NAME/     what a worker of this machine keeps
+    log/            one file per daemon
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+
+import msgspec
+
+from beo.errors import BeoError, NoHead, Refused, UsageError
+from beo.settings import Config
+
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET_LENGTH = 40
+
+
+class ClusterFile(msgspec.Struct, frozen=True):
+    """cluster.json: what a client or worker must know to reach the head. Nothing in it is secret."""
+
+    cluster: str
+    heads: tuple[str, ...]  # host:port of the control plane
+    key: str  # the heads' CURVE public key
+    bulk: tuple[str, ...] = ()  # host:port of the bulk plane, in the order of heads; the head fills it in
+
+
+class Home:
+    """The paths of one cluster's folder, and its small files."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Take the folder's path; nothing is read or made yet."""
+        self._folder = os.fspath(path)
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        from pathlib import Path  # not at the top: a client needs no more than two files, and Path takes its time
+
+        return Path(self._folder)
+
+    @property
+    def toml(self) -> Path:
+        """beo.toml"""
+        return self.path / "beo.toml"
+
+    @property
+    def cluster_file(self) -> Path:
+        """cluster.json"""
+        return self.path / "cluster.json"
+
+    @property
+    def keys(self) -> Path:
+        """keys/"""
+        return self.path / "keys"
+
+    @property
+    def head(self) -> Path:
+        """head/"""
+        return self.path / "head"
+
+    @property
+    def nodes(self) -> Path:
+        """nodes/"""
+        return self.path / "nodes"
+
+    @property
+    def logs(self) -> Path:
+        """log/"""
+        return self.path / "log"
+
+    def config(self) -> Config:
+        """Read beo.toml; raises UsageError that names the faulty key, like ``$.worker.lease_s``."""
+        try:
+            text = self.toml.read_text()
+        except FileNotFoundError:
+            return Config()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"can't read {self.toml}", str(error).lower(), "make it a readable text") from None
+        try:
+            return msgspec.convert(tomllib.loads(text), Config)
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise UsageError(f"{self.toml} is faulty", str(error).lower(), "mend or remove that line") from None
+
+    def cluster(self) -> ClusterFile:
+        """Read cluster.json; raises NoHead where there is no cluster."""
+        path = f"{self._folder}/cluster.json"
+        try:
+            with open(path, "rb") as file:
+                return msgspec.json.decode(file.read(), type=ClusterFile)
+        except FileNotFoundError:
+            raise NoHead(f"no cluster in {self._folder}", "", "make one with 'beo up', or set BEO_DIR") from None
+        except PermissionError:
+            raise Refused(f"{path} is not readable for you", "", "ask its owner") from None
+        except (OSError, msgspec.DecodeError) as error:
+            raise BeoError(f"{path} is damaged", str(error).lower(), "restore it, or 'beo up' anew") from None
+
+    def write_cluster(self, cluster: ClusterFile) -> None:
+        """Replace cluster.json in one step."""
+        write_durably(self.cluster_file, msgspec.json.encode(cluster) + b"\n", 0o644)
+
+    def secret(self, name: str) -> str:
+        """Read a secret key ("head", "admin", "worker"); refused where others could read it."""
+        path = f"{self._folder}/keys/{name}.secret"
+        try:
+            with open(path) as file:
+                mode = os.fstat(file.fileno()).st_mode & 0o777
+                text = file.read(SECRET_LENGTH + 2).strip()
+        except FileNotFoundError:
+            raise Refused(
+                f"no key {path}", "", "make the cluster with 'beo up', or ask its operator for a key"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused(f"can't read the key {path}", str(error).lower(), "ask the cluster's operator") from None
+        if mode & 0o077:
+            raise Refused(f"the key {path} is open to others (mode {mode:04o})", "", f"chmod 600 {path}")
+        if len(text) != SECRET_LENGTH:
+            raise Refused(f"{path} holds no key", f"a key has {SECRET_LENGTH} characters", "restore it")
+        return text
+
+    def write_secret(self, name: str, secret: str) -> None:
+        """Write a secret key, mode 0600 from its first moment on."""
+        self.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(self.keys / f"{name}.secret", secret.encode() + b"\n", 0o600)
+
+
+def home() -> Home:
+    """Return this process's cluster: ``BEO_DIR``, or ``~/.beo``."""
+    return Home(os.path.abspath(os.environ.get("BEO_DIR") or os.path.expanduser("~/.beo")))
+
+
+def write_durably(path: Path, data: bytes, mode: int) -> None:
+    """Replace a file in one step, durably: it is the old or the new one, whatever happens."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

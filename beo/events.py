@@ -1,0 +1,220 @@
+"""The facts that are journalled. Each is one entry, and only ``state.apply`` reads them to change anything.
+
+Every fact is self-contained and encoded the same way every time (msgpack arrays: fields are only ever added at the end,
+with a default). Times named ``time_s`` are wall-clock seconds since 1970, for people; by them is only decided how long
+records and keys are kept, and which waiting job has been patient.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from beo.spec import JobSpec
+
+FORMAT = 1  # of the entries; a head refuses a journal with a higher one
+
+
+class _Event(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+class Born(_Event, frozen=True):
+    """A cluster begins: always entry 1."""
+
+    cluster: str  # id, 32 hex digits
+    head: str  # name of its first head
+    time_s: float
+    format: int = FORMAT
+
+
+class EpochBegan(_Event, frozen=True):
+    """A head started to act. Epochs only grow; head A's are odd."""
+
+    epoch: int
+    head: str
+    time_s: float
+
+
+class KeyAuthorized(_Event, frozen=True):
+    """A CURVE public key (40 characters of Z85) may connect, as `user`, in a role: admin, user or worker."""
+
+    key: str
+    user: str
+    role: str
+    time_s: float
+
+
+class Submitted(_Event, frozen=True):
+    """A job exists from here on."""
+
+    job: int
+    key: str  # the client's own key for this submission: repeating it gives the same job
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    spec: JobSpec
+    time_s: float
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """The ranks of an attempt on one node: `ranks` of them from `first_rank` on."""
+
+    node: str
+    incarnation: str
+    first_rank: int
+    ranks: int
+
+
+class Started(_Event, frozen=True):
+    """An attempt was placed; its START may now be sent. Void where a node's incarnation has changed meanwhile."""
+
+    job: int
+    attempt: int
+    parts: tuple[Part, ...]
+    nonce: str  # makes the MPI world's name unique for ever
+    time_s: float
+
+
+class RankResult(msgspec.Struct, frozen=True, array_like=True):
+    """How one rank ended: status 0-255, 128 + signal for a killed one; CPU seconds; peak resident bytes."""
+
+    rank: int
+    status: int
+    user_s: float
+    system_s: float
+    peak_bytes: int
+
+
+class PartResult(msgspec.Struct, frozen=True, array_like=True):
+    """How a part ended.
+
+    reason: '' its ranks ended by themselves · 'rank' one failed and took the rest along (`culprit`, else -1) ·
+    'time limit' · 'out of memory' · 'peer' another part ended first · 'silence' another part's node was silent ·
+    'ended' the head had asked for it · 'lost' beo itself lost the ranks. note: a sentence for people.
+    """
+
+    ranks: tuple[RankResult, ...]
+    reason: str = ""
+    culprit: int = -1
+    note: str = ""
+
+
+class PartEnded(_Event, frozen=True):
+    """A part ended and its node told how."""
+
+    job: int
+    attempt: int
+    node: str
+    result: PartResult
+    time_s: float
+
+
+class PartGone(_Event, frozen=True):
+    """A part is certainly not alive any more, and how it ended is not known: its node attested it."""
+
+    job: int
+    attempt: int
+    node: str
+    reason: str
+    time_s: float
+
+
+class CancelRequested(_Event, frozen=True):
+    """A job is to end, by its owner's wish or for the reason given."""
+
+    job: int
+    user: str
+    reason: str
+    time_s: float
+
+
+class SignalRequested(_Event, frozen=True):
+    """A signal for every rank of the job's present attempt; serials grow by one per job, so none is delivered twice."""
+
+    job: int
+    attempt: int
+    serial: int
+    signal: int
+    user: str
+    key: str
+    time_s: float
+
+
+class NodeJoined(_Event, frozen=True):
+    """A node told a new incarnation of itself, and what it still runs of earlier ones: what it doesn't name is gone.
+
+    For the incarnation that is up already it tells new facts (its agent's address), and `running` says nothing.
+    """
+
+    node: str
+    incarnation: str
+    boot: str  # the kernel's boot id
+    address: str  # host:port where other nodes' agents reach this one
+    key: str  # that agent's CURVE public key
+    slots: int
+    mem_bytes: int
+    facts: dict[str, str]
+    running: tuple[tuple[int, int], ...]  # (job, attempt)
+    time_s: float
+
+
+class NodeLost(_Event, frozen=True):
+    """An incarnation is dead to the cluster: its lease has run out, its leashed jobs are gone. It never comes back."""
+
+    node: str
+    incarnation: str
+    reason: str
+    time_s: float
+
+
+class NodeGone(_Event, frozen=True):
+    """The operator says that a silent machine is off: whatever ran there is certainly gone."""
+
+    node: str
+    incarnation: str
+    user: str
+    time_s: float
+
+
+class Forgotten(_Event, frozen=True):
+    """Records of jobs that ended long ago were dropped."""
+
+    jobs: tuple[int, ...]
+    time_s: float
+
+
+Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
+    Born,
+    EpochBegan,
+    KeyAuthorized,
+    Submitted,
+    Started,
+    PartEnded,
+    PartGone,
+    CancelRequested,
+    SignalRequested,
+    NodeJoined,
+    NodeLost,
+    NodeGone,
+    Forgotten,
+]
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """Encode one event; the same event always gives the same bytes."""
+    return _encoder.encode(event)
+
+
+def decode(data: bytes) -> Event:
+    """Decode and validate one event; raises msgspec.ValidationError or DecodeError."""
+    try:
+        event: Event = _decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from None
+    return event

@@ -1,0 +1,281 @@
+"""A client at a job's terminal: its output as it comes, and stdin for rank 0. What `beo logs` and `beo run` stand on.
+
+    console = Console(cluster.bulk, job, attempt, input_fd=0)
+    while not console.ended:
+        for rank, fd, data in console.step(timeout_s=0.5):
+            ...
+
+One thread, one loop, no waiting but in `step`. Both directions are by position and repeat what was not answered, so
+output is neither lost nor doubled over any restart of the head or the agents, and stdin reaches the rank once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from beo import messages, records, wire
+from beo.errors import Conflict, Internal, NoHead, Refused, from_dict
+from beo.records import Record
+
+__all__ = ["Console", "follow"]
+
+# A head that dies takes its parked questions along; they are asked again when overdue, so they are kept short.
+POLL_S = 2.0
+OVERDUE_S = 1.0
+PAUSE_S = 0.25  # before a question again that the head couldn't take
+PAUSE_MIN_S = (
+    0.005  # before one that couldn't be sent, doubled up to PAUSE_S: a connection is soon there, or not at all
+)
+REOPEN_S = 5.0  # without a word for so long beyond a question's time, the head may have moved
+FETCH_BYTES = 512 * 1024  # in one answer: two chunks, half of what the head would give
+PIECE_BYTES = 64 * 1024  # of stdin in one message: what a pipe holds
+RESEND_FIRST_S = 0.1  # soon, since the first pieces often come before the rank is there
+RESEND_MAX_S = 2.0
+
+Open = Callable[[], wire.Connection]  # a new connection to the primary's bulk plane; may raise NoHead
+
+
+class Console:
+    """One attempt's output, and its stdin where `input_fd` is given. Closes neither that descriptor nor the job."""
+
+    def __init__(
+        self,
+        open_bulk: Open,
+        job: int,
+        attempt: int,
+        *,
+        cursor: int = 0,
+        wait: bool = True,
+        input_fd: int | None = None,
+        wake_on: tuple[int, ...] = (),
+    ) -> None:
+        """Begin at `cursor` (0: the beginning). Without `wait` the end of what is there is the end.
+
+        `wake_on`: descriptors that end a step early when they are readable, for signals and other sockets.
+        """
+        self._open_bulk = open_bulk
+        self._key = job, attempt
+        self._wait = wait
+        self._poller = wire.Poller()
+        self._wake_on = frozenset(wake_on)
+        for fd in wake_on:
+            self._poller.register(fd, wire.POLLIN)
+        self._input = _Input(job, attempt, input_fd) if input_fd is not None else None
+        self._input_polled = False
+        self._connection = self._open()
+        self._request = 0
+        self._asked = False  # a question is under way
+        self._ask_at = 0.0  # when to ask (again)
+        self._pause_s = PAUSE_MIN_S
+        self._heard_at = time.monotonic()
+        self.cursor = cursor  # behind the last record that `step` gave
+        self.ended = False  # there is and will be no more output
+
+    @property
+    def input_closed(self) -> bool:
+        """Whether rank 0 takes no more stdin, be it that all was delivered."""
+        return self._input is None or self._input.closed
+
+    def step(self, timeout_s: float) -> list[Record]:
+        """Return what has come, after timeout_s at the latest; raises BeoError where the head refuses for good."""
+        deadline = time.monotonic() + timeout_s
+        woken = False
+        while True:
+            now = time.monotonic()
+            if self._asked and self._connection.renewed:  # the head that was asked is no more
+                self._ask_at = now
+            self._ask(now)
+            if self._input:
+                self._send_input(self._input, now)
+            found = self._receive()
+            now = time.monotonic()
+            if found or self.ended or woken or now >= deadline:
+                return found
+            woken = self._sleep(min(deadline, self._ask_at, self._input.next_at if self._input else deadline) - now)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _open(self) -> wire.Connection:
+        connection = self._open_bulk()
+        connection.register(self._poller)
+        return connection
+
+    def _reopen(self) -> None:
+        try:
+            connection = self._open_bulk()
+        except NoHead:
+            return
+        self._connection.unregister(self._poller)
+        self._connection.close()
+        self._connection = connection
+        connection.register(self._poller)
+
+    def _ask(self, now: float) -> None:
+        if self.ended or now < self._ask_at:
+            return
+        if self._connection.refused:
+            cure = "set BEO_DIR to the cluster that you mean, or ask its operator for a key"
+            raise Refused(f"the head at {self._connection.address} does not know this key", "", cure)
+        if now - self._heard_at > POLL_S + REOPEN_S:
+            self._heard_at = now
+            self._reopen()
+        self._request += 1  # a late answer to an earlier question is told by its number
+        wait_s = POLL_S if self._wait else 0.0
+        fetch = messages.Fetch(*self._key, self.cursor, wait_s, FETCH_BYTES)
+        self._asked = self._connection.send(self._request, messages.encode(fetch))
+        self._pause_s = PAUSE_MIN_S if self._asked else min(2 * self._pause_s, PAUSE_S)
+        self._ask_at = now + (wait_s + OVERDUE_S if self._asked else self._pause_s)
+
+    def _receive(self) -> list[Record]:
+        """Take messages until there is output."""
+        while received := self._connection.receive():
+            request, body = received
+            if not body:
+                raise Internal("the head speaks another version of beo's protocol", "", "install the same on both")
+            self._heard_at = time.monotonic()
+            try:
+                answer = messages.bulk_from_head.decode(body)
+            except msgspec.DecodeError as error:
+                why = str(error).lower()
+                raise Internal("the head's answer makes no sense", why, "install the same beo on both") from None
+            if isinstance(answer, messages.StdinAck) and self._input and (answer.job, answer.attempt) == self._key:
+                self._input.take_ack(answer)
+            elif isinstance(answer, messages.Failed) and request in (0, self._request):
+                self._take_failure(answer)
+            elif isinstance(answer, messages.Fetched) and request == self._request and self._asked:
+                self._asked = False
+                self._ask_at = 0.0
+                self.cursor = answer.cursor
+                self.ended = answer.end or not (self._wait or answer.records)
+                self._ask(self._heard_at)  # the next answer is on its way while this one is shown
+                if answer.records:
+                    return list(records.unpack(answer.records))
+        return []
+
+    def _take_failure(self, answer: messages.Failed) -> None:
+        error = from_dict(answer.error)
+        if not isinstance(error, Conflict):
+            raise error
+        self._asked = False
+        self._ask_at = time.monotonic() + PAUSE_S
+
+    def _send_input(self, source: _Input, now: float) -> None:
+        for piece in source.due(now):
+            if not self._connection.send(0, messages.encode(piece)):
+                break
+            source.sent_one(piece, now)
+        if source.wants != self._input_polled:
+            self._input_polled = source.wants
+            if self._input_polled:
+                self._poller.register(source.fd, wire.POLLIN)
+            else:
+                self._poller.unregister(source.fd)
+
+    def _sleep(self, wait_s: float) -> bool:
+        """Wait for any of it; return whether a descriptor of `wake_on` is readable."""
+        woken = False
+        for what, _ in self._poller.poll(max(0, int(wait_s * 1000) + 1)):
+            woken = woken or what in self._wake_on
+            if self._input and self._input_polled and what == self._input.fd:
+                self._input.read()
+        return woken
+
+
+class _Input:
+    """Bytes from a descriptor on their way to rank 0. Pure go-back: what the warden has is all that counts."""
+
+    def __init__(self, job: int, attempt: int, fd: int) -> None:
+        self.fd = fd
+        self.closed = False
+        self.next_at = float("inf")
+        self._key = job, attempt
+        self._base = 0  # offset of the first byte held, acknowledged up to there
+        self._held = bytearray()
+        self._sent = 0  # offset
+        self._eof = self._eof_sent = False
+        self._window_bytes = messages.STDIN_WINDOW_BYTES
+        self._resend_s = RESEND_FIRST_S
+
+    @property
+    def wants(self) -> bool:
+        """Whether there is room for more."""
+        return not self._eof and not self.closed and len(self._held) < messages.STDIN_WINDOW_BYTES
+
+    def read(self) -> None:
+        """Read what is there; an error is the end, as it is for any reader of a terminal that has gone."""
+        try:
+            data = os.read(self.fd, PIECE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._held += data
+        self._eof = not data
+
+    def due(self, now: float) -> Iterator[messages.Stdin]:
+        """Yield what is to be sent now, each after the one before was `sent_one`."""
+        if now >= self.next_at:  # no answer: again, and less of it, for nobody may be there
+            self._sent, self._eof_sent = self._base, False
+            self._window_bytes = PIECE_BYTES
+            self._resend_s = min(2 * self._resend_s, RESEND_MAX_S)
+            self.next_at = float("inf")
+        while not self.closed:
+            start = self._sent - self._base
+            room = self._window_bytes - start
+            data = bytes(self._held[start : start + min(PIECE_BYTES, max(0, room))])
+            eof = self._eof and start + len(data) == len(self._held)
+            if not data and (not eof or self._eof_sent):
+                return
+            yield messages.Stdin(*self._key, self._sent, data, eof)
+
+    def sent_one(self, piece: messages.Stdin, now: float) -> None:
+        """A piece went out."""
+        self._sent = piece.offset + len(piece.data)
+        self._eof_sent = piece.eof
+        self.next_at = min(self.next_at, now + self._resend_s)
+
+    def take_ack(self, ack: messages.StdinAck) -> None:
+        """Drop what the warden has; go on."""
+        taken = min(ack.have - self._base, len(self._held))
+        if taken > 0:
+            del self._held[:taken]
+            self._base += taken
+            self._sent = max(self._sent, self._base)
+            self._window_bytes = min(2 * self._window_bytes, messages.STDIN_WINDOW_BYTES)
+            self._resend_s = RESEND_FIRST_S
+            waiting = self._sent > self._base or self._eof_sent
+            self.next_at = time.monotonic() + self._resend_s if waiting else float("inf")
+        if ack.closed:
+            self.closed = True
+            self._held.clear()
+            self.next_at = float("inf")
+
+
+def follow(
+    open_bulk: Open,
+    job: int,
+    attempt: int,
+    cursor: int = 0,
+    wait: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield (cursor, rank, fd, data) of an attempt, for ever or until its end, or until `stop` says so.
+
+    Who begins again at a cursor misses nothing; the cursor moves with the last record of each answer, so only then is
+    nothing repeated either.
+    """
+    console = Console(open_bulk, job, attempt, cursor=cursor, wait=wait)
+    try:
+        while not (console.ended or stop()):
+            before = console.cursor
+            found = console.step(PAUSE_S)
+            for number, (rank, fd, data) in enumerate(found, 1):
+                yield (console.cursor if number == len(found) else before), rank, fd, data
+    finally:
+        console.close()

@@ -1,0 +1,304 @@
+"""`-o FILE` and `-e FILE`: a job's output as plain files, written from the store as it grows, each byte exactly once.
+
+A file is a prefix of what the store holds for its descriptors, in the store's order. So nothing has to be remembered
+over a crash but that the file was begun (and truncated): its size tells how much of the store is in it. That is
+remembered by a small mark beside the store, made before the attempt starts and removed when its file is complete.
+
+This is a thread of its own, because it writes where users say: a file system that hangs must not hold up the store.
+Files are opened as the job's owner, so nobody gets a file that he couldn't have written himself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+import stat
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from beo import records
+from beo.errors import BeoError, Conflict, Refused, UsageError
+from beo.headnode.output import read_blocks
+from beo.messages import CHUNK_SIZE_MAX_BYTES
+from beo.spec import JobSpec
+
+__all__ = ["Exports", "Jobs"]
+
+RETRY_S = 5.0  # between attempts at a file that can't be written; a job may make the folder itself
+ERRORS_MAX = 10_000  # texts kept for `beo show`
+
+_NULL_DEVICE = os.makedev(1, 3)
+_SETGROUPS = {"x86_64": 116, "aarch64": 159}  # the raw call, since that of the C library changes all threads
+
+log = logging.getLogger("beo.export")
+
+
+class Jobs(Protocol):
+    """What the exports ask about jobs; answered from any thread."""
+
+    def spec(self, job: int) -> JobSpec | None:
+        """Return a job's spec, None for an unknown one."""
+
+    def ids(self, job: int) -> tuple[int, int, tuple[int, ...]] | None:
+        """Return the owner's uid, gid and further groups as of the submission, None for an unknown job."""
+
+    def is_over(self, job: int, attempt: int) -> bool:
+        """Say whether an attempt's end is committed (so all its output is in the store), or it will never start."""
+
+
+@contextmanager
+def _acting_as(uid: int, gid: int, groups: tuple[int, ...]) -> Iterator[None]:
+    """Touch files as this user, in this thread only."""
+    if uid == os.geteuid():
+        yield
+        return
+    number = _SETGROUPS.get(platform.machine())
+    if os.geteuid() != 0 or number is None:
+        raise Refused("the head can't write files of another user", "it doesn't run as root", "use 'beo logs'")
+    libc = ctypes.CDLL(None, use_errno=True)
+    own_groups, own_gid = os.getgroups(), os.getegid()
+
+    def become(uid: int, gid: int, groups: Collection[int]) -> None:
+        if libc.syscall(number, len(groups), (ctypes.c_uint32 * len(groups))(*groups)):
+            raise OSError(ctypes.get_errno(), "can't take the owner's groups")
+        libc.setfsgid(gid)
+        libc.setfsuid(uid)
+        if libc.setfsuid(-1) != uid or libc.setfsgid(-1) != gid:  # they tell no error: ask what is
+            raise OSError(1, "can't act as the owner")
+
+    try:
+        become(uid, gid, groups)
+        yield
+    finally:
+        libc.setfsuid(0)  # first, since it gives the rights back
+        become(0, own_gid, own_groups)
+
+
+class _Sink:
+    """One file to be written: the `fds` of an attempt's output."""
+
+    def __init__(self, job: int, attempt: int, name: str, mark: Path, source: Path) -> None:
+        self.job, self.attempt, self.name = job, attempt, name
+        self.mark, self.source = mark, source
+        self.path = ""
+        self.fds: frozenset[int] = frozenset()
+        self.end = -1  # of the store, durable; -1: not known yet
+        self.cursor = 0
+        self.skip_bytes = 0  # bytes from the cursor on that are in the file already
+        self.fd = -1
+        self.void = False  # /dev/null: nothing to do
+
+    def resolve(self, spec: JobSpec) -> None:
+        """Take the path and the descriptors from the spec."""
+        paths = {records.STDOUT: spec.output, records.STDERR: spec.errors or spec.output}
+        paths = {fd: path.replace("%j", str(self.job)) for fd, path in paths.items()}
+        self.path = paths[records.STDOUT if self.name == "o" else records.STDERR]
+        self.fds = frozenset(fd for fd, path in paths.items() if path == self.path)
+
+    def open(self, ids: tuple[int, int, tuple[int, ...]]) -> None:
+        """Open the file: truncated for the first time, else with what it has counted. Raises BeoError or OSError."""
+        with _acting_as(*ids):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            fd = os.open(self.path, flags, 0o644)
+        try:
+            state = os.fstat(fd)
+            self.void = stat.S_ISCHR(state.st_mode) and state.st_rdev == _NULL_DEVICE
+            if not stat.S_ISREG(state.st_mode) and not self.void:
+                raise UsageError(f"{self.path} is not a regular file", "", "change -o or -e")
+            if not self.mark.read_bytes():
+                if not self.void:
+                    os.ftruncate(fd, 0)
+                    os.fsync(fd)  # the mark says that it was truncated
+                self.mark.write_bytes(b"begun\n")
+                state = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.cursor, self.skip_bytes, self.fd = 0, state.st_size, fd
+
+    def write_some(self) -> bool:
+        """Append the next stretch of the store; return whether all of it is in the file. Raises OSError."""
+        if self.void or self.cursor >= self.end:
+            return True
+        source = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            cursor, data = read_blocks(source, self.cursor, self.end, 2 * CHUNK_SIZE_MAX_BYTES)
+        finally:
+            os.close(source)
+        own = b"".join(record.data for record in records.unpack(data) if record.fd in self.fds)
+        while self.skip_bytes < len(own):
+            self.skip_bytes += os.write(self.fd, own[self.skip_bytes :])
+        self.skip_bytes -= len(own)
+        self.cursor = cursor
+        return cursor >= self.end
+
+    def complete(self) -> None:
+        """The file is whole: make it durable and forget it."""
+        if not self.void:
+            os.fsync(self.fd)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget it as it is."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self.mark.unlink(missing_ok=True)
+
+
+class Exports:
+    """The thread that writes them. All methods are for any thread."""
+
+    def __init__(self, folder: Path, source: Callable[[int, int], Path], jobs: Jobs) -> None:
+        """Take the store's folder for the marks and `source(job, attempt)` for its files; goes on where marks are."""
+        self._folder = folder
+        self._source = source
+        self._jobs = jobs
+        self._sinks: dict[tuple[int, int, str], _Sink] = {}
+        self._errors: dict[tuple[int, str], str] = {}
+        self._changed = threading.Condition()
+        self._work = True
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="beo-export", daemon=True)
+        for mark in sorted(folder.glob("*.export-[oe]")):
+            job, attempt, rest = mark.name.split(".")
+            self._add(int(job), int(attempt), rest[-1])
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it; what is unfinished goes on at the next start. Doesn't wait for ever for a hung file system."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=RETRY_S)
+
+    def begin(self, job: int, attempt: int) -> None:
+        """An attempt is about to start, or runs: write its files. Earlier attempts of the job write no more."""
+        spec = self._jobs.spec(job)
+        if spec is None:
+            return
+        names = {spec.output: "o"} if spec.output else {}
+        if spec.errors:
+            names.setdefault(spec.errors, "e")
+        for name in names.values():
+            mark = self._folder / f"{job}.{attempt}.export-{name}"
+            if (job, attempt, name) not in self._sinks:
+                mark.touch(mode=0o600)
+                self._add(job, attempt, name)
+        self.poke()
+
+    def grown(self, job: int, attempt: int, end: int) -> None:
+        """The store holds the attempt's output durably up to `end`."""
+        with self._changed:
+            for name in "oe":
+                if sink := self._sinks.get((job, attempt, name)):
+                    sink.end = max(sink.end, end)
+                    self._work = True
+            self._changed.notify()
+
+    def poke(self) -> None:
+        """Some attempt may be over: look."""
+        with self._changed:
+            self._work = True
+            self._changed.notify()
+
+    def active(self) -> list[tuple[int, int]]:
+        """Return the attempts (job, attempt) with unfinished files."""
+        with self._changed:
+            return sorted({key[:2] for key in self._sinks})
+
+    def error(self, job: int) -> str:
+        """Return why a job's -o or -e file is not written, or ''."""
+        return "; ".join(text for name in "oe" if (text := self._errors.get((job, name))))
+
+    def forget(self, jobs: Collection[int]) -> None:
+        """Drop all about these jobs."""
+        with self._changed:
+            for key in [key for key in self._sinks if key[0] in jobs]:
+                self._sinks[key].mark.unlink(missing_ok=True)
+            for job in jobs:
+                self._errors.pop((job, "o"), None)
+                self._errors.pop((job, "e"), None)
+            self._work = True
+            self._changed.notify()
+
+    def _add(self, job: int, attempt: int, name: str) -> None:
+        mark = self._folder / f"{job}.{attempt}.export-{name}"
+        with self._changed:
+            self._sinks[job, attempt, name] = _Sink(job, attempt, name, mark, self._source(job, attempt))
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._work or self._stopping, timeout=RETRY_S)
+                    if self._stopping:
+                        return
+                    self._work = False
+                    sinks = list(self._sinks.values())
+                latest: dict[int, int] = {}
+                for sink in sinks:
+                    latest[sink.job] = max(sink.attempt, latest.get(sink.job, 0))
+                for sink in sinks:
+                    if sink.attempt < latest[sink.job] or not sink.mark.exists() or self._advance(sink):
+                        self._finish(sink)
+        finally:
+            for sink in self._sinks.values():
+                if sink.fd >= 0:
+                    os.close(sink.fd)
+
+    def _finish(self, sink: _Sink) -> None:
+        sink.drop()
+        with self._changed:
+            self._sinks.pop((sink.job, sink.attempt, sink.name), None)
+
+    def _advance(self, sink: _Sink) -> bool:
+        """Write some of it; return whether the sink is done with, for good or ill."""
+        over = self._jobs.is_over(sink.job, sink.attempt)  # before `end` is looked at: it doesn't grow after that
+        if sink.end < 0:
+            return False
+        try:
+            if sink.fd < 0:
+                spec, ids = self._jobs.spec(sink.job), self._jobs.ids(sink.job)
+                if spec is None or ids is None:
+                    return True
+                sink.resolve(spec)
+                self._refuse_shared(sink)
+                sink.open(ids)
+            if not sink.write_some():
+                self._work = True
+                return False
+            self._errors.pop((sink.job, sink.name), None)
+            if over:
+                sink.complete()
+            return over
+        except (BeoError, OSError) as error:
+            self._report(sink, error)
+            return over  # it was the last try; the store still has everything
+
+    def _refuse_shared(self, sink: _Sink) -> None:
+        """Two jobs' bytes in one file could not be told apart after a crash."""
+        for other in list(self._sinks.values()):
+            if other is not sink and other.fd >= 0 and other.path == sink.path and not other.void:
+                raise Conflict(f"{sink.path} is being written by job {other.job}", "", "put %j into -o and -e")
+
+    def _report(self, sink: _Sink, error: BeoError | OSError) -> None:
+        text = str(error)
+        if isinstance(error, OSError):
+            why = (error.strerror or str(error)).lower()
+            text = f"can't write {sink.path} ({why}): mend that, or read the output by 'beo logs {sink.job}'"
+        key = sink.job, sink.name
+        if self._errors.get(key) != text:
+            log.warning("output file of job %d: %s", sink.job, text)
+            while len(self._errors) >= ERRORS_MAX:
+                self._errors.pop(next(iter(self._errors)))
+            self._errors[key] = text

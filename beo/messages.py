@@ -1,0 +1,502 @@
+"""What goes over the wire, both planes. Tagged msgspec structs, validated when they are decoded.
+
+Frames of one message (behind a ROUTER's identity): PROTOCOL, request id (8 bytes, big-endian; 0: nothing is asked) and
+body. A peer with another PROTOCOL is told so in this protocol and nothing else happens.
+
+Two planes, two sockets at the head: *control* (small, latency-bound: everything but output) and *bulk* (output and
+stdin), so that a gigabyte of output never delays a heartbeat.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar, Union
+
+import msgspec
+
+from beo.events import PartResult
+from beo.spec import JobSpec
+
+PROTOCOL = b"beo1"
+MESSAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024  # the largest spec fits twice; anything larger is refused by the socket itself
+CHUNK_SIZE_MAX_BYTES = 256 * 1024  # output in one message
+STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unacknowledged
+LIST_LENGTH_MAX = 10_000  # rows in one answer
+WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
+
+
+_Body = TypeVar("_Body")
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# ---- clients ask ------------------------------------------------------------------------------------------------
+
+
+class Info(_Message, frozen=True):
+    """Ask who answers. → InfoIs"""
+
+
+class Submit(_Message, frozen=True):
+    """Take a job. Repeating the same key gives the same job. → SubmittedIs"""
+
+    key: str
+    spec: JobSpec
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class ListJobs(_Message, frozen=True):
+    """Jobs by selector words; without any, all that wait or run, and with `ended` the last of all. → JobsAre"""
+
+    select: tuple[str, ...] = ()
+    ended: bool = False
+    limit: int = 1_000
+
+
+class ShowJob(_Message, frozen=True):
+    """Everything about the selected jobs: spec, attempts, why it waits. → DetailsAre"""
+
+    select: tuple[str, ...]
+
+
+class WaitJobs(_Message, frozen=True):
+    """Answer when all of these ended, or after wait_s. `attached` keeps an attached job alive. → JobsAre"""
+
+    jobs: tuple[int, ...]
+    wait_s: float
+    attached: bool = False
+    known: str = ""  # of a single job: answer also when "state/attempt" differs from this
+
+
+class Cancel(_Message, frozen=True):
+    """End jobs. → JobsAre (those that were meant)"""
+
+    select: tuple[str, ...]
+
+
+class Signal(_Message, frozen=True):
+    """Send a signal to every rank of a job, once per key. → Done"""
+
+    job: int
+    signal: int
+    key: str
+
+
+class ListNodes(_Message, frozen=True):
+    """→ NodesAre"""
+
+
+class ListEvents(_Message, frozen=True):
+    """Journal entries with an index above `after` (0: the last `limit`), newest last. → EventsAre"""
+
+    after: int = 0
+    limit: int = 100
+
+
+class DeclareGone(_Message, frozen=True):
+    """The operator's word that a silent node's machine is off. → Done"""
+
+    node: str
+
+
+# ---- the head answers -------------------------------------------------------------------------------------------
+
+
+class Failed(_Message, frozen=True):
+    """Any request can be answered by this: BeoError.to_dict()."""
+
+    error: dict[str, str]
+
+
+class Done(_Message, frozen=True):
+    """It is done, durably."""
+
+
+class InfoIs(_Message, frozen=True):
+    """Which cluster, head and epoch; user is who the head takes the client for."""
+
+    cluster: str
+    head: str
+    epoch: int
+    user: str
+    version: str
+    bulk: str  # address of the bulk plane
+
+
+class SubmittedIs(_Message, frozen=True):
+    """The job's id. The job is durable when this arrives."""
+
+    job: int
+    warnings: tuple[str, ...] = ()
+
+
+class JobView(msgspec.Struct, frozen=True, array_like=True):
+    """One row of `beo queue`. state: queued, running, ending, done, failed, cancelled or lost."""
+
+    id: int
+    name: str
+    user: str
+    state: str
+    ranks: int
+    nodes: str  # folded node set of the present or last attempt
+    attempt: int
+    submitted_s: float
+    started_s: float  # 0: never
+    ended_s: float  # 0: not yet
+    exit_code: int  # -1: not yet
+    reason: str  # why it waits, ended or was lost
+    priority: int = 0
+    code_by: str = "job"  # whose exit code: job or beo
+
+
+class JobsAre(_Message, frozen=True):
+    """Rows in ascending id."""
+
+    jobs: tuple[JobView, ...]
+    more: int = 0  # rows left out by the limit
+
+
+class AttemptView(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt: its parts as (node, first rank, ranks, state) and what each rank told at its end."""
+
+    number: int
+    started_s: float
+    ended_s: float
+    outcome: str
+    parts: tuple[tuple[str, int, int, str], ...]
+    results: tuple[PartResult, ...]
+
+
+class JobDetail(msgspec.Struct, frozen=True, array_like=True):
+    """What `beo show` prints."""
+
+    view: JobView
+    spec: JobSpec
+    uid: int
+    attempts: tuple[AttemptView, ...]
+    why: tuple[str, ...]  # sentences: why it waits, or what happened
+
+
+class DetailsAre(_Message, frozen=True):
+    """→ ShowJob."""
+
+    jobs: tuple[JobDetail, ...]
+
+
+class NodeView(msgspec.Struct, frozen=True, array_like=True):
+    """One row of `beo nodes`. state: up, silent or lost."""
+
+    name: str
+    state: str
+    slots: int
+    used: int
+    mem_bytes: int
+    jobs: tuple[int, ...]
+    address: str
+    facts: dict[str, str]
+    silent_s: float  # since the last sign of life
+    incarnation: str
+
+
+class NodesAre(_Message, frozen=True):
+    """→ ListNodes."""
+
+    nodes: tuple[NodeView, ...]
+
+
+class EventView(msgspec.Struct, frozen=True, array_like=True):
+    """One journal entry in words."""
+
+    index: int
+    epoch: int
+    time_s: float
+    kind: str
+    job: int  # 0: none
+    node: str
+    text: str
+
+
+class EventsAre(_Message, frozen=True):
+    """→ ListEvents."""
+
+    events: tuple[EventView, ...]
+
+
+# ---- an agent tells the head ------------------------------------------------------------------------------------
+
+
+class Join(_Message, frozen=True):
+    """A node introduces an incarnation of itself (again and again, until Welcome)."""
+
+    node: str
+    incarnation: str
+    boot: str
+    address: str
+    key: str
+    slots: int
+    mem_bytes: int
+    facts: dict[str, str]
+    running: tuple[tuple[int, int], ...]
+
+
+class Ping(_Message, frozen=True):
+    """Alive. t_ns: the node's CLOCK_BOOTTIME when sent, echoed by Pong. running and ended name (job, attempt)."""
+
+    node: str
+    incarnation: str
+    t_ns: int
+    running: tuple[tuple[int, int], ...]
+    ended: tuple[tuple[int, int], ...]
+
+
+class Ended(_Message, frozen=True):
+    """A part ended (again and again, until Committed)."""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    result: PartResult
+
+
+class Gone(_Message, frozen=True):
+    """A part is not alive here and never will be (again and again, until Committed)."""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    reason: str
+
+
+class Delivered(_Message, frozen=True):
+    """Signals up to `serial` have been delivered to the attempt's ranks (or it has ended)."""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    serial: int
+
+
+# ---- the head tells an agent; a lower epoch or a foreign incarnation is refused -----------------------------------
+
+
+class Welcome(_Message, frozen=True):
+    """The incarnation is in the journal. bulk: host:port of the bulk plane."""
+
+    epoch: int
+    incarnation: str
+    bulk: str
+
+
+class Pong(_Message, frozen=True):
+    """The lease runs from t_ns for lease_s. Starts with an index up to `settled` are all answered: refuse them."""
+
+    epoch: int
+    incarnation: str
+    t_ns: int
+    lease_s: float
+    settled: int
+
+
+class Dead(_Message, frozen=True):
+    """This incarnation was declared lost (or is unknown): end leashed jobs, take a new incarnation, join again."""
+
+    epoch: int
+    incarnation: str
+
+
+class Peer(msgspec.Struct, frozen=True, array_like=True):
+    """Where another part's agent is reached: host:port, CURVE public key, incarnation."""
+
+    node: str
+    incarnation: str
+    address: str
+    key: str
+    first_rank: int
+    ranks: int
+
+
+class Start(_Message, frozen=True):
+    """Run your part of an attempt. `index` is that of the Started entry."""
+
+    epoch: int
+    incarnation: str
+    index: int
+    job: int
+    attempt: int
+    cluster: str
+    nonce: str
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    spec: JobSpec
+    parts: tuple[Peer, ...]  # of every node, in rank order
+
+
+class Kill(_Message, frozen=True):
+    """End your part of an attempt; if it isn't there, say Gone. `index` is that of its Started entry, 0: not known."""
+
+    epoch: int
+    incarnation: str
+    job: int
+    attempt: int
+    reason: str
+    grace_s: float
+    index: int = 0
+
+
+class Deliver(_Message, frozen=True):
+    """Send a signal to your ranks; serials at or below the highest delivered are ignored."""
+
+    epoch: int
+    incarnation: str
+    job: int
+    attempt: int
+    serial: int
+    signal: int
+
+
+class Committed(_Message, frozen=True):
+    """The end of this part is in the journal: forget it."""
+
+    epoch: int
+    job: int
+    attempt: int
+
+
+# ---- agents among themselves (control plane, own sockets) ----------------------------------------------------------
+
+
+class Probe(_Message, frozen=True):
+    """Alive; sent between agents that share an attempt."""
+
+    node: str
+    incarnation: str
+
+
+class Relay(_Message, frozen=True):
+    """A warden's message for the warden of the same attempt at another node; repeated until RelayAck."""
+
+    node: str  # sender
+    job: int
+    attempt: int
+    seq: int
+    body: bytes  # JSON, as the warden made it
+
+
+class RelayAck(_Message, frozen=True):
+    """The other warden has it."""
+
+    node: str  # sender of the acknowledgement
+    job: int
+    attempt: int
+    seq: int
+
+
+# ---- bulk plane ------------------------------------------------------------------------------------------------------
+
+
+class Chunk(_Message, frozen=True):
+    """Output of a part: bytes of its spool from `offset` on, whole records. → ChunkAck"""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    offset: int
+    data: bytes
+
+
+class ChunkAck(_Message, frozen=True):
+    """The head holds the spool durably up to `have`."""
+
+    job: int
+    attempt: int
+    have: int
+
+
+class Fetch(_Message, frozen=True):
+    """Output of an attempt from `cursor` on (0: the beginning); waits up to wait_s if there is none. → Fetched"""
+
+    job: int
+    attempt: int
+    cursor: int
+    wait_s: float
+    limit_bytes: int = CHUNK_SIZE_MAX_BYTES
+
+
+class Fetched(_Message, frozen=True):
+    """Records (see worker/warden.py) and the next cursor. end: the attempt is over and there is nothing behind."""
+
+    cursor: int
+    records: bytes
+    end: bool
+
+
+class Stdin(_Message, frozen=True):
+    """Input for rank 0 from `offset` on; eof: nothing follows these bytes. → StdinAck"""
+
+    job: int
+    attempt: int
+    offset: int
+    data: bytes
+    eof: bool
+
+
+class StdinAck(_Message, frozen=True):
+    """Rank 0's node has taken `have` bytes; closed: it takes no more (the rank closed it or ended)."""
+
+    job: int
+    attempt: int
+    have: int
+    closed: bool
+
+
+class BulkHello(_Message, frozen=True):
+    """An agent's first word on the bulk plane, repeated: stdin for this node goes to this connection."""
+
+    node: str
+    incarnation: str
+
+
+ClientRequest = Union[  # noqa: UP007
+    Info, Submit, ListJobs, ShowJob, WaitJobs, Cancel, Signal, ListNodes, ListEvents, DeclareGone
+]
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered]  # noqa: UP007
+HeadAnswer = Union[  # noqa: UP007
+    Failed, Done, InfoIs, SubmittedIs, JobsAre, DetailsAre, NodesAre, EventsAre
+]
+HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed]  # noqa: UP007
+AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
+BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
+BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed]  # noqa: UP007
+
+
+class Reader(Generic[_Body]):
+    """Reads the messages of one direction."""
+
+    def __init__(self, kinds: Any) -> None:
+        """Take the union of the messages that may come."""
+        self._decoder: msgspec.msgpack.Decoder[_Body] = msgspec.msgpack.Decoder(kinds)
+
+    def decode(self, data: bytes) -> _Body:
+        """Decode and validate one message; raises msgspec.MsgspecError, whatever is wrong with the bytes."""
+        try:
+            return self._decoder.decode(data)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from None
+
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+to_head: Reader[Union[ClientRequest, AgentReport]] = Reader(Union[ClientRequest, AgentReport])  # noqa: UP007
+to_client: Reader[HeadAnswer] = Reader(HeadAnswer)
+to_agent: Reader[Union[HeadCommand, AgentWord, Failed]] = Reader(Union[HeadCommand, AgentWord, Failed])  # noqa: UP007
+bulk_to_head: Reader[BulkRequest] = Reader(BulkRequest)
+bulk_from_head: Reader[BulkAnswer] = Reader(BulkAnswer)

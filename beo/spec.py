@@ -1,0 +1,181 @@
+"""What a job is: JobSpec, its bounds, and the ``#BEO`` lines of a script.
+
+A spec is made by the client, checked by the client (so that the error comes at once) and checked again by the head
+(which trusts nobody). It is a value: frozen, self-contained, and part of the journal's ``Submitted`` entry.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Literal
+
+import msgspec
+
+from beo.errors import UsageError
+
+Requeue = Literal["auto", "confirm", "never"]
+
+# Each limit protects the head's memory and journal: a spec is kept in RAM and in every snapshot as long as its job.
+RANKS_MAX = 16_384
+NODES_MAX = 4_096
+CPUS_MAX = 4_096
+ARGV_SIZE_MAX_BYTES = 128 * 1024  # what execve takes for one argument (MAX_ARG_STRLEN)
+ENV_SIZE_MAX_BYTES = 256 * 1024  # ten times a heavy login environment
+SCRIPT_SIZE_MAX_BYTES = 256 * 1024
+NAME_LENGTH_MAX = 128
+PATH_LENGTH_MAX = 4_096  # PATH_MAX
+MEM_MAX_BYTES = 1 << 50
+TIME_LIMIT_MAX_S = 366 * 86_400.0
+PRIORITY_MAX = 1_000
+DIRECTIVES_MAX = 100  # #BEO lines in one script
+DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
+
+_ENV_KEY = re.compile(r"[^=\x00]+\Z")
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One job as its owner asked for it. Times are seconds, sizes bytes, paths absolute."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str] = {}
+    name: str = ""
+    ranks: int = 1
+    nodes: int = 0  # exactly so many nodes; 0: as few as fit
+    cpus: int = 1  # slots per rank
+    mem_bytes: int = 0  # per rank; 0: neither reserved nor limited
+    time_limit_s: float = 0.0  # 0: none
+    requeue: Requeue = "confirm"
+    priority: int = 0
+    output: str = ""  # file for stdout, besides `beo logs`; %j is the job's id
+    errors: str = ""  # file for stderr; empty: the same as output
+    script: str = ""  # the text of a script, taken at submission; argv[0] is then its name only
+    batch: bool = False  # one process with the whole allocation, not one per rank (a shell script)
+    stdin: bool = False  # a client feeds rank 0's stdin
+    attached: bool = False  # ends when its client has gone (`beo run`)
+
+    @property
+    def title(self) -> str:
+        """Its name; without one, that of its program, or of the program that a Python runs."""
+        words = [word.rsplit("/", 1)[-1] for word in self.argv[:2]]
+        of_python = len(words) == 2 and words[0].startswith("python") and not words[1].startswith("-")
+        return self.name or words[of_python]
+
+    @property
+    def slots(self) -> int:
+        """Slots of the whole job."""
+        return self.ranks * self.cpus
+
+
+def _bounded(what: str, value: float, low: float, high: float, option: str) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{what} is {value:.16g}", f"it must be from {low:.16g} to {high:.16g}", f"change {option}")
+
+
+def _size_bytes(what: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # a file name that is no UTF-8 comes from the command line with surrogates in it
+        raise UsageError(f"{what} is not UTF-8", "beo keeps text only", "rename it, or name it in a script") from None
+
+
+def check(spec: JobSpec) -> JobSpec:
+    """Return the spec, or raise UsageError that names the option at fault."""
+    if not spec.argv or not spec.argv[0]:
+        raise UsageError("no command", "a job needs a program to run", "put it last: beo submit [options] CMD ...")
+    _bounded("the number of ranks", spec.ranks, 1, RANKS_MAX, "-n")
+    _bounded("the number of nodes", spec.nodes, 0, NODES_MAX, "-N")
+    _bounded("cpus per rank", spec.cpus, 1, CPUS_MAX, "-c")
+    _bounded("memory per rank", spec.mem_bytes, 0, MEM_MAX_BYTES, "--mem")
+    _bounded("the time limit in seconds", spec.time_limit_s, 0, TIME_LIMIT_MAX_S, "-t")
+    _bounded("the priority", spec.priority, -PRIORITY_MAX, PRIORITY_MAX, "--priority")
+    if spec.nodes > spec.ranks:
+        raise UsageError(
+            f"{spec.nodes} nodes for {spec.ranks} rank{'s' * (spec.ranks != 1)}",
+            "every node of a job runs one rank at least",
+            "lower -N or raise -n",
+        )
+    if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
+        raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
+    for what, path, option in (
+        ("working directory", spec.cwd, "--chdir"),
+        ("output file", spec.output, "-o"),
+        ("error file", spec.errors, "-e"),
+    ):
+        if (path or option == "--chdir") and not path.startswith("/"):
+            raise UsageError(f"the {what} {path!r} is not an absolute path", "", f"change {option}")
+        if _size_bytes(f"the {what}", path) > PATH_LENGTH_MAX or "\0" in path:
+            why = f"over {PATH_LENGTH_MAX} bytes or a NUL in it"
+            raise UsageError(f"the {what} is not a path", why, f"change {option}")
+    for word in spec.argv:
+        if "\0" in word:
+            raise UsageError("a word of the command has a NUL in it", "no program can take one", "pass a file instead")
+    size = sum(_size_bytes(f"the word {word[:80]!r} of the command", word) + 1 for word in spec.argv)
+    if size > ARGV_SIZE_MAX_BYTES:
+        raise UsageError(f"the command has {size} bytes", f"the limit is {ARGV_SIZE_MAX_BYTES}", "pass a file instead")
+    size = sum(
+        _size_bytes("the name of an environment variable", key) + _size_bytes(f"the variable {key}", value) + 2
+        for key, value in spec.env.items()
+    )
+    if size > ENV_SIZE_MAX_BYTES:
+        raise UsageError(
+            f"the environment has {size} bytes",
+            f"the limit is {ENV_SIZE_MAX_BYTES}",
+            "unset what the job does not need, or start it through 'env -i'",
+        )
+    for key, value in spec.env.items():
+        if not _ENV_KEY.match(key) or "\0" in value:
+            raise UsageError(f"{key!r} is no environment variable", "a name has no '=' and no NUL", "change --env")
+    size = _size_bytes("the script", spec.script)
+    if size > SCRIPT_SIZE_MAX_BYTES:
+        raise UsageError(
+            f"the script has {size} bytes",
+            f"the limit is {SCRIPT_SIZE_MAX_BYTES}",
+            "call a program from it",
+        )
+    if "\0" in spec.script:
+        raise UsageError("the script has a NUL in it", "it is not a text", "submit the program itself")
+    return spec
+
+
+def script_directives(text: str) -> list[str]:
+    """Return the words of a script's ``#BEO`` lines, in order: ``#BEO -n 4 -t 1h`` gives ``['-n', '4', '-t', '1h']``.
+
+    Only lines above the first command count (as with other batch systems), so that a here-document can't add any.
+    """
+    words: list[str] = []
+    lines = 0
+    if len(text) > DIRECTIVES_HEAD_BYTES:
+        text = text[: text.rfind("\n", 0, DIRECTIVES_HEAD_BYTES) + 1]  # never half a line: '-n 16' would become '-n 1'
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            break
+        if not re.match(r"#BEO(\s|\Z)", line):
+            continue
+        lines += 1
+        if lines > DIRECTIVES_MAX:
+            raise UsageError(f"over {DIRECTIVES_MAX} #BEO lines", "", "put several options on one line")
+        try:
+            words += shlex.split(line[4:], comments=True)
+        except ValueError as error:
+            raise UsageError(f"line {number} of the script: {line!r}", str(error).lower(), "close the quote") from None
+    return words
+
+
+def is_shell(text: str) -> bool:
+    """Say whether a script's first line names a shell; such a script runs once, not once per rank."""
+    first = text.split("\n", 1)[0]
+    return bool(re.match(r"#!\s*(\S*/)?(env\s+(-S\s+)?)?(\S*/)?(sh|bash|dash|ksh|zsh|ash|csh|tcsh|fish)(\s|\Z)", first))
+
+
+def submission_key(time_s: float, nonce: str) -> str:
+    """Make a submission's idempotency key: the time it was made (ms, 12 hex digits), so that its age can be told."""
+    return f"{int(time_s * 1000):012x}-{nonce}"
+
+
+def key_made_s(key: str) -> float | None:
+    """Return when a key was made (seconds since 1970), or None for one that its user thought up."""
+    match = re.match(r"([0-9a-f]{12})-", key)
+    return int(match[1], 16) / 1000 if match else None

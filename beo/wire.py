@@ -1,0 +1,270 @@
+"""The wire: ZeroMQ with CURVE. The only file that imports zmq.
+
+Every connection is encrypted and authenticated by key; a key that the server doesn't know gets no answer at all. Each
+socket belongs to one thread, which is its only reader and writer. Nothing here waits for an absent peer: what can't be
+sent now is dropped, and the protocol above repeats what matters.
+
+A `Server` has a context of its own, since ZeroMQ asks for the verdict on a key (ZAP, RFC 27) once per context and each
+server answers in its own loop, without a further thread.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+
+import zmq
+from zmq.utils import z85
+
+from beo.errors import Internal
+from beo.messages import MESSAGE_SIZE_MAX_BYTES, PROTOCOL
+
+POLLIN = zmq.POLLIN
+Poller = zmq.Poller
+
+# Messages queued for one peer before more are dropped: it isn't reading then, and what it missed is repeated.
+QUEUE_LENGTH_MAX = 10_000
+RECEIVE_BATCH = 256  # messages taken in one go, so that timers are looked at in between
+HEARTBEAT_IVL_MS = 1_000  # a vanished host is noticed by the socket after about three of these
+HEARTBEAT_TIMEOUT_MS = 3_000
+RECONNECT_IVL_MS = 20
+RECONNECT_IVL_MAX_MS = 250
+HANDSHAKE_IVL_MS = 5_000
+
+_request = struct.Struct(">Q")
+
+
+def new_keypair() -> tuple[str, str]:
+    """Return a fresh CURVE pair (public, secret), 40 characters of Z85 each."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def public_of(secret: str) -> str:
+    """Return the public key of a secret one; raises ValueError for a text that is no key."""
+    try:
+        return zmq.curve_public(secret.encode()).decode()
+    except (zmq.ZMQError, ValueError, AssertionError):
+        raise ValueError("not a CURVE secret key (40 characters of Z85)") from None
+
+
+def _tune(socket: zmq.Socket[bytes], queue_length: int = QUEUE_LENGTH_MAX) -> None:
+    socket.linger = 0
+    socket.sndhwm = queue_length
+    socket.rcvhwm = queue_length
+    socket.maxmsgsize = MESSAGE_SIZE_MAX_BYTES
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL_MS)
+
+
+class Waker:
+    """Wakes a poll loop from another thread: an eventfd."""
+
+    def __init__(self) -> None:
+        """Open it."""
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll for reading."""
+        return self._fd
+
+    def wake(self) -> None:
+        """Make the loop's poll return. From any thread."""
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Forget all wake-ups so far."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+
+class Server:
+    """A bound ROUTER. `authorize(public key)` says whether a key may connect; it is asked in this socket's thread."""
+
+    def __init__(
+        self, address: str, secret: str, authorize: Callable[[str], bool], queue_length: int = QUEUE_LENGTH_MAX
+    ) -> None:
+        """Bind `address` ("host:port"; port 0 takes a free one); raises OSError where it is taken.
+
+        queue_length: messages kept for a peer that doesn't read; the more, the larger the memory that it can cost.
+        """
+        self._authorize = authorize
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._zap = self._context.socket(zmq.REP)
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        self._router = self._context.socket(zmq.ROUTER)
+        _tune(self._router, queue_length)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.curve_server = True
+        self._router.curve_secretkey = secret.encode()
+        self._router.zap_domain = b"beo"
+        host, _, port = address.rpartition(":")
+        try:
+            self._router.bind(f"tcp://{host}:{'*' if port == '0' else port}")
+        except zmq.ZMQError as error:
+            self.close()
+            raise OSError(error.errno, f"can't listen on {address}: {error.strerror}") from None
+        endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        self.address = endpoint.decode().removeprefix("tcp://").rstrip("\0")
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Add this server's sockets to a loop; call `receive` after each poll."""
+        poller.register(self._zap, zmq.POLLIN)
+        poller.register(self._router, zmq.POLLIN)
+
+    def receive(self) -> list[tuple[bytes, str, int, bytes]]:
+        """Return what has come: (peer, its public key, request id, body). Frames that aren't ours are dropped."""
+        self._judge()
+        received = []
+        for _ in range(RECEIVE_BATCH):
+            try:
+                first = self._router.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            rest = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
+            peer = first.bytes
+            if len(rest) == 3 and rest[0] == PROTOCOL and len(rest[1]) == 8:
+                key = first.get("User-Id")
+                received.append((peer, str(key), _request.unpack(rest[1])[0], rest[2]))
+            elif rest and rest[0] != PROTOCOL and rest[0].startswith(b"beo"):
+                self._send(peer, [PROTOCOL, rest[1] if len(rest) > 1 else bytes(8), b""])
+        return received
+
+    def _judge(self) -> None:
+        while True:
+            try:
+                version, request, _domain, _address, _identity, mechanism, *credentials = self._zap.recv_multipart(
+                    zmq.NOBLOCK
+                )
+            except zmq.Again:
+                return
+            key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
+            known = bool(key) and self._authorize(key)
+            verdict = [b"200", b"OK", key.encode(), b""] if known else [b"400", b"unknown key", b"", b""]
+            self._zap.send_multipart([version, request, *verdict])
+
+    def _send(self, peer: bytes, frames: list[bytes]) -> bool:
+        try:
+            self._router.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def send(self, peer: bytes, request: int, body: bytes) -> bool:
+        """Send, or say False where the peer has gone or doesn't read."""
+        return self._send(peer, [PROTOCOL, _request.pack(request), body])
+
+    def close(self) -> None:
+        """Close at once; what is still queued is dropped."""
+        self._context.destroy(linger=0)
+
+
+class Connection:
+    """A DEALER to one server. Reconnects by itself for ever.
+
+    `refused` tells that the server doesn't know our key. `renewed` tells that the connection was made anew since the
+    last `send`: whoever asked before it waits in vain.
+    """
+
+    def __init__(self, address: str, server_key: str, secret: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Start to connect to "host:port"; returns at once. One context (`new_context`) per process is enough."""
+        self.address = address
+        self._socket = context.socket(zmq.DEALER)
+        _tune(self._socket)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for an absent peer, to be delivered as stale later
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_IVL_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_IVL_MAX_MS)
+        self._socket.curve_serverkey = server_key.encode()
+        self._socket.curve_secretkey = secret.encode()
+        self._socket.curve_publickey = zmq.curve_public(secret.encode())
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
+        self._refused = False
+        self._lives = self._asked_in_life = 0  # successful handshakes; how many there had been at the last send
+        self._socket.connect(f"tcp://{address}")
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Add to a loop; call `receive` after each poll."""
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+
+    def unregister(self, poller: zmq.Poller) -> None:
+        """Take out of a loop, before close."""
+        poller.unregister(self._socket)
+        poller.unregister(self._monitor)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last handshake failed: our key is unknown there, or the server's key is another."""
+        self._look()
+        return self._refused
+
+    @property
+    def renewed(self) -> bool:
+        """Whether what was sent last went over a connection that is no more, and there is a new one."""
+        self._look()
+        return self._lives > self._asked_in_life
+
+    def _look(self) -> None:
+        while self._monitor.poll(0):
+            event = struct.unpack("=hi", self._monitor.recv_multipart()[0])[0]
+            self._refused = event != zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._lives += not self._refused
+
+    def send(self, request: int, body: bytes, timeout_s: float = 0.0) -> bool:
+        """Send, waiting at most timeout_s for the server to be there; False: nothing was sent."""
+        if len(body) > MESSAGE_SIZE_MAX_BYTES:
+            raise Internal(f"a message of {len(body)} bytes", f"the limit is {MESSAGE_SIZE_MAX_BYTES}", "send less")
+        if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000) + 1, zmq.POLLOUT):
+            return False
+        try:
+            self._socket.send_multipart([PROTOCOL, _request.pack(request), body], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._look()
+        self._asked_in_life = max(self._lives, 1)  # the first handshake may not have been told of yet
+        return True
+
+    def receive(self, timeout_s: float = 0.0) -> tuple[int, bytes] | None:
+        """Return (request id, body) of one message, or None after timeout_s, or as soon as the connection is `renewed`.
+
+        An empty body: the server speaks another version of the protocol.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                left_s = deadline - time.monotonic()
+                if self.renewed or left_s <= 0:
+                    return None
+                zmq.select([self._socket, self._monitor], [], [], left_s)
+                continue
+            if len(frames) == 3 and frames[0] == PROTOCOL and len(frames[1]) == 8:
+                return _request.unpack(frames[1])[0], frames[2]
+            if frames and frames[0].startswith(b"beo"):
+                return 0, b""
+
+    def close(self) -> None:
+        """Close at once."""
+        self._socket.disable_monitor()
+        self._socket.close(linger=0)
+
+
+def new_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """Return a context for connections."""
+    return zmq.Context()

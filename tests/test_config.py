@@ -1,0 +1,98 @@
+"""A cluster's folder: settings are checked by name, keys are for their owner alone, files are replaced whole."""
+
+from pathlib import Path
+
+import pytest
+
+from beo.config import ClusterFile, Home, home, write_durably
+from beo.errors import BeoError, NoHead, Refused, UsageError
+
+SECRET = "x" * 40
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def test_without_a_file_everything_has_its_default(place: Home) -> None:
+    assert place.config().worker.lease_s == 15.0
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("[worker]\nlease_s = 'long'", r"\$\.worker\.lease_s"),
+        ("[worker]\nlease_s = 0.1", r"\$\.worker\.lease_s"),
+        ("[worker]\nlaese_s = 3", "laese_s"),
+        ("[wroker]\nlease_s = 3", "wroker"),
+        ("[head]\nqueued_max = 0", r"\$\.head\.queued_max"),
+        ("[head\n", "line 1"),
+        ("[head]\nlisten = 7420", r"\$\.head\.listen"),
+    ],
+)
+def test_a_faulty_setting_is_named(place: Home, line: str, named: str) -> None:
+    place.toml.write_text(line)
+    with pytest.raises(UsageError, match=named):
+        place.config()
+
+
+def test_a_file_that_is_no_text_is_named(place: Home) -> None:
+    place.toml.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"beo\.toml"):
+        place.config()
+
+
+def test_where_there_is_no_cluster_the_cure_is_named(place: Home) -> None:
+    with pytest.raises(NoHead, match="beo up"):
+        place.cluster()
+
+
+def test_a_damaged_cluster_file_is_named(place: Home) -> None:
+    place.cluster_file.write_text("{")
+    with pytest.raises(BeoError, match=r"cluster\.json is damaged"):
+        place.cluster()
+
+
+def test_the_cluster_file_comes_back_as_it_was_written(place: Home) -> None:
+    written = ClusterFile("c" * 32, ("127.0.0.1:7420",), "k" * 40, ("127.0.0.1:7421",))
+    place.write_cluster(written)
+    assert place.cluster() == written
+
+
+def test_a_key_is_readable_by_its_owner_alone(place: Home) -> None:
+    place.write_secret("admin", SECRET)
+    path = place.keys / "admin.secret"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert place.secret("admin") == SECRET
+    path.chmod(0o640)
+    with pytest.raises(Refused, match="chmod 600"):
+        place.secret("admin")
+
+
+@pytest.mark.parametrize("content", ["", "short", "x" * 41, "x" * 4000])
+def test_what_is_no_key_is_refused(place: Home, content: str) -> None:
+    place.write_secret("admin", content)
+    with pytest.raises(Refused, match="holds no key"):
+        place.secret("admin")
+
+
+def test_a_missing_key_is_refused_with_its_cure(place: Home) -> None:
+    with pytest.raises(Refused, match="beo up"):
+        place.secret("admin")
+
+
+def test_a_write_replaces_a_file_whole_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_durably(path, b"old", 0o600)
+    write_durably(path, b"new", 0o644)
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BEO_DIR", str(tmp_path / "here"))
+    assert home().path == tmp_path / "here"
+    monkeypatch.setenv("BEO_DIR", "")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert home().path == Path("/somewhere/.beo")

@@ -1,0 +1,208 @@
+"""The wire: only known keys are heard, nothing foreign does harm, and an absent peer holds nobody up."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import zmq
+
+from beo import messages as ms
+from beo import wire
+
+Socket = zmq.Socket[bytes]
+Context = zmq.Context[Socket]
+
+
+class Echo:
+    """A server in a thread that sends back whatever it hears."""
+
+    def __init__(self, *known: str) -> None:
+        self.public, secret = wire.new_keypair()
+        self.server = wire.Server("127.0.0.1:0", secret, lambda key: key in known)
+        self.heard: list[tuple[str, bytes]] = []
+        self._stop = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poller = wire.Poller()
+        self.server.register(poller)
+        while not self._stop:
+            poller.poll(20)
+            for peer, key, request, body in self.server.receive():
+                self.heard.append((key, body))
+                self.server.send(peer, request, body)
+        self.server.close()
+
+    def close(self) -> None:
+        self._stop = True
+        self._thread.join()
+
+
+@pytest.fixture
+def context() -> Iterator[Context]:
+    context = wire.new_context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def pair() -> tuple[str, str]:
+    return wire.new_keypair()
+
+
+@pytest.fixture
+def echo(pair: tuple[str, str]) -> Iterator[Echo]:
+    echo = Echo(pair[0])
+    yield echo
+    echo.close()
+
+
+def _connect(echo: Echo, secret: str, context: Context) -> wire.Connection:
+    return wire.Connection(echo.server.address, echo.public, secret, context)
+
+
+def test_a_known_key_is_answered_under_its_request_id(echo: Echo, pair: tuple[str, str], context: Context) -> None:
+    connection = _connect(echo, pair[1], context)
+    assert connection.send(7, b"hello", 5.0)
+    assert connection.receive(5.0) == (7, b"hello")
+    assert echo.heard == [(pair[0], b"hello")]
+    assert not connection.refused
+
+
+def test_a_foreign_key_gets_nothing_and_learns_why(echo: Echo, context: Context) -> None:
+    connection = _connect(echo, wire.new_keypair()[1], context)
+    deadline = time.monotonic() + 5
+    while not connection.refused and time.monotonic() < deadline:
+        connection.send(1, b"let me in", 0.05)
+    assert connection.refused
+    assert connection.receive(0.05) is None
+    assert echo.heard == []
+
+
+def test_a_client_that_expects_another_server_says_nothing_to_this_one(
+    echo: Echo, pair: tuple[str, str], context: Context
+) -> None:
+    stranger = wire.new_keypair()[0]
+    connection = wire.Connection(echo.server.address, stranger, pair[1], context)
+    connection.send(1, b"secret", 0.3)
+    assert connection.receive(0.3) is None
+    assert echo.heard == []
+
+
+def test_an_absent_server_holds_nobody_up(pair: tuple[str, str], context: Context) -> None:
+    echo = Echo(pair[0])
+    echo.close()
+    connection = _connect(echo, pair[1], context)
+    assert not connection.send(1, b"anyone?", 0.1)
+    assert connection.receive(0.0) is None
+
+
+def test_a_server_that_comes_back_is_found_again(pair: tuple[str, str], context: Context) -> None:
+    public, secret = wire.new_keypair()
+    first = wire.Server("127.0.0.1:0", secret, lambda key: True)
+    connection = wire.Connection(first.address, public, pair[1], context)
+    first.close()
+    second = wire.Server(first.address, secret, lambda key: True)
+    poller = wire.Poller()
+    second.register(poller)
+    received: list[tuple[bytes, str, int, bytes]] = []
+    deadline = time.monotonic() + 10
+    while not received and time.monotonic() < deadline:
+        connection.send(3, b"still here")
+        poller.poll(20)
+        received = second.receive()
+    assert received[0][2:] == (3, b"still here")
+    second.close()
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it(pair: tuple[str, str]) -> None:
+    first = wire.Server("127.0.0.1:0", pair[1], lambda key: True)
+    with pytest.raises(OSError, match=first.address):
+        wire.Server(first.address, pair[1], lambda key: True)
+    first.close()
+
+
+def _raw(echo: Echo, pair: tuple[str, str], context: Context) -> Socket:
+    """A socket with a good key that keeps to none of our rules."""
+    socket: Socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.curve_serverkey = echo.public.encode()
+    socket.curve_publickey, socket.curve_secretkey = (key.encode() for key in pair)
+    socket.connect(f"tcp://{echo.server.address}")
+    return socket
+
+
+def test_frames_of_another_shape_are_dropped_and_the_next_message_is_served(
+    echo: Echo, pair: tuple[str, str], context: Context
+) -> None:
+    socket = _raw(echo, pair, context)
+    chance = random.Random(20261122)
+    for _ in range(500):
+        frames = [chance.randbytes(chance.choice((0, 1, 4, 8, 9, 300))) for _ in range(chance.randint(1, 6))]
+        socket.send_multipart(frames)
+    socket.send_multipart([ms.PROTOCOL, (9).to_bytes(8, "big"), b"a good one"])
+    assert socket.poll(5000)
+    assert socket.recv_multipart() == [ms.PROTOCOL, (9).to_bytes(8, "big"), b"a good one"]
+    assert echo.heard == [(pair[0], b"a good one")]
+
+
+def test_another_version_of_the_protocol_is_told_so(echo: Echo, pair: tuple[str, str], context: Context) -> None:
+    socket = _raw(echo, pair, context)
+    socket.send_multipart([b"beo999", bytes(8), b"from the future"])
+    assert socket.poll(5000)
+    assert socket.recv_multipart() == [ms.PROTOCOL, bytes(8), b""]
+    assert echo.heard == []
+
+
+def test_a_message_beyond_the_limit_costs_its_sender_the_connection_and_nobody_else_anything(
+    echo: Echo, pair: tuple[str, str], context: Context
+) -> None:
+    socket = _raw(echo, pair, context)
+    socket.send_multipart([ms.PROTOCOL, bytes(8), bytes(ms.MESSAGE_SIZE_MAX_BYTES + 1)])
+    connection = _connect(echo, pair[1], context)
+    assert connection.send(2, b"me too", 5.0)
+    assert connection.receive(5.0) == (2, b"me too")
+    assert [body for _, body in echo.heard] == [b"me too"]
+
+
+def test_a_text_that_is_no_key_is_refused() -> None:
+    for text in ("", "short", "x" * 41, "é" * 40):
+        with pytest.raises(ValueError, match="not a CURVE secret key"):
+            wire.public_of(text)
+
+
+def test_who_waits_for_an_answer_of_a_server_that_died_learns_of_the_next_one_at_once(
+    pair: tuple[str, str], context: Context
+) -> None:
+    public, secret = wire.new_keypair()
+    first = wire.Server("127.0.0.1:0", secret, lambda key: True)
+    poller = wire.Poller()
+    first.register(poller)
+    connection = wire.Connection(first.address, public, pair[1], context)
+    heard = threading.Event()
+
+    def serve_and_die() -> None:
+        while not first.receive():
+            poller.poll(20)
+        heard.set()
+        first.close()
+
+    thread = threading.Thread(target=serve_and_die)
+    thread.start()
+    assert connection.send(1, b"a question that gets no answer", 5.0)
+    assert heard.wait(5)
+    thread.join()
+    echo = wire.Server(first.address, secret, lambda key: True)
+    again = wire.Poller()
+    echo.register(again)
+    judge = threading.Thread(target=lambda: [(again.poll(50), echo.receive()) for _ in range(40)])
+    judge.start()
+    assert connection.receive(600.0) is None  # the test's own time limit is shorter
+    assert connection.renewed
+    judge.join()
+    assert connection.send(1, b"again", 5.0)
+    assert not connection.renewed
+    echo.close()
