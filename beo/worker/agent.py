@@ -1,0 +1,444 @@
+"""The agent: a worker's daemon. ``python -m beo.worker.agent --node NAME --slots K``, with BEO_DIR naming the cluster.
+
+One loop around the core (core.py): the head's control socket, the other agents' one, and one connection per warden. It
+may be killed, restarted or upgraded at any time: what runs is with the wardens, and a new agent finds them again.
+
+SIGTERM ends the agent and leaves its jobs running. SIGINT ends the jobs too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from beo import birth, lockfile, nodeset, wire
+from beo import messages as ms
+from beo.config import Home, home, write_durably
+from beo.errors import BeoError, Internal
+from beo.log import setup
+from beo.worker import core, launch, probe, process
+from beo.worker.memory import Memory
+from beo.worker.shipper import Shipper
+
+TICK_S = 0.05
+SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
+LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
+END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
+
+log = logging.getLogger("beo.agent")
+
+
+class Agent:
+    """One node's agent."""
+
+    def __init__(self, where: Home, name: str, slots: int, mem_bytes: int) -> None:
+        """Take the node's lock, look at the machine, find the wardens of an earlier agent."""
+        self._home = where
+        self._config = where.config().worker
+        self._folder = where.nodes / name
+        self._lock = lockfile.hold(self._folder / "lock")
+        self._cluster = where.cluster()
+        secret = where.secret("worker")
+        public = wire.public_of(secret)
+        self._context = wire.new_context()
+        self._secret = secret
+        self._head = wire.Connection(self._cluster.heads[0], self._cluster.key, secret, self._context)
+        host = self._cluster.heads[0].rpartition(":")[0]
+        self._server = self._listen(host, public)
+        self._interface = probe.interface_of(host)
+        contain = probe.contain_kind()
+        self._memory_kind, self._cgroups = probe.memory_limit()
+        boot = probe.boot_id()
+        facts = {
+            "contain": contain,
+            "memory": self._memory_kind,
+            "cores": str(probe.cores()),
+            "interface": self._interface or "",
+        }
+        self._contain = contain
+        self._memory = Memory(self._folder, boot, secrets.token_hex(8))
+        node = core.Node(name, boot, self._server.address, public, slots, mem_bytes, facts)
+        self._core = core.Worker(node, self._config, lambda: secrets.token_hex(8))
+        self._links: dict[int, process.Link] = {}
+        self._ended: list[process.Link] = []  # closed, but not reaped yet
+        self._next_warden = 1
+        self._left: dict[tuple[int, int], Path] = {}  # folders of wardens that went before their output was shipped
+        self._spares: list[int] = []
+        self._peers: dict[str, wire.Connection] = {}  # by address
+        self._waker = wire.Waker()
+        self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
+        self._shipping: set[tuple[int, int]] = set()
+        self._stopping = 0
+        self._begin()
+
+    # ---- beginning and ending
+
+    def _listen(self, host: str, public: str) -> wire.Server:
+        """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
+        file = self._folder / "address"
+        address = file.read_text() if file.exists() else ""
+        deadline_s = time.monotonic() + LISTEN_S
+        while True:
+            if address.rpartition(":")[0] != host or time.monotonic() > deadline_s:
+                address = birth.free_address(host)
+            try:
+                server = wire.Server(address, self._secret, lambda key: key == public)
+            except OSError:
+                time.sleep(0.01)
+                continue
+            write_durably(file, address.encode(), 0o600)
+            return server
+
+    def _begin(self) -> None:
+        wardens = self._folder / "wardens"
+        wardens.mkdir(mode=0o700, exist_ok=True)
+        gone = []
+        for path in wardens.iterdir():
+            number = int(path.name)
+            self._next_warden = max(self._next_warden, number + 1)
+            link = process.attach(str(path))
+            if link:
+                self._links[number] = link
+            else:
+                gone.append(number)
+        memory = self._memory
+        known = memory.identity
+        wardens_known = tuple(sorted([*self._links, *gone]))
+        begin = core.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), wardens_known)
+        self._perform(self._core.handle(begin, self._now()))
+        for number in gone:
+            self._clear_away(number, wardens / str(number))
+
+    def stop(self, number: int, _frame: object = None) -> None:
+        """Let `run` return; a signal handler: SIGINT ends the jobs as well."""
+        self._stopping = number
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Release everything; with SIGINT, end the wardens first."""
+        if self._stopping == signal.SIGINT:
+            for link in self._links.values():
+                link.send({"op": "exit"})
+            deadline_s = time.monotonic() + END_S
+            while self._links and time.monotonic() < deadline_s:
+                for number, link in list(self._links.items()):
+                    link.receive()
+                    if link.closed:
+                        del self._links[number]
+                time.sleep(0.01)
+            for key in self._core.held:
+                self._sweep(*key)
+        self._shipper.stop()
+        for link in self._links.values():
+            link.close()
+        self._memory.close()
+        self._server.close()
+        self._head.close()
+        for peer in self._peers.values():
+            peer.close()
+        self._context.destroy(linger=0)
+        os.close(self._lock)
+
+    # ---- the loop
+
+    def _now(self) -> core.Now:
+        return core.Now(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+    def _handle(self, item: core.Input) -> None:
+        self._perform(self._core.handle(item, self._now()))
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        poller = wire.Poller()
+        self._poller = poller
+        self._head.register(poller)
+        self._server.register(poller)
+        poller.register(self._waker.fileno(), wire.POLLIN)
+        for link in self._links.values():
+            poller.register(link.fileno(), wire.POLLIN)
+        self._shipper.start()
+        log.info("%s serves the head at %s", self._core.node.name, self._cluster.heads[0])
+        next_tick_s = 0.0
+        while not self._stopping:
+            now_s = time.monotonic()
+            if now_s >= next_tick_s:
+                next_tick_s = now_s + TICK_S
+                self._handle(core.Tick())
+                self._housekeep()
+            ready = poller.poll(max(0, int((next_tick_s - now_s) * 1000) + 1))
+            fds = {item for item, _ in ready if isinstance(item, int)}
+            self._read_head()
+            self._read_peers()
+            for number, link in list(self._links.items()):
+                if link.fileno() in fds:
+                    self._read_warden(number, link)
+            self._waker.clear()
+            for news in self._shipper.news():
+                if isinstance(news, core.Shipped):
+                    self._shipping.discard((news.job, news.attempt))
+                self._handle(news)
+
+    def _read_head(self) -> None:
+        while received := self._head.receive():
+            try:
+                message = ms.to_agent.decode(received[1])
+            except msgspec.MsgspecError as error:
+                log.warning("the head says what this agent can't read: %s", error)
+                continue
+            if isinstance(message, ms.Failed):
+                log.warning("the head refuses: %s", message.error.get("what"))
+            elif not isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
+                if isinstance(message, ms.Welcome):
+                    self._shipper.connect(message.bulk)
+                self._handle(core.FromHead(message))
+
+    def _read_peers(self) -> None:
+        for channel, _, _, body in self._server.receive():
+            self._hear_peer(channel, body)
+        for peer in list(self._peers.values()):
+            while received := peer.receive():
+                self._hear_peer(b"", received[1])
+
+    def _hear_peer(self, channel: bytes, body: bytes) -> None:
+        try:
+            message = ms.to_agent.decode(body)
+        except msgspec.MsgspecError as error:
+            log.warning("another agent says what this one can't read: %s", error)
+            return
+        if isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
+            self._handle(core.FromPeer(channel, message))
+
+    def _read_warden(self, number: int, link: process.Link) -> None:
+        for message in link.receive():
+            self._handle(core.FromWarden(number, message))
+        if link.closed:
+            self._warden_closed(number, link)
+
+    def _warden_closed(self, number: int, link: process.Link) -> None:
+        del self._links[number]
+        with suppress(KeyError, ValueError):
+            self._poller.unregister(link.fileno())
+        link.close()
+        self._ended.append(link)
+        if number in self._spares:
+            self._spares.remove(number)
+        self._clear_away(number, Path(link.folder))
+
+    def _clear_away(self, number: int, folder: Path) -> None:
+        """A warden has gone: its folder too, unless it holds output that is still to be shipped."""
+        spool_bytes = 0
+        for spool in folder.glob("*.spool"):
+            job, _, attempt = spool.stem.partition(".")
+            key = (int(job), int(attempt))
+            held = self._core.held.get(key)
+            if held and not held.shipped:
+                self._left[key] = folder
+                self._core.launched(key, number)
+                spool_bytes = spool.stat().st_size
+        self._handle(core.WardenClosed(number, spool_bytes))
+        if not spool_bytes:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _housekeep(self) -> None:
+        self._ended = [link for link in self._ended if not link.reaped()]
+        self._memory.compact(self._core.seen)
+        for link in self._links.values():
+            if link.wants_write:
+                link.flush()
+        self._spares = [n for n in self._spares if n in self._links]
+        if len(self._spares) < SPARE_WARDENS and not self._stopping:
+            self._spares.append(self._spawn())
+        needed = {peer.address for held in self._core.held.values() for peer in held.peers.values()}
+        for address in [a for a in self._peers if a not in needed]:
+            peer = self._peers.pop(address)
+            peer.unregister(self._poller)
+            peer.close()
+
+    # ---- effects
+
+    def _perform(self, effects: list[core.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.ToHead():
+                    self._head.send(0, ms.encode(effect.message))
+                case core.ToWarden():
+                    link = self._links.get(effect.warden)
+                    if link:
+                        link.send(effect.message)
+                case core.Launch():
+                    self._launch(effect)
+                case core.Ship():
+                    self._ship(effect)
+                case core.Remember():
+                    self._memory.remember(effect.order)
+                case core.Drop():
+                    self._drop(effect.job, effect.attempt)
+                case core.ToPeer():
+                    self._peer(effect.peer).send(0, ms.encode(effect.message))
+                case core.Answer():
+                    self._server.send(effect.channel, 0, ms.encode(effect.message))
+                case core.StdinTaken():
+                    self._shipper.stdin_ack(effect.job, effect.attempt, effect.have, effect.closed)
+                case core.Seen():
+                    self._memory.saw(0, effect.job, effect.attempt)
+                case core.Reborn():
+                    self._memory.reborn(effect.incarnation, self._core.seen)
+                    self._shipper.rename(effect.incarnation)
+                    log.warning("a new incarnation: %s", effect.incarnation)
+                case core.Epoch():
+                    self._memory.obey(effect.epoch)
+
+    def _peer(self, peer: ms.Peer) -> wire.Connection:
+        connection = self._peers.get(peer.address)
+        if not connection:
+            connection = wire.Connection(peer.address, peer.key, self._secret, self._context)
+            connection.register(self._poller)
+            self._peers[peer.address] = connection
+        return connection
+
+    def _spawn(self) -> int:
+        number = self._next_warden
+        self._next_warden += 1
+        link = process.spawn_warden(str(self._folder / "wardens" / str(number)), sys.executable, self._contain)
+        self._links[number] = link
+        self._poller.register(link.fileno(), wire.POLLIN)
+        return number
+
+    def _ship(self, effect: core.Ship) -> None:
+        key = effect.job, effect.attempt
+        self._shipping.add(key)
+        self._shipper.ship(*key, self._spool(effect.warden, *key), effect.length, effect.final)
+
+    def _spool(self, warden: int, job: int, attempt: int) -> Path:
+        return self._folder / "wardens" / str(warden) / f"{job}.{attempt}.spool"
+
+    def _launch(self, effect: core.Launch) -> None:
+        order = effect.order
+        warden = effect.warden
+        if warden not in self._links:
+            warden = self._spares.pop() if self._spares else self._spawn()
+        self._core.launched((order.job, order.attempt), warden)
+        self._links[warden].send(self._start_message(order, effect.leash_until_ns))
+
+    def _start_message(self, order: ms.Start, leash_until_ns: int) -> dict[str, object]:
+        spec = order.spec
+        argv = list(spec.argv)
+        here = next(part for part in order.parts if part.node == self._core.node.name)
+        parts = [launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks))) for p in order.parts]
+        size = spec.ranks
+        if spec.script:
+            argv[0] = str(self._write_script(order))
+        if spec.batch:
+            size, parts = 1, [launch.Part(here.node, (0,))]
+        attempt = launch.Attempt(
+            job=order.job,
+            attempt=order.attempt,
+            argv=argv,
+            cwd=spec.cwd,
+            env={**spec.env, "BEO_DIR": str(self._home.path)},
+            size=size,
+            parts=parts,
+            nodes_folded=nodeset.fold([part.node for part in order.parts]),
+            name=spec.title,
+            cpus=spec.cpus,
+            slots=spec.ranks,
+            stdin=spec.stdin,
+            time_limit_s=spec.time_limit_s or None,
+            grace_s=self._config.grace_s,
+            mem_bytes=spec.mem_bytes * here.ranks or None,
+            uid=order.uid,
+            gid=order.gid,
+            groups=order.groups,
+        )
+        facts = launch.Facts(
+            self._cluster.cluster,
+            here.node,
+            self._interface,
+            str(self._tmp(order.job, order.attempt)),
+            self._make_cgroup(order, spec.mem_bytes * here.ranks),
+        )
+        return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
+
+    def _write_script(self, order: ms.Start) -> Path:
+        folder = self._folder / "scripts"
+        folder.mkdir(mode=0o711, exist_ok=True)
+        path = folder / f"{order.job}.{order.attempt}"
+        path.write_text(order.spec.script)
+        path.chmod(0o500)
+        if os.geteuid() == 0:
+            os.chown(path, order.uid, order.gid)
+        return path
+
+    def _tmp(self, job: int, attempt: int) -> Path:
+        return Path(f"/tmp/beo-{self._cluster.cluster[:8]}-{self._core.node.name}-{job}.{attempt}")
+
+    def _cgroup(self, job: int, attempt: int) -> str:
+        name = f"beo-{self._cluster.cluster[:8]}-{self._core.node.name}-{job}.{attempt}"
+        return os.path.join(self._cgroups, name)
+
+    def _make_cgroup(self, order: ms.Start, mem_bytes: int) -> str | None:
+        if not mem_bytes or not self._cgroups:
+            return None
+        try:
+            return probe.make_cgroup(self._cgroup(order.job, order.attempt), mem_bytes)
+        except OSError as error:
+            log.warning("job %d: no cgroup (%s): its memory is watched by polling", order.job, error)
+            return None
+
+    def _drop(self, job: int, attempt: int) -> None:
+        if (job, attempt) in self._shipping:
+            self._shipping.discard((job, attempt))
+            self._shipper.forget(job, attempt)
+        self._memory.drop(job, attempt)
+        (self._folder / "scripts" / f"{job}.{attempt}").unlink(missing_ok=True)
+        self._sweep(job, attempt)
+        left = self._left.pop((job, attempt), None)
+        if left:
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _sweep(self, job: int, attempt: int) -> None:
+        """Remove what an attempt has outside the node's folder; its warden has done so unless it was killed."""
+        tmp = self._tmp(job, attempt)
+        if tmp.exists():
+            shutil.rmtree(tmp, ignore_errors=True)
+        if self._cgroups and os.path.isdir(self._cgroup(job, attempt)):
+            probe.remove_cgroup(self._cgroup(job, attempt))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run an agent until SIGTERM or SIGINT; 0 for a clean end."""
+    parser = argparse.ArgumentParser(prog="python -m beo.worker.agent", description=__doc__)
+    parser.add_argument("--node", required=True, help="this node's name")
+    parser.add_argument("--slots", type=int, default=probe.cores(), help="ranks at one time (default: the cores)")
+    parser.add_argument("--mem", type=int, default=probe.memory_bytes(), metavar="BYTES", help="memory for jobs")
+    chosen = parser.parse_args(arguments)
+    setup("agent")
+    try:
+        agent = Agent(home(), chosen.node, chosen.slots, chosen.mem)
+    except BeoError as error:
+        log.error("%s", error)
+        return error.exit_code
+    signal.signal(signal.SIGTERM, agent.stop)
+    signal.signal(signal.SIGINT, agent.stop)
+    try:
+        agent.run()
+    except Exception:
+        log.exception("the agent ends")
+        return Internal.exit_code
+    agent.close()
+    log.info("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""From what the head decided to what a warden is told: the `start` message with every rank's environment.
+
+Pure: the node's facts and the nonce come as arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GRACE_S = 30.0
+"""Between SIGTERM and SIGKILL if the job says nothing: time to write a checkpoint of some gigabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One node's part of an attempt: its name and the global numbers of its ranks, rising."""
+
+    node: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt as the head placed it.
+
+    job, attempt: its numbers. size: of how many ranks. parts: the nodes in order. nodes_folded: their names in short
+    ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
+    whose it is (None: the worker's own). cpus: cores per rank. slots: of the whole attempt, for MPI's universe.
+    """
+
+    job: int
+    attempt: int
+    argv: Sequence[str]
+    cwd: str
+    env: Mapping[str, str]
+    size: int
+    parts: Sequence[Part]
+    nodes_folded: str
+    name: str = ""
+    cpus: int = 1
+    slots: int | None = None
+    mpi: bool = True
+    stdin: bool = False
+    time_limit_s: float | None = None
+    grace_s: float = GRACE_S
+    mem_bytes: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    groups: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a node knows of itself: its name and its cluster's, the interface of the cluster's network, and where it
+    lets this attempt have temporary files and a cgroup.
+    """
+
+    cluster: str
+    node: str
+    interface: str | None = None
+    tmp: str | None = None
+    cgroup: str | None = None
+
+
+def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
+    """The message with which the warden of `facts.node` starts its part of `attempt`.
+
+    nonce: the same on every node of the attempt and never used before (such as 16 random hex digits drawn when the
+    start was decided). ValueError if the node has no part of it.
+    """
+    part = next((part for part in attempt.parts if part.node == facts.node), None)
+    if part is None:
+        nodes = ", ".join(part.node for part in attempt.parts)
+        raise ValueError(f"node {facts.node} has no part of job {attempt.job}: it runs on {nodes}")
+    return {
+        "op": "start",
+        "job": attempt.job,
+        "attempt": attempt.attempt,
+        "node": facts.node,
+        "nodes": [part.node for part in attempt.parts],
+        "argv": list(attempt.argv),
+        "cwd": attempt.cwd,
+        "env": environment(attempt, facts),
+        "ranks": list(part.ranks),
+        "size": attempt.size,
+        "env_of": {str(rank): rank_environment(rank, local) for local, rank in enumerate(part.ranks)},
+        "stdin": attempt.stdin,
+        "pmi": process_management(attempt, facts.cluster, nonce),
+        "time_limit_s": attempt.time_limit_s,
+        "grace_s": attempt.grace_s,
+        "mem_bytes": attempt.mem_bytes,
+        "cgroup": facts.cgroup,
+        "tmp": facts.tmp,
+        "uid": attempt.uid,
+        "gid": attempt.gid,
+        "groups": None if attempt.groups is None else list(attempt.groups),
+        "leash_until_ns": leash_until_ns,
+    }
+
+
+def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
+    """What every rank on the node has in its environment: defaults, then the job's own words, then beo's."""
+    # A job submitted from within an MPI program must not take itself for a part of that program.
+    own = {key: value for key, value in attempt.env.items() if not key.startswith(("PMI_", "PMIX_"))}
+    env = {"OMP_NUM_THREADS": str(attempt.cpus), **_network(facts.interface), **own}
+    env |= {
+        "BEO_CLUSTER": facts.cluster,
+        "BEO_JOB_ID": str(attempt.job),
+        "BEO_JOB_NAME": attempt.name,
+        "BEO_ATTEMPT": str(attempt.attempt),
+        "BEO_SIZE": str(attempt.size),
+        "BEO_NODES": attempt.nodes_folded,
+        "BEO_NODE": facts.node,
+    }
+    if facts.tmp is not None:
+        env["TMPDIR"] = facts.tmp
+    return env
+
+
+def rank_environment(rank: int, local_rank: int) -> dict[str, str]:
+    """What one rank has on top; PMI_FD and the like come from the warden, which makes the sockets."""
+    return {"BEO_RANK": str(rank), "BEO_LOCAL_RANK": str(local_rank)}
+
+
+def process_management(attempt: Attempt, cluster: str, nonce: str) -> dict[str, Any] | None:
+    """What the warden's PMI needs to know; None for an attempt of one rank, which can only be alone in its world."""
+    if not attempt.mpi or attempt.size == 1:
+        return None
+    return {
+        # Unique for ever: segments in shared memory are named after it, and a name used before corrupts MPI_Init.
+        "kvsname": f"beo_{cluster}_{attempt.job}_{attempt.attempt}_0_{nonce}",
+        "mapping": process_mapping([len(part.ranks) for part in attempt.parts]),
+        "universe": attempt.slots or attempt.size,
+    }
+
+
+def process_mapping(counts: Sequence[int]) -> str:
+    """PMI_process_mapping of an attempt that has `counts[i]` ranks on its node number i, numbered node after node.
+
+    One block `(first node, nodes, ranks per node)` for each run of nodes that have equally many.
+    """
+    blocks: list[tuple[int, int, int]] = []
+    for node, count in enumerate(counts):
+        if blocks and blocks[-1][2] == count:
+            first, nodes, _ = blocks[-1]
+            blocks[-1] = (first, nodes + 1, count)
+        else:
+            blocks.append((node, 1, count))
+    return f"(vector,{','.join(f'({first},{nodes},{count})' for first, nodes, count in blocks)})"
+
+
+def _network(interface: str | None) -> dict[str, str]:
+    """Settings that keep every MPI on the cluster's network: a second one that looks alike everywhere breaks them.
+
+    On the loopback of a cluster on one machine MPICH gets OFI, since UCX takes the loopback for a way to its own host
+    alone, and behind walls of their own the nodes look like different hosts (docs/decisions/0005).
+    """
+    if interface is None:
+        return {}
+    if interface == "lo":
+        return {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo", "HYDRA_IFACE": "lo"}
+    return {
+        "UCX_NET_DEVICES": interface,
+        "FI_TCP_IFACE": interface,
+        "HYDRA_IFACE": interface,
+        "OMPI_MCA_btl_tcp_if_include": interface,
+        "PRTE_MCA_prte_if_include": interface,
+    }

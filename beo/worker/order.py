@@ -1,0 +1,123 @@
+"""The agent's `start` message, checked: what the warden acts on is either whole and of the right types, or refused."""
+
+from __future__ import annotations
+
+from beo.worker.ranks import Person
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+RANKS_HERE_MAX = 4096
+"""Most ranks of one node: each takes three descriptors of the warden."""
+
+
+class Order:
+    """One attempt's part on this node, as the agent ordered it; ValueError if the message isn't a whole one.
+
+    job, attempt: numbers that name it. node, nodes: this node's name and all nodes' in order. argv, cwd, env, env_of
+    (rank -> more environment): the program. ranks: the global numbers of the ranks here, size: of how many. stdin:
+    whether rank 0 gets a pipe. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds; mem_bytes;
+    cgroup and tmp: folders. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
+    """
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.job = whole(message, "job")
+        self.attempt = whole(message, "attempt")
+        self.node = _text(message, "node")
+        self.nodes = _texts(message, "nodes")
+        self.argv = _texts(message, "argv")
+        self.cwd = _text(message, "cwd")
+        self.env = _environment(message.get("env", {}))
+        self.ranks = _wholes(message, "ranks")
+        self.size = whole(message, "size")
+        self.env_of = {int(rank): _environment(more) for rank, more in (message.get("env_of") or {}).items()}
+        self.stdin = bool(message.get("stdin"))
+        self.time_limit_s = _seconds(message, "time_limit_s")
+        self.grace_s = _seconds(message, "grace_s") or 0.0
+        self.mem_bytes = _whole_or_none(message, "mem_bytes")
+        self.cgroup = _text_or_none(message, "cgroup")
+        self.tmp = _text_or_none(message, "tmp")
+        groups = None if message.get("groups") is None else _wholes(message, "groups")
+        self.person = Person(_whole_or_none(message, "uid"), _whole_or_none(message, "gid"), groups)
+        self.leash_until_ns = _whole_or_none(message, "leash_until_ns") or 0
+        self.pmi = _pmi(message.get("pmi"))
+        if not self.argv or not self.ranks or len(self.ranks) > RANKS_HERE_MAX:
+            raise ValueError(f"argv must not be empty, and ranks 1 to {RANKS_HERE_MAX}")
+        if len(set(self.ranks)) != len(self.ranks) or max(self.ranks) >= self.size or self.node not in self.nodes:
+            raise ValueError("ranks must differ and be below size, and nodes must hold node")
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a warden may take another attempt after this one: one rank alone has no peer to mix up."""
+        return self.size == 1 and self.pmi is None
+
+
+def _pmi(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("pmi must be an object or null")
+    return {
+        "kvsname": _text(value, "kvsname"),
+        "mapping": _text(value, "mapping"),
+        "universe": _whole_or_none(value, "universe"),
+        "space": _environment(value.get("space") or {}),
+    }
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
+        raise ValueError("an environment must be an object of strings")
+    if any(not key or "=" in key or "\0" in key or "\0" in word for key, word in value.items()):
+        raise ValueError("an environment has a name that cannot be, or a zero byte")
+    return value
+
+
+def whole(message: dict[str, Any], key: str) -> int:
+    """The number of that name, 0 to 2**63 - 1; ValueError if it is missing or anything else."""
+    value = message.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise ValueError(f"{key} must be a whole number")
+    return value
+
+
+def _whole_or_none(message: dict[str, Any], key: str) -> int | None:
+    return None if message.get(key) is None else whole(message, key)
+
+
+def _wholes(message: dict[str, Any], key: str) -> list[int]:
+    value = message.get(key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list of whole numbers")
+    return [whole({key: item}, key) for item in value]
+
+
+def _seconds(message: dict[str, Any], key: str) -> float | None:
+    value = message.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value < 1e10:
+        raise ValueError(f"{key} must be seconds")
+    return float(value)
+
+
+def _text(message: dict[str, Any], key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{key} must be text")
+    return value
+
+
+def _text_or_none(message: dict[str, Any], key: str) -> str | None:
+    return None if message.get(key) is None else _text(message, key)
+
+
+def _texts(message: dict[str, Any], key: str) -> list[str]:
+    value = message.get(key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list of text")
+    for item in value:
+        if not isinstance(item, str) or "\0" in item:
+            raise ValueError(f"{key} must be a list of text")
+    return value

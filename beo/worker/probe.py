@@ -1,0 +1,186 @@
+"""What this machine is and allows: walls, memory limits, cores, memory, boot, network interface."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import sys
+import time
+from typing import Literal
+
+from beo.worker.contain import KINDS
+
+_WARDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "warden.py")
+_SIOCGIFCONF = 0x8912
+_INTERFACES_MAX = 1024
+_REMOVE_S = 2.0  # the kernel lets go of a cgroup some milliseconds after its last process
+
+MemoryLimit = Literal["cgroup2", "cgroup1", "poll"]
+
+
+def contain_kind(python: str = sys.executable) -> str:
+    """The best walls that the kernel allows here (pidns, userns or subreaper), by building them in a child process."""
+    for kind in KINDS[:-1]:
+        pid = os.posix_spawn(
+            python,
+            [python, "-I", "-S", _WARDEN, "--try", kind],
+            {},
+            file_actions=[(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)],
+        )
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+            return kind
+    return KINDS[-1]
+
+
+def memory_limit() -> tuple[MemoryLimit, str]:
+    """How a job's memory can be limited here, and the folder to make its cgroups in ("" for polling). Tries it out."""
+    for kind, folder in _candidates():
+        probe = os.path.join(folder, f"beo-probe-{os.getpid()}")
+        try:
+            if kind == "cgroup2":
+                _delegate_memory(folder)
+            make_cgroup(probe, 1 << 30)
+        except OSError:
+            continue
+        finally:
+            remove_cgroup(probe)
+        return kind, folder
+    return "poll", ""
+
+
+def make_cgroup(path: str, mem_bytes: int) -> str:
+    """Make the cgroup folder `path` (named `beo-…`) with a limit on memory, swap included where the kernel counts it.
+
+    OSError if that is not possible; no folder is left then.
+    """
+    os.mkdir(path, 0o755)
+    try:
+        v2 = os.path.exists(os.path.join(path, "memory.max"))
+        _write(os.path.join(path, "memory.max" if v2 else "memory.limit_in_bytes"), mem_bytes)
+        try:
+            _write(
+                os.path.join(path, "memory.swap.max" if v2 else "memory.memsw.limit_in_bytes"), 0 if v2 else mem_bytes
+            )
+        except OSError:
+            pass  # a kernel that doesn't count swap has no such file
+    except OSError:
+        os.rmdir(path)
+        raise
+    return path
+
+
+def remove_cgroup(path: str) -> bool:
+    """Remove a cgroup folder whose processes have ended; whether it is gone. Waits two seconds at most."""
+    deadline = time.monotonic() + _REMOVE_S
+    while True:
+        try:
+            os.rmdir(path)
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of the cgroup that this process is in, whichever is less."""
+    total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for _, folder in _candidates():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                with open(os.path.join(folder, name)) as file:
+                    total_bytes = min(total_bytes, int(file.read()))
+            except (OSError, ValueError):
+                continue  # not there, or "max"
+    return total_bytes
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: a machine that started anew has another one."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that carries `address` (IPv4 or IPv6, second addresses too); None if none does."""
+    wanted = ipaddress.ip_address(address.partition("%")[0])
+    if wanted.version == 6:
+        return next((name for name, found in _addresses6() if found == wanted), None)
+    carriers = list(_addresses4())
+    exact = next((name for name, found in carriers if found == wanted), None)
+    if exact is None and wanted.is_loopback:  # the whole of 127.0.0.0/8 is the loopback's
+        return next((name for name, found in carriers if found.is_loopback), None)
+    return exact
+
+
+def _addresses4() -> list[tuple[str, ipaddress.IPv4Address]]:
+    record_bytes = 16 + struct.calcsize("P") * 3  # struct ifreq: the name and a union of 24 bytes (16 on 32 bits)
+    buffer = array.array("B", bytes(record_bytes * _INTERFACES_MAX))
+    where, _ = buffer.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFCONF, struct.pack("iP", len(buffer), where))
+    length = struct.unpack("iP", answer)[0]
+    found = []
+    for at in range(0, length, record_bytes):
+        record = buffer[at : at + record_bytes].tobytes()
+        name = record[:16].partition(b"\0")[0].decode()
+        found.append((name.partition(":")[0], ipaddress.IPv4Address(record[20:24])))
+    return found
+
+
+def _addresses6() -> list[tuple[str, ipaddress.IPv6Address]]:
+    try:
+        with open("/proc/net/if_inet6") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return []
+    return [(row[5], ipaddress.IPv6Address(bytes.fromhex(row[0]))) for row in rows]
+
+
+def _candidates() -> list[tuple[MemoryLimit, str]]:
+    """Folders of the cgroup hierarchies in which this process may be allowed to make cgroups, the best first."""
+    paths: dict[str, str] = {}  # controllers ("" for v2) -> this process's cgroup
+    with open("/proc/self/cgroup") as file:
+        for line in file:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            paths[controllers] = path
+    found: list[tuple[MemoryLimit, str]] = []
+    with open("/proc/self/mounts") as file:
+        for line in file:
+            _, where, kind, options = line.split()[:4]
+            if kind == "cgroup2":
+                found += [("cgroup2", folder) for folder in _under(where, paths.get("", "/"))]
+            elif kind == "cgroup" and "memory" in options.split(","):
+                own = next((path for names, path in paths.items() if "memory" in names.split(",")), "/")
+                found += [("cgroup1", folder) for folder in _under(where, own)]
+    return sorted(found, key=lambda item: item[0] == "cgroup1")
+
+
+def _under(mount: str, path: str) -> list[str]:
+    """This process's folder in the hierarchy; inside a container its path may not be there, but the mount's root is."""
+    own = os.path.normpath(mount + path)
+    return [folder for folder in dict.fromkeys((own, mount)) if os.path.isdir(folder)]
+
+
+def _delegate_memory(folder: str) -> None:
+    """Let cgroups inside `folder` have memory limits (v2); OSError if its own controllers don't have memory."""
+    with open(os.path.join(folder, "cgroup.controllers")) as file:
+        if "memory" not in file.read().split():
+            raise OSError(f"{folder} has no memory controller")
+    _write(os.path.join(folder, "cgroup.subtree_control"), "+memory")
+
+
+def _write(path: str, value: int | str) -> None:
+    with open(path, "w") as file:
+        file.write(str(value))
