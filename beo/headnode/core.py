@@ -1,0 +1,508 @@
+"""The head's core: messages, ticks and "this is durable" in, effects out. Pure, and the same in the simulator.
+
+Between the journal's facts (state.py) and the deciders stand the things that are only true now and are not worth an
+entry: who is connected, when a node last gave a sign of life, who waits for an answer. They start empty with each head.
+
+An answer leaves only when everything that it could depend on is durable: every `Send` waits in `_outbox` for the index
+of the tip at the time of deciding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Union
+
+import msgspec
+
+from beo import events as ev
+from beo import messages as ms
+from beo.errors import BeoError, Refused, UsageError
+from beo.headnode import decide, views
+from beo.headnode.decide import User
+from beo.headnode.explain import Outlook
+from beo.headnode.schedule import plan
+from beo.headnode.state import ENDED, Attempt, Job, PartState, State
+from beo.headnode.waiters import Waiter, Waiters
+from beo.settings import Config
+
+RHO = 0.01  # how wrong a machine's clock rate may be
+RESEND_S = 1.0  # a command that isn't answered is repeated after this
+READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
+FORGET_EVERY_S = 30.0
+FORGET_BATCH = 10_000  # jobs per Forgotten entry
+NOTE_LENGTH_MAX = 500  # of what a node says about an end
+DETAILS_MAX = 100  # jobs that one `beo show` can show
+
+
+class Now(msgspec.Struct, frozen=True):
+    """boot_s: CLOCK_BOOTTIME, for decisions. wall_s: seconds since 1970, for people."""
+
+    boot_s: float
+    wall_s: float
+
+
+# ---- inputs
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """The journal was replayed: this head may act. birth: facts to journal first, for a new cluster."""
+
+    birth: tuple[ev.Event, ...] = ()
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A message came: from `peer`, with the request id to answer under, by the holder of `key`."""
+
+    peer: bytes
+    request: int
+    key: str
+    message: Union[ms.ClientRequest, ms.AgentReport]  # noqa: UP007
+
+
+class Durable(msgspec.Struct, frozen=True):
+    """Every entry up to index is fsynced."""
+
+    index: int
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed."""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """All messages that had come are handled: place what can be placed."""
+
+
+# ---- effects
+
+
+class Append(msgspec.Struct, frozen=True):
+    """Append this event to the journal; it gets this index."""
+
+    index: int
+    event: ev.Event
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send a message, under a request id (0: none)."""
+
+    peer: bytes
+    request: int
+    message: Union[ms.HeadAnswer, ms.HeadCommand]  # noqa: UP007
+
+
+class Over(msgspec.Struct, frozen=True):
+    """These jobs changed: whoever waits for their output should look again."""
+
+    jobs: tuple[int, ...]
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """These jobs are off the record: their output may go."""
+
+    jobs: tuple[int, ...]
+
+
+Effect = Union[Append, Send, Over, Forget]  # noqa: UP007
+
+
+class _Session:
+    """What is known of a node in this epoch."""
+
+    def __init__(self, peer: bytes, incarnation: str, heard_s: float) -> None:
+        self.peer = peer
+        self.incarnation = incarnation
+        self.heard_s = heard_s  # last PING that was answered
+        self.told = False  # it has said what it runs, so starts may be sent
+        self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
+        self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
+
+
+class Head:
+    """The core of the head. `handle` is its only verb."""
+
+    def __init__(self, state: State, config: Config, nonce: Callable[[], str], bulk: str, version: str) -> None:
+        """Take the replayed state. nonce gives a fresh random name; bulk is the address of the bulk plane."""
+        self.state = state
+        self._config = config
+        self._nonce = nonce
+        self._bulk = bulk
+        self._version = version
+        self._durable = state.index
+        self._began_s = 0.0
+        self._effects: list[Effect] = []
+        self._outbox: deque[tuple[int, Send | Over | Forget]] = deque()
+        self._sessions: dict[str, _Session] = {}
+        self._waiters = Waiters()
+        self._attached_s: dict[int, float] = {}  # job of `beo run` -> last sign of its client
+        self._dirty = True
+        self._forget_s = 0.0
+        self._ready: frozenset[str] = frozenset()
+
+    # ---- the frame
+
+    def handle(self, item: Begin | Asked | Durable | Tick | Turn, now: Now) -> list[Effect]:
+        """Take one input, return its effects in order."""
+        match item:
+            case Asked():
+                self._asked(item, now)
+            case Durable():
+                self._durable = max(self._durable, item.index)
+            case Turn():
+                self._schedule(now)
+            case Tick():
+                self._tick(now)
+            case Begin():
+                self._begin(item, now)
+        self._settle(now)
+        while self._outbox and self._outbox[0][0] <= self._durable:
+            self._effects.append(self._outbox.popleft()[1])
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _append(self, event: ev.Event) -> None:
+        self.state.apply(event)
+        self._effects.append(Append(self.state.index, event))
+
+    def _later(self, effect: Send | Over | Forget) -> None:
+        self._outbox.append((self.state.index, effect))
+
+    def _send(
+        self,
+        peer: bytes,
+        message: ms.HeadAnswer | ms.HeadCommand,
+        request: int = 0,
+    ) -> None:
+        self._later(Send(peer, request, message))
+
+    def _begin(self, item: Begin, now: Now) -> None:
+        for event in item.birth:
+            self._append(event)
+        self._append(ev.EpochBegan(self.state.epoch + 2 if self.state.epoch else 1, self.state.head, now.wall_s))
+        self._began_s = self._forget_s = now.boot_s
+        for job in self.state.jobs.values():
+            if job.spec.attached and job.state not in ENDED:
+                self._attached_s[job.id] = now.boot_s
+
+    def _asked(self, item: Asked, now: Now) -> None:
+        message = item.message
+        user = decide.user_of(self.state, item.key)
+        try:
+            if user is None:
+                raise Refused("this key is not authorized", "", "ask the cluster's operator")
+            if isinstance(message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered):
+                if user.role != "worker":
+                    raise Refused("only a worker's key can speak for a node", "", "")
+                self._told(item.peer, message, now)
+                return
+            if user.role == "worker":
+                raise Refused("a worker's key can't ask for this", "", "use a user's key")
+            answer = self._answer(item, message, user, now)
+        except BeoError as error:
+            answer = decide.failure(error)
+        if answer is not None:
+            self._send(item.peer, answer, item.request)
+
+    # ---- clients
+
+    def _answer(self, item: Asked, message: ms.ClientRequest, user: User, now: Now) -> ms.HeadAnswer | None:
+        state = self.state
+        events: list[ev.Event] = []
+        answer: ms.HeadAnswer | None
+        match message:
+            case ms.Submit():
+                events, answer = decide.submit(state, user, message, self._config.head, now.wall_s)
+                if message.spec.attached and events:
+                    self._attached_s[state.next_job] = now.boot_s
+            case ms.Cancel():
+                events, jobs = decide.cancel(state, user, message.select, now.wall_s)
+                for event in events:
+                    self._append(event)
+                return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX]), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+            case ms.Signal():
+                events, answer = decide.signal(state, user, message, now.wall_s)
+            case ms.DeclareGone():
+                events, answer = decide.declare_gone(state, user, message.node, now.wall_s)
+            case ms.WaitJobs():
+                return self._wait(item, message, user, now)
+            case ms.Info():
+                answer = ms.InfoIs(state.cluster, state.head, state.epoch, user.name, self._version, self._bulk)
+            case ms.ListJobs():
+                answer = self._list(message, user)
+            case ms.ShowJob():
+                jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
+                outlook = Outlook(state, self._ready)
+                answer = ms.DetailsAre(tuple(views.detail(job, outlook, user.may(job)) for job in jobs))
+            case ms.ListNodes():
+                answer = ms.NodesAre(
+                    tuple(
+                        views.node_row(state, node, now.boot_s - self._heard_s(node.name), name in self._ready)
+                        for name, node in sorted(state.nodes.items())
+                    )
+                )
+            case _:
+                raise UsageError(f"the head can't answer {type(message).__name__}", "", "update this beo")
+        for event in events:
+            self._append(event)
+        return answer
+
+    def _rows(self, jobs: Iterable[Job]) -> tuple[ms.JobView, ...]:
+        outlook = Outlook(self.state, self._ready)
+        return tuple(views.job_row(job, outlook) for job in jobs)
+
+    def _list(self, message: ms.ListJobs, user: User) -> ms.JobsAre:
+        if message.select:
+            jobs = decide.pick(self.state, user, message.select)
+        else:
+            jobs = [job for job in self.state.jobs.values() if message.ended or job.state not in ENDED]
+        limit = max(1, min(message.limit, ms.LIST_LENGTH_MAX))
+        more = max(0, len(jobs) - limit)
+        shown = jobs[-limit:] if message.ended else jobs[:limit]
+        return ms.JobsAre(self._rows(shown), more)
+
+    def _wait(self, item: Asked, message: ms.WaitJobs, user: User, now: Now) -> ms.HeadAnswer | None:
+        if len(message.jobs) > ms.LIST_LENGTH_MAX:
+            raise UsageError(f"{len(message.jobs)} jobs at once", f"the limit is {ms.LIST_LENGTH_MAX}", "")
+        jobs = [decide.find(self.state, number) for number in sorted(set(message.jobs))]
+        wait_s = min(ms.WAIT_MAX_S, message.wait_s)
+        if message.attached:
+            wait_s = min(self._config.head.attached_grace_s / 2, wait_s)  # who only waits gives no sign of life
+            for job in jobs:
+                if job.id in self._attached_s and user.may(job):
+                    self._attached_s[job.id] = now.boot_s
+        left = {job.id for job in jobs if job.state not in ENDED}
+        known = message.known if len(jobs) == 1 else ""
+        changed = known and views.progress(jobs[0]) != known
+        waiter = Waiter(item.peer, item.request, tuple(job.id for job in jobs), left, now.boot_s + wait_s, known)
+        if left and not changed and wait_s > 0 and self._waiters.add(waiter):
+            return None
+        return ms.JobsAre(self._rows(jobs))
+
+    def _wake(self, waiters: Iterable[Waiter]) -> None:
+        for waiter in waiters:
+            jobs = [self.state.jobs[number] for number in waiter.jobs if number in self.state.jobs]
+            self._send(waiter.peer, ms.JobsAre(self._rows(jobs)), waiter.request)
+
+    # ---- workers
+
+    def _heard_s(self, node: str) -> float:
+        session = self._sessions.get(node)
+        return max(self._began_s, session.heard_s if session else self._began_s)
+
+    def _told(self, peer: bytes, message: ms.AgentReport, now: Now) -> None:
+        if isinstance(message, ms.Join):
+            self._join(peer, message, now)
+            return
+        node = self.state.nodes.get(message.node)
+        if not node or node.incarnation != message.incarnation or node.state != "up":
+            self._send(peer, ms.Dead(self.state.epoch, message.incarnation))
+            return
+        session = self._session(message.node, message.incarnation, peer, now)
+        match message:
+            case ms.Ping():
+                self._ping(session, message, now)
+            case ms.Delivered():
+                known = session.signalled.get((message.job, message.attempt), 0)
+                session.signalled[message.job, message.attempt] = max(known, message.serial)
+            case ms.Ended() | ms.Gone():
+                self._ended(message, now)
+                self._send(peer, ms.Committed(self.state.epoch, message.job, message.attempt))
+
+    def _ended(self, message: ms.Ended | ms.Gone, now: Now) -> None:
+        found = self._live(message.node).get((message.job, message.attempt))
+        if not found:
+            return
+        where = (message.job, message.attempt, message.node)
+        if isinstance(message, ms.Gone):
+            self._append(ev.PartGone(*where, message.reason[:NOTE_LENGTH_MAX], now.wall_s))
+            return
+        told = message.result
+        result = msgspec.structs.replace(told, ranks=told.ranks[: found[2].ranks], note=told.note[:NOTE_LENGTH_MAX])
+        self._append(ev.PartEnded(*where, result, now.wall_s))
+
+    def _session(self, node: str, incarnation: str, peer: bytes, now: Now) -> _Session:
+        session = self._sessions.get(node)
+        if not session or session.incarnation != incarnation:
+            session = self._sessions[node] = _Session(peer, incarnation, now.boot_s)
+        session.peer = peer
+        return session
+
+    def _join(self, peer: bytes, message: ms.Join, now: Now) -> None:
+        events = decide.join(self.state, message, now.wall_s)
+        if events is None:
+            self._send(peer, ms.Dead(self.state.epoch, message.incarnation))
+            return
+        for event in events:
+            self._append(event)
+        self._session(message.node, message.incarnation, peer, now).heard_s = now.boot_s
+        self._dirty = True
+        self._send(peer, ms.Welcome(self.state.epoch, message.incarnation, self._bulk))
+
+    def _ping(self, session: _Session, message: ms.Ping, now: Now) -> None:
+        state = self.state
+        session.heard_s = now.boot_s
+        live = self._live(message.node)
+        lease_s = self._config.worker.lease_s
+        settled = min((attempt.index for _, attempt, _ in live.values()), default=state.index + 1) - 1
+        self._send(session.peer, ms.Pong(state.epoch, message.incarnation, message.t_ns, lease_s, settled))
+        if not session.told:
+            session.told = self._dirty = True
+        running, ended = set(message.running), set(message.ended)
+        for key in sorted(running - live.keys()):
+            message_out = ms.Kill(state.epoch, session.incarnation, *key, "this attempt is over", 0.0)
+            self._command(session, "kill", key, now, message_out)
+        for key in sorted(ended - live.keys()):
+            self._send(session.peer, ms.Committed(state.epoch, *key))
+        for key, (job, attempt, _) in sorted(live.items(), key=lambda item: item[0]):
+            if key in ended:
+                continue  # it says so itself, again and again
+            if job.state == "ending":
+                self._end(session, job, attempt, now)
+            elif key in running:
+                self._deliver(session, job, attempt, now)
+            else:
+                self._command(session, "start", key, now, self._start(session, job, attempt))
+        session.sent = {k: sent_s for k, sent_s in session.sent.items() if (k[1], k[2]) in live}
+        session.signalled = {k: serial for k, serial in session.signalled.items() if k in live}
+
+    def _live(self, node: str) -> dict[tuple[int, int], tuple[Job, Attempt, PartState]]:
+        return {key: found for key, found in self.state.live_parts(node).items() if found[2].state == "live"}
+
+    def _command(
+        self,
+        session: _Session,
+        kind: str,
+        key: tuple[int, int],
+        now: Now,
+        message: ms.HeadCommand,
+    ) -> None:
+        """Send a command unless the same one is under way."""
+        last_s = session.sent.get((kind, *key))
+        if last_s is None or now.boot_s - last_s >= RESEND_S:
+            session.sent[kind, *key] = now.boot_s
+            self._send(session.peer, message)
+
+    def _end(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:
+        """Make a part end: gently for a cancelled job, at once for what is left of a broken attempt."""
+        broken = attempt.cause is not None
+        reason = attempt.cause[2] if attempt.cause else job.cancel
+        grace_s = 0.0 if broken else self._config.worker.grace_s
+        key = (job.id, attempt.number)
+        message = ms.Kill(self.state.epoch, session.incarnation, *key, reason, grace_s, attempt.index)
+        self._command(session, "kill broken" if broken else "kill", key, now, message)
+
+    def _deliver(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:
+        key = (job.id, attempt.number)
+        delivered = session.signalled.get(key, 0)
+        for asked in job.signals:
+            if asked.attempt == attempt.number and asked.serial > delivered:
+                message = ms.Deliver(self.state.epoch, session.incarnation, *key, asked.serial, asked.number)
+                self._command(session, f"signal {asked.serial}", key, now, message)
+
+    def _start(self, session: _Session, job: Job, attempt: Attempt) -> ms.Start:
+        nodes = self.state.nodes
+        peers = tuple(
+            ms.Peer(p.node, p.incarnation, nodes[p.node].address, nodes[p.node].key, p.first_rank, p.ranks)
+            for p in attempt.parts
+        )
+        return ms.Start(
+            self.state.epoch,
+            session.incarnation,
+            attempt.index,
+            job.id,
+            attempt.number,
+            self.state.cluster,
+            attempt.nonce,
+            job.user,
+            job.uid,
+            job.gid,
+            job.groups,
+            job.spec,
+            peers,
+        )
+
+    # ---- time, and what follows from changes
+
+    def _tick(self, now: Now) -> None:
+        self._look_at_nodes(now)
+        self._wake(self._waiters.late(now.boot_s))
+        for number, seen_s in list(self._attached_s.items()):
+            job = self.state.jobs.get(number)
+            if not job or job.state in ENDED:
+                del self._attached_s[number]
+            elif now.boot_s - seen_s > self._config.head.attached_grace_s and not job.cancel:
+                self._append(ev.CancelRequested(number, job.user, "its 'beo run' has gone", now.wall_s))
+        if now.boot_s - self._forget_s >= FORGET_EVERY_S:
+            self._forget_s = now.boot_s
+            self._forget(now)
+
+    def _look_at_nodes(self, now: Now) -> None:
+        """Declare lost what has been silent for longer than its lease; see who may be given work."""
+        worker = self._config.worker
+        ready = []
+        for name, node in sorted(self.state.nodes.items()):
+            if node.state != "up":
+                continue
+            silent_s = now.boot_s - self._heard_s(name)
+            session = self._sessions.get(name)
+            if silent_s > worker.lease_s * (1 + 3 * RHO):
+                self._append(ev.NodeLost(name, node.incarnation, f"silent for {silent_s:.1f} s", now.wall_s))
+                self._sessions.pop(name, None)
+            elif session and session.told and silent_s <= worker.heartbeat_s * READY_HEARTBEATS:
+                ready.append(name)
+        if self._ready != frozenset(ready):
+            self._ready, self._dirty = frozenset(ready), True
+
+    def _forget(self, now: Now) -> None:
+        keep_s, keep = self._config.head.finished_keep_s, self._config.head.finished_max
+        ended = [job for job in self.state.jobs.values() if job.state in ENDED]
+        over = max(0, len(ended) - keep)
+        ended.sort(key=lambda job: (job.ended_s, job.id))
+        old = [job.id for n, job in enumerate(ended) if n < over or job.ended_s < now.wall_s - keep_s]
+        for first in range(0, len(old), FORGET_BATCH):
+            jobs = tuple(sorted(old[first : first + FORGET_BATCH]))
+            self._append(ev.Forgotten(jobs, now.wall_s))
+            self._later(Forget(jobs))
+
+    def _schedule(self, now: Now) -> None:
+        if not self._dirty:
+            return
+        self._dirty = False
+        self._look_at_nodes(now)
+        for placement in plan(self.state, self._ready, now.wall_s):
+            job = self.state.jobs[placement.job]
+            parts = tuple(
+                ev.Part(name, self.state.nodes[name].incarnation, first, ranks)
+                for name, first, ranks in placement.parts
+            )
+            self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s))
+
+    def _settle(self, now: Now) -> None:
+        """Follow up on every job that the events of this turn changed."""
+        changed = self.state.changed
+        while changed:
+            numbers = sorted(changed)
+            changed.clear()
+            for number in numbers:
+                job = self.state.jobs.get(number)
+                if job:
+                    self._follow_up(job, now)
+            self._later(Over(tuple(numbers)))
+
+    def _follow_up(self, job: Job, now: Now) -> None:
+        attempt = job.attempt
+        if attempt and job.state in ("running", "ending"):
+            for part in attempt.parts:
+                session = self._sessions.get(part.node)
+                if part.state != "live" or not session or not session.told or session.incarnation != part.incarnation:
+                    continue
+                if job.state == "ending":
+                    self._end(session, job, attempt, now)
+                elif ("start", job.id, attempt.number) not in session.sent:
+                    self._command(session, "start", (job.id, attempt.number), now, self._start(session, job, attempt))
+                else:
+                    self._deliver(session, job, attempt, now)
+        if job.state != "running":
+            self._dirty = True
+        self._wake(self._waiters.changed(job.id, views.progress(job), job.state in ENDED))

@@ -1,0 +1,205 @@
+"""What a client's wish becomes: events for the journal and an answer. Pure: nothing here changes the state.
+
+Each decider takes the tip (committed plus appended entries), so that two wishes that come in one turn see each other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from beo import events as ev
+from beo import messages as ms
+from beo import nodeset, selector
+from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
+from beo.headnode.schedule import capacity, place
+from beo.headnode.state import ENDED, KEYS_KEEP_S, LEASHABLE, Authorized, Job, Node, State
+from beo.settings import HeadConfig
+from beo.spec import check, key_made_s
+from beo.units import format_duration
+
+KEY_LENGTH_MAX = 128
+SIGNAL_MAX = 64
+SELECT_MAX = 10_000  # jobs that one cancel may name: one journal entry each
+GROUPS_MAX = 65_536  # the kernel's NGROUPS_MAX
+ID_MAX = 2**32 - 2  # the last uid and gid; the one above means "no change" to the kernel
+NODES_MAX = 4_096
+SLOTS_MAX = 65_536  # of one node
+MEM_MAX_BYTES = 1 << 50
+FACTS_MAX = 64  # that a node may tell of itself
+TEXT_LENGTH_MAX = 256  # of anything that a node says of itself
+RUNNING_MAX = 100_000  # attempts that one node may name
+
+_Decision = tuple[list[ev.Event], ms.HeadAnswer]
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who asks: name and role, from the key that the connection was made with."""
+
+    name: str
+    role: str
+
+    def may(self, job: Job) -> bool:
+        """Whether a job is this user's own, or he is an admin."""
+        return self.role == "admin" or self.name == job.user
+
+
+def user_of(state: State, key: str) -> User | None:
+    """Who holds a key, or None: nobody known."""
+    known: Authorized | None = state.authorized.get(key)
+    return User(known.user, known.role) if known else None
+
+
+def find(state: State, number: int) -> Job:
+    """Return a job; NotFound says what ids there are."""
+    job = state.jobs.get(number)
+    if job:
+        return job
+    if number < state.next_job and number > 0:
+        raise NotFound(f"job {number} is not on record any more", "it ended long ago", "")
+    last = state.next_job - 1
+    raise NotFound(
+        f"no job {number}", f"the last one is {last}" if last else "there is none yet", "see 'beo queue --all'"
+    )
+
+
+def pick(state: State, user: User, words: tuple[str, ...]) -> list[Job]:
+    """Return the jobs that selector words mean, or raise NotFound. 'all' and 'last' mean the user's own."""
+    chosen = selector.parse(words)
+    own = chosen.word in ("all", "last")
+    ids = (n for n, job in state.jobs.items() if not own or job.user == user.name)
+    found, missing = chosen.pick(ids)
+    if missing:
+        find(state, missing[0])
+    if not found and chosen.word == "last":
+        raise NotFound("no last job", "you have submitted none yet", "see 'beo submit --help'")
+    if not found and not chosen.word:
+        raise NotFound(f"no job in {','.join(words)[:80]}", "", "see 'beo queue --all'")
+    return [state.jobs[n] for n in found]
+
+
+def _check_key(key: str, what: str) -> None:
+    if not key or len(key) > KEY_LENGTH_MAX or not key.isprintable():
+        raise UsageError(f"{what} has no usable key", f"1 to {KEY_LENGTH_MAX} printable characters", "use a new UUID")
+
+
+def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s: float) -> _Decision:
+    """Take a job, once per key."""
+    _check_key(wish.key, "the submission")
+    known = state.keys.get(wish.key)
+    if known is not None:
+        job = state.jobs.get(known.job)
+        if job and not user.may(job):
+            raise Refused("this submission key is in use by another user", "", "use a new one")
+        return [], ms.SubmittedIs(known.job)
+    made_s = key_made_s(wish.key)
+    if made_s is not None and made_s <= max(now_s - KEYS_KEEP_S, state.keys_from_s):
+        why = f"its key was made {format_duration(max(0, int(now_s - made_s)))} ago"
+        raise UsageError("this submission is too old to be repeated", why, "submit anew, or set this machine's clock")
+    if not (0 <= wish.uid <= ID_MAX and 0 <= wish.gid <= ID_MAX and all(0 <= g <= ID_MAX for g in wish.groups)):
+        raise UsageError("the submission has an impossible uid or gid", f"they are 0 to {ID_MAX}", "update this beo")
+    if len(wish.groups) > GROUPS_MAX:
+        raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
+    spec = check(wish.spec)
+    if len(state.queue) >= limits.queued_max:
+        raise Conflict(
+            f"{len(state.queue)} jobs are queued already", "the limit is head.queued_max", "try later, or raise it"
+        )
+    warnings = []
+    up = [node for node in state.nodes.values() if node.state == "up"]
+    job = Job(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s)
+    if up and not place(job, capacity(up)):
+        slots = sum(node.slots for node in up)
+        warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
+    if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
+        warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
+    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s)
+    return [event], ms.SubmittedIs(event.job, tuple(warnings))
+
+
+def cancel(state: State, user: User, words: tuple[str, ...], now_s: float) -> tuple[list[ev.Event], list[Job]]:
+    """End the chosen jobs; ended ones are left as they are. Returns those that were meant."""
+    jobs = pick(state, user, words)
+    for job in jobs:
+        if not user.may(job):
+            raise Refused(f"job {job.id} belongs to {job.user}", "", "ask its owner, or an admin")
+    acting = [job for job in jobs if job.state not in ENDED]
+    if len(acting) > SELECT_MAX:
+        raise UsageError(f"{len(acting)} jobs at once", f"the limit is {SELECT_MAX}", "cancel them in ranges")
+    reason = f"cancelled by {user.name}"
+    return [ev.CancelRequested(job.id, user.name, reason, now_s) for job in acting if not job.cancel], jobs
+
+
+def signal(state: State, user: User, wish: ms.Signal, now_s: float) -> _Decision:
+    """Signal a job's ranks, once per key. It cancels a queued job, as it would end a program about to start."""
+    _check_key(wish.key, "the signal")
+    job = find(state, wish.job)
+    if not user.may(job):
+        raise Refused(f"job {job.id} belongs to {job.user}", "", "ask its owner, or an admin")
+    if not 1 <= wish.signal <= SIGNAL_MAX:
+        raise UsageError(f"no signal {wish.signal}", f"signals are 1 to {SIGNAL_MAX}", "")
+    if job.state in ENDED or any(wish.key == asked.key for asked in job.signals):
+        return [], ms.Done()
+    if job.state == "queued":
+        return [ev.CancelRequested(job.id, user.name, f"cancelled by {user.name}", now_s)], ms.Done()
+    event = ev.SignalRequested(
+        job.id, job.attempt_number, job.signal_serial + 1, wish.signal, user.name, wish.key, now_s
+    )
+    return [event], ms.Done()
+
+
+def declare_gone(state: State, user: User, name: str, now_s: float) -> _Decision:
+    """Take the operator's word that a silent node is off."""
+    if user.role != "admin":
+        raise Refused("only an admin can say that a node is off", "", "ask the cluster's operator")
+    node = state.nodes.get(name)
+    if not node:
+        raise NotFound.among("node", name, state.nodes, "see 'beo nodes'")
+    if node.state != "lost":
+        raise Conflict(f"{name} is {node.state}", "only a node that is lost can be declared off", "see 'beo nodes'")
+    return [ev.NodeGone(name, node.incarnation, user.name, now_s)], ms.Done()
+
+
+def join(state: State, wish: ms.Join, now_s: float) -> list[ev.Event] | None:
+    """Take a node's introduction of itself; None: it was declared lost, or followed by another incarnation."""
+    known = state.nodes.get(wish.node)
+    if known and (wish.incarnation in known.dead or (wish.incarnation == known.incarnation and known.state != "up")):
+        return None
+    if known and wish.incarnation == known.incarnation and not _differs(known, wish):
+        return []
+    if nodeset.expand(wish.node) != [wish.node]:
+        raise UsageError(f"{wish.node[:80]!r} is no name for a node", "it stands for several", "rename the node")
+    if not known and len(state.nodes) >= NODES_MAX:
+        raise Refused(f"the cluster has {NODES_MAX} nodes already", "it can't have more", "start another cluster")
+    texts = [wish.incarnation, wish.boot, wish.address, wish.key, *wish.facts, *wish.facts.values()]
+    if (
+        not (0 <= wish.slots <= SLOTS_MAX and 0 <= wish.mem_bytes <= MEM_MAX_BYTES)
+        or len(wish.facts) > FACTS_MAX
+        or not wish.incarnation
+        or any(len(text) > TEXT_LENGTH_MAX for text in texts)
+        or len(wish.running) > RUNNING_MAX
+    ):
+        raise UsageError(f"{wish.node} says impossible things of itself", "over the limits", "update its beo")
+    return [
+        ev.NodeJoined(
+            wish.node,
+            wish.incarnation,
+            wish.boot,
+            wish.address,
+            wish.key,
+            wish.slots,
+            wish.mem_bytes,
+            wish.facts,
+            wish.running,
+            now_s,
+        )
+    ]
+
+
+def _differs(node: Node, wish: ms.Join) -> bool:
+    said = (wish.boot, wish.address, wish.key, wish.slots, wish.mem_bytes, wish.facts)
+    return said != (node.boot, node.address, node.key, node.slots, node.mem_bytes, node.facts)
+
+
+def failure(error: BeoError) -> ms.Failed:
+    """An error as an answer."""
+    return ms.Failed(error.to_dict())

@@ -1,0 +1,151 @@
+"""State in words: why a job waits, and what an event says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+
+from beo import events as ev
+from beo import nodeset
+from beo.headnode.queue import Shape, shape_of
+from beo.headnode.schedule import capacity, place
+from beo.headnode.state import ENDED, Attempt, Job, Node, State
+from beo.units import approximate_size, format_size
+
+NAMED_MAX = 8  # jobs and nodes named in one sentence
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _wish(job: Job) -> str:
+    spec = job.spec
+    words = [_counted(spec.ranks, "rank")]
+    if spec.cpus > 1:
+        words.append(f"of {spec.cpus} slots")
+    if spec.mem_bytes:
+        words.append(f"with {format_size(spec.mem_bytes)} each")
+    if spec.nodes:
+        words.append(f"on {_counted(spec.nodes, 'node')}")
+    return " ".join(words)
+
+
+class Outlook:
+    """The state as it bears on waiting, worked out once for many jobs. ready: the nodes that may be given work."""
+
+    def __init__(self, state: State, ready: Collection[str]) -> None:
+        """Take the state as it is now."""
+        self._state = state
+        self._ready = frozenset(ready)
+        self._placeable: dict[tuple[Shape, bool], bool] = {}
+
+    @cached_property
+    def _up(self) -> list[Node]:
+        return [node for node in self._state.nodes.values() if node.state == "up"]
+
+    @cached_property
+    def _capacity(self) -> dict[str, tuple[int, int]]:
+        return capacity(self._up)
+
+    @cached_property
+    def _free(self) -> dict[str, tuple[int, int]]:
+        return {
+            node.name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
+            for node in self._up
+            if node.name in self._ready
+        }
+
+    @cached_property
+    def _users(self) -> list[int]:
+        return sorted({number for node in self._up for number, _ in self._state.live_parts(node.name)})
+
+    def why(self, job: Job) -> list[str]:
+        """Sentences on why a job is where it is; the first one fits into a table's column."""
+        if job.state in ENDED:
+            return [job.reason] if job.reason else []
+        if job.state != "queued" and job.attempt:
+            return self._why_running(job, job.attempt)
+        return [*self._why_queued(job), *([job.reason] if job.reason else [])]
+
+    def _why_running(self, job: Job, attempt: Attempt) -> list[str]:
+        nodes = self._state.nodes
+        silent = [p.node for p in attempt.parts if p.state == "live" and nodes[p.node].state == "lost"]
+        sentences = []
+        if job.state == "ending":
+            sentences.append(f"is ended: {job.cancel or (attempt.cause[2] if attempt.cause else '')}")
+        if silent:
+            where = nodeset.fold(silent)
+            sentences.append(
+                f"{where} is silent: attempt {attempt.number} may still run there, so it waits until {where} answers"
+                f" or you say 'beo gone {where}'"
+            )
+        return sentences
+
+    def _fits(self, job: Job, empty: bool) -> bool:
+        """Whether a job fits into the cluster as it is, or as it would be with nothing in it."""
+        key = (shape_of(job.spec), empty)
+        if key not in self._placeable:
+            self._placeable[key] = place(job, self._capacity if empty else self._free) is not None
+        return self._placeable[key]
+
+    def _why_queued(self, job: Job) -> list[str]:
+        if not self._up:
+            return ["no node is up: see 'beo nodes'"]
+        if not self._fits(job, empty=True):
+            has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
+            if job.spec.mem_bytes:
+                has += f" with {format_size(sum(node.mem_bytes for node in self._up))}"
+            return [f"needs {_wish(job)}; the cluster has {has}: it waits for more nodes"]
+        ahead = self._state.queue.ahead_of(job.id, job.spec)
+        if self._fits(job, empty=False):
+            return [f"waits behind {_counted(ahead, 'job')}" if ahead else "starts now"]
+        sentences = []
+        if self._users:
+            named = ", ".join(map(str, self._users[:NAMED_MAX])) + (" …" if len(self._users) > NAMED_MAX else "")
+            sentences.append(f"waits for {_wish(job)}: job{'s' * (len(self._users) > 1)} {named} in the way")
+        waiting = [node.name for node in self._up if node.name not in self._ready]
+        if waiting:
+            sentences.append(f"{nodeset.fold(waiting)} has not told yet what it runs")
+        if ahead:
+            sentences.append(f"{_counted(ahead, 'job')} ahead of it in the queue")
+        return sentences or [f"waits for {_wish(job)}"]
+
+
+def describe(event: ev.Event) -> tuple[str, int, str, str]:
+    """Return an event as (kind, job or 0, node or '', sentence)."""
+    kind = type(event).__name__
+    match event:
+        case ev.Born():
+            return kind, 0, "", f"cluster {event.cluster} with head {event.head}"
+        case ev.EpochBegan():
+            return kind, 0, "", f"head {event.head} acts, epoch {event.epoch}"
+        case ev.KeyAuthorized():
+            return kind, 0, "", f"key {event.key[:8]}… is {event.role} {event.user}"
+        case ev.Submitted():
+            words = " ".join(event.spec.argv)
+            return kind, event.job, "", f"{event.user}: {words[:120]}"
+        case ev.Started():
+            where = nodeset.fold([part.node for part in event.parts])
+            ranks = sum(part.ranks for part in event.parts)
+            return kind, event.job, "", f"attempt {event.attempt}, {_counted(ranks, 'rank')} on {where}"
+        case ev.PartEnded():
+            result = event.result
+            worst = max((r.status for r in result.ranks), default=0)
+            text = result.note or result.reason or f"status {worst}"
+            return kind, event.job, event.node, f"attempt {event.attempt}: {text}"
+        case ev.PartGone():
+            return kind, event.job, event.node, f"attempt {event.attempt}: {event.reason}"
+        case ev.CancelRequested():
+            return kind, event.job, "", event.reason
+        case ev.SignalRequested():
+            return kind, event.job, "", f"signal {event.signal} by {event.user}"
+        case ev.NodeJoined():
+            kept = f", still running {_counted(len(event.running), 'attempt')}" if event.running else ""
+            return kind, 0, event.node, f"{_counted(event.slots, 'slot')}, {approximate_size(event.mem_bytes)}{kept}"
+        case ev.NodeLost():
+            return kind, 0, event.node, event.reason
+        case ev.NodeGone():
+            return kind, 0, event.node, f"{event.user} said that it is off"
+        case ev.Forgotten():
+            return kind, 0, "", f"records of {_counted(len(event.jobs), 'ended job')} dropped"

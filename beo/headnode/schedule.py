@@ -1,0 +1,114 @@
+"""Which queued jobs start now, and where: `plan`, a pure function of the state.
+
+Jobs are looked at by priority, then by age. Each is placed first-fit on the nodes that are ready; one that doesn't fit
+is passed over by smaller ones, but only for PATIENCE_S: from then on nothing behind it starts before it, so that a
+steady stream of small jobs can't starve a wide one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from beo.headnode.queue import Shape
+from beo.headnode.state import Job, Node, State
+
+LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its time
+PATIENCE_S = 600.0
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """A job and its ranks per node: (node, first rank, ranks), in rank order."""
+
+    job: int
+    parts: tuple[tuple[str, int, int], ...]
+
+
+def ranks_that_fit(job: Job, slots: int, mem_bytes: int) -> int:
+    """How many ranks of a job fit into so many free slots and bytes."""
+    fit = slots // job.spec.cpus
+    if job.spec.mem_bytes:
+        fit = min(fit, mem_bytes // job.spec.mem_bytes)
+    return max(fit, 0)
+
+
+def _spread(ranks: int, room: list[tuple[int, str]]) -> dict[str, int]:
+    """Divide ranks evenly over nodes with limited room: the scarce ones first get what they can take."""
+    shares: dict[str, int] = {}
+    for left, (fit, name) in zip(range(len(room), 0, -1), sorted(room), strict=True):
+        shares[name] = min(fit, ranks // left)
+        ranks -= shares[name]
+    for fit, name in sorted(room, reverse=True):  # what the division left over
+        more = min(ranks, fit - shares[name])
+        shares[name] += more
+        ranks -= more
+    return shares
+
+
+def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, int], ...] | None:
+    """Place one job on nodes with (slots, bytes) free, or None. As few nodes as fit, or exactly spec.nodes of them."""
+    ranks, nodes = job.spec.ranks, job.spec.nodes
+    room = [(fit, name) for name, (slots, size) in free.items() if (fit := ranks_that_fit(job, slots, size)) > 0]
+    shares: dict[str, int] = {}
+    if nodes:
+        room = sorted(room, key=lambda r: (-r[0], r[1]))[:nodes]
+        if len(room) < nodes or sum(fit for fit, _ in room) < ranks:
+            return None
+        shares = _spread(ranks, room)
+    else:
+        whole = next((name for fit, name in room if fit >= ranks), None)
+        if whole is not None:
+            return ((whole, 0, ranks),)
+        left = ranks
+        for fit, name in sorted(room, key=lambda r: (-r[0], r[1])):
+            shares[name] = min(fit, left)
+            left -= shares[name]
+            if not left:
+                break
+        if left:
+            return None
+    parts, first = [], 0
+    for name in sorted(shares):
+        parts.append((name, first, shares[name]))
+        first += shares[name]
+    return tuple(parts)
+
+
+def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
+    """What nodes have when they are empty."""
+    return {node.name: (node.slots, node.mem_bytes) for node in nodes}
+
+
+def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
+    """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock."""
+    ready = frozenset(ready)
+    free = {
+        name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
+        for name, node in sorted(state.nodes.items())
+        if name in ready and node.state == "up" and node.slots > node.used_slots
+    }
+    everything = capacity([node for node in state.nodes.values() if node.state == "up"])
+    free_slots = sum(slots for slots, _ in free.values())
+    placements: list[Placement] = []
+    hopeless: set[Shape] = set()
+    for looks, (number, shape) in enumerate(state.queue.walk(hopeless)):
+        if not free or looks >= LOOKS_MAX:
+            break
+        job = state.jobs[number]
+        parts = place(job, free) if job.spec.slots <= free_slots else None
+        if parts is None:
+            hopeless.add(shape)
+            if now_s - job.submitted_s > PATIENCE_S and place(job, everything):
+                break
+            continue
+        placements.append(Placement(number, parts))
+        free_slots -= job.spec.slots
+        for name, _, ranks in parts:
+            slots, size = free[name]
+            slots, size = slots - ranks * job.spec.cpus, size - ranks * job.spec.mem_bytes
+            if slots > 0:
+                free[name] = (slots, size)
+            else:
+                del free[name]
+    return placements

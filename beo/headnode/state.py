@@ -1,0 +1,517 @@
+"""The cluster's state, and `apply`: the only thing that changes it.
+
+`apply(event)` never decides. It re-validates what it is told: an event that doesn't fit any more (a start for an
+incarnation that has been replaced) is void, not an error. Whoever applies the same events in the same order, a
+restarted head, a standby or a test, has the same state, byte for byte (`encode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from beo import events as ev
+from beo.errors import Internal
+from beo.headnode.queue import Queue
+from beo.spec import JobSpec
+
+ATTEMPTS_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
+ATTEMPTS_KEPT = 8  # records of the last attempts per job; older ones are only counted
+SIGNALS_KEPT = 32  # per job: to be delivered again, and to recognise a repeated request
+DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
+KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as long as its job's record
+KEYS_MAX = 1_000_000  # about 300 MB; beyond, the oldest are forgotten, and nothing as old as they is taken any more
+KEYS_DROPPED = 10_000  # at a time: forgetting them one by one would search the table's emptied front each time
+
+CODE_TIME_LIMIT = 124  # as timeout(1)
+CODE_CANCELLED = 143  # as if ended by SIGTERM, which is what happened
+CODE_LOST = 75  # EX_TEMPFAIL: not the job's own failure
+CODE_OUT_OF_MEMORY = 137  # the kernel's SIGKILL
+
+ENDED = frozenset({"done", "failed", "cancelled", "lost"})
+LEASHABLE = frozenset({"pidns", "userns"})  # containments under which the kernel ends a silent node's ranks
+
+
+class PartState(msgspec.Struct, array_like=True):
+    """A part of an attempt. state: live, reserved (slots without a process), ended or gone."""
+
+    node: str
+    incarnation: str
+    first_rank: int
+    ranks: int
+    state: str = "live"
+    result: ev.PartResult | None = None
+
+
+class Attempt(msgspec.Struct, array_like=True):
+    """One attempt. index: of its Started entry. cause: the first thing that ended it, as (kind, code, sentence)."""
+
+    number: int
+    index: int
+    nonce: str
+    started_s: float
+    parts: list[PartState]
+    leashed: bool = False
+    ended_s: float = 0.0
+    cause: tuple[str, int, str] | None = None
+    outcome: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether no part can be alive any more."""
+        return all(part.state != "live" for part in self.parts)
+
+
+class Signal(msgspec.Struct, array_like=True, frozen=True):
+    """One signal for the ranks of an attempt. Serials grow by one per job."""
+
+    serial: int
+    attempt: int
+    number: int
+    key: str
+
+
+class Job(msgspec.Struct, array_like=True):
+    """One job. state: queued, running, ending, done, failed, cancelled or lost."""
+
+    id: int
+    key: str
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    spec: JobSpec
+    submitted_s: float
+    state: str = "queued"
+    attempts: list[Attempt] = []
+    cancel: str = ""  # why it is to end
+    signals: list[Signal] = []  # the last ones
+    ended_s: float = 0.0
+    exit_code: int = -1
+    code_by: str = "job"
+    reason: str = ""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The present or last attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def attempt_number(self) -> int:
+        """Number of the present or last attempt, 0 before the first."""
+        return self.attempts[-1].number if self.attempts else 0
+
+    @property
+    def signal_serial(self) -> int:
+        """Serial of the last signal, 0 before the first."""
+        return self.signals[-1].serial if self.signals else 0
+
+
+class Node(msgspec.Struct, array_like=True):
+    """One worker. state: up or lost. dead: former incarnations. used: slots and bytes that live parts hold."""
+
+    name: str
+    incarnation: str
+    boot: str
+    address: str
+    key: str
+    slots: int
+    mem_bytes: int
+    facts: dict[str, str]
+    state: str = "up"
+    joined_s: float = 0.0
+    lost_s: float = 0.0
+    dead: list[str] = []
+    used_slots: int = 0
+    used_bytes: int = 0
+
+
+class Authorized(msgspec.Struct, array_like=True, frozen=True):
+    """Whom a key belongs to; role: admin, user or worker."""
+
+    user: str
+    role: str
+
+
+class Submission(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a submission key stands for: the job, and when it was taken."""
+
+    job: int
+    time_s: float
+
+
+class Image(msgspec.Struct, array_like=True):
+    """What a snapshot holds."""
+
+    format: int
+    index: int
+    cluster: str
+    head: str
+    epoch: int
+    next_job: int
+    jobs: list[Job]
+    nodes: list[Node]
+    authorized: dict[str, Authorized]
+    keys: dict[str, Submission]
+    keys_from_s: float
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(Image)
+
+
+class State:
+    """The whole cluster after the first `index` events."""
+
+    def __init__(self) -> None:
+        """Make the state before the first event."""
+        self.index = 0
+        self.cluster = ""
+        self.head = ""
+        self.epoch = 0
+        self.next_job = 1
+        self.jobs: dict[int, Job] = {}
+        self.nodes: dict[str, Node] = {}
+        self.authorized: dict[str, Authorized] = {}
+        self.keys: dict[str, Submission] = {}  # in the order of submission
+        self.keys_from_s = 0.0  # keys made before this may have been forgotten
+        # Derived, rebuilt from the above:
+        self.queue = Queue()
+        self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
+        self.running = 0
+        self.changed: set[int] = set()  # jobs that changed since the core looked last
+        self._environments: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
+
+    # ---- snapshots
+
+    def encode(self) -> bytes:
+        """Encode everything that isn't derived; equal states give equal bytes."""
+        return _encoder.encode(
+            Image(
+                ev.FORMAT,
+                self.index,
+                self.cluster,
+                self.head,
+                self.epoch,
+                self.next_job,
+                list(self.jobs.values()),
+                list(self.nodes.values()),
+                self.authorized,
+                self.keys,
+                self.keys_from_s,
+            )
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> State:
+        """Rebuild a state from `encode`'s bytes."""
+        image = _decoder.decode(data)
+        state = cls()
+        state.index, state.cluster, state.head = image.index, image.cluster, image.head
+        state.epoch, state.next_job = image.epoch, image.next_job
+        state.authorized, state.keys_from_s = image.authorized, image.keys_from_s
+        state.keys = dict(sorted(image.keys.items(), key=lambda item: item[1].job))
+        state.nodes = {node.name: node for node in image.nodes}
+        for job in image.jobs:
+            state._share_environment(job)
+            state.jobs[job.id] = job
+            if job.state == "queued":
+                state.queue.add(job.id, job.spec)
+            elif job.state not in ENDED:
+                state.running += 1
+            if job.attempt and job.state not in ENDED:
+                for part in job.attempt.parts:
+                    if part.state in ("live", "reserved"):
+                        state.live.setdefault(part.node, {})[job.id, job.attempt.number] = (job, job.attempt, part)
+        return state
+
+    def _share_environment(self, job: Job) -> None:
+        # Most jobs of a user have the same environment: kept once, it is the greater part of a queue's memory.
+        env = job.spec.env
+        if env:
+            shared = self._environments.setdefault(frozenset(env.items()), env)
+            if shared is not env:
+                job.spec = msgspec.structs.replace(job.spec, env=shared)
+            if len(self._environments) > 1_000:  # of distinct ones; those in use stay alive through their jobs
+                self._environments.clear()
+
+    # ---- questions
+
+    def live_parts(self, node: str) -> dict[tuple[int, int], tuple[Job, Attempt, PartState]]:
+        """Return what is placed on a node and not over, by (job, attempt)."""
+        return self.live.get(node, {})
+
+    # ---- changes
+
+    def apply(self, event: ev.Event) -> None:
+        """Take the next event. Deterministic; void where it doesn't fit any more."""
+        self.index += 1
+        _APPLY[type(event)](self, event)
+
+    def _born(self, event: ev.Born) -> None:
+        if self.index != 1:
+            raise Internal(
+                f"entry {self.index} says that the cluster is born", "only entry 1 can", "restore the journal"
+            )
+        if event.format > ev.FORMAT:
+            raise Internal(
+                f"the journal has format {event.format}", f"this beo reads up to {ev.FORMAT}", "install a newer beo"
+            )
+        self.cluster, self.head = event.cluster, event.head
+
+    def _epoch_began(self, event: ev.EpochBegan) -> None:
+        if event.epoch > self.epoch:
+            self.epoch, self.head = event.epoch, event.head
+
+    def _key_authorized(self, event: ev.KeyAuthorized) -> None:
+        self.authorized[event.key] = Authorized(event.user, event.role)
+
+    def _submitted(self, event: ev.Submitted) -> None:
+        if event.job != self.next_job or event.key in self.keys:
+            return
+        self.next_job += 1
+        job = Job(event.job, event.key, event.user, event.uid, event.gid, event.groups, event.spec, event.time_s)
+        self._share_environment(job)
+        self.jobs[job.id] = job
+        self.keys[event.key] = Submission(job.id, event.time_s)
+        if len(self.keys) > KEYS_MAX:
+            self._drop_keys(list(islice(self.keys, KEYS_DROPPED)))
+        self.changed.add(job.id)
+        self.queue.add(job.id, job.spec)
+
+    def _drop_keys(self, keys: list[str]) -> None:
+        for key in keys:
+            self.keys_from_s = max(self.keys_from_s, self.keys.pop(key).time_s)
+
+    def _started(self, event: ev.Started) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state != "queued" or event.attempt != job.attempt_number + 1:
+            return
+        for placed in event.parts:
+            node = self.nodes.get(placed.node)
+            if not node or node.state != "up" or node.incarnation != placed.incarnation:
+                return
+        parts = [
+            PartState(p.node, p.incarnation, p.first_rank, p.ranks, "reserved" if job.spec.batch and n else "live")
+            for n, p in enumerate(event.parts)
+        ]
+        leashed = job.spec.requeue == "auto" and all(
+            self.nodes[p.node].facts.get("contain") in LEASHABLE for p in event.parts
+        )
+        attempt = Attempt(event.attempt, self.index, event.nonce, event.time_s, parts, leashed)
+        job.attempts = [*job.attempts[-(ATTEMPTS_KEPT - 1) :], attempt]
+        job.state, job.reason = "running", ""
+        self.changed.add(job.id)
+        self.queue.remove(job.id, job.spec)
+        self.running += 1
+        for part in parts:
+            self._hold(job, attempt, part)
+
+    def _hold(self, job: Job, attempt: Attempt, part: PartState) -> None:
+        node = self.nodes[part.node]
+        node.used_slots += part.ranks * job.spec.cpus
+        node.used_bytes += part.ranks * job.spec.mem_bytes
+        self.live.setdefault(part.node, {})[job.id, attempt.number] = (job, attempt, part)
+
+    def _release(self, job: Job, attempt: Attempt, part: PartState) -> None:
+        node = self.nodes[part.node]
+        node.used_slots -= part.ranks * job.spec.cpus
+        node.used_bytes -= part.ranks * job.spec.mem_bytes
+        placed = self.live[part.node]
+        del placed[job.id, attempt.number]
+        if not placed:
+            del self.live[part.node]
+
+    def _find_part(self, job_id: int, number: int, node: str) -> tuple[Job, Attempt, PartState] | None:
+        found = self.live_parts(node).get((job_id, number))
+        return found if found and found[2].state == "live" else None
+
+    def _part_ended(self, event: ev.PartEnded) -> None:
+        found = self._find_part(event.job, event.attempt, event.node)
+        if not found:
+            return
+        job, attempt, part = found
+        part.result = event.result
+        told, ranks = len(event.result.ranks), 1 if job.spec.batch else part.ranks
+        cause = _cause(event.result, event.node)
+        if not event.result.reason and told < ranks:  # a job is done when every rank was seen to end well
+            cause = ("lost", CODE_LOST, f"{event.node} told the end of {told} ranks of {ranks}")
+        self._end_part(job, attempt, part, "ended", cause, event.time_s)
+
+    def _part_gone(self, event: ev.PartGone) -> None:
+        found = self._find_part(event.job, event.attempt, event.node)
+        if found:
+            self._lose(*found, f"{event.node}: {event.reason}", event.time_s)
+
+    def _lose(self, job: Job, attempt: Attempt, part: PartState, reason: str, time_s: float) -> None:
+        self._end_part(job, attempt, part, "gone", ("lost", CODE_LOST, reason), time_s)
+
+    def _end_part(
+        self, job: Job, attempt: Attempt, part: PartState, state: str, cause: tuple[str, int, str] | None, time_s: float
+    ) -> None:
+        part.state = state
+        self._release(job, attempt, part)
+        if cause and not attempt.cause:
+            attempt.cause = cause
+        self.changed.add(job.id)
+        if not attempt.over:
+            if attempt.cause:
+                job.state = "ending"
+            return
+        for other in attempt.parts:
+            if other.state == "reserved":
+                other.state = "ended"
+                self._release(job, attempt, other)
+        self._conclude(job, attempt, time_s)
+
+    def _conclude(self, job: Job, attempt: Attempt, time_s: float) -> None:
+        attempt.ended_s = time_s
+        self.running -= 1
+        kind, code, text = attempt.cause or _verdict(attempt)
+        attempt.outcome = text or kind
+        if job.cancel:
+            self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
+        elif kind != "lost":
+            by = "beo" if kind == "time limit" else "job"
+            self._end_job(job, "failed" if code else "done", code, text, by, time_s)
+        elif job.spec.requeue == "never" or attempt.number >= ATTEMPTS_MAX:
+            self._end_job(job, "lost", CODE_LOST, text, "beo", time_s)
+        else:
+            job.state, job.reason = "queued", f"attempt {attempt.number} was lost ({text})"
+            self.queue.add(job.id, job.spec)
+
+    def _end_job(self, job: Job, state: str, code: int, reason: str, by: str, time_s: float) -> None:
+        job.state, job.exit_code, job.reason, job.code_by, job.ended_s = state, code, reason, by, time_s
+
+    def _cancel_requested(self, event: ev.CancelRequested) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state in ENDED or job.cancel:
+            return
+        job.cancel = event.reason
+        self.changed.add(job.id)
+        if job.state == "queued":
+            self.queue.remove(job.id, job.spec)
+            self._end_job(job, "cancelled", CODE_CANCELLED, event.reason, "beo", event.time_s)
+        else:
+            job.state = "ending"
+
+    def _signal_requested(self, event: ev.SignalRequested) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state in ENDED or event.attempt != job.attempt_number:
+            return
+        if event.serial != job.signal_serial + 1:
+            return
+        asked = Signal(event.serial, event.attempt, event.signal, event.key)
+        job.signals = [*job.signals[-(SIGNALS_KEPT - 1) :], asked]
+        self.changed.add(job.id)
+
+    def _node_joined(self, event: ev.NodeJoined) -> None:
+        old = self.nodes.get(event.node)
+        node = Node(
+            event.node,
+            event.incarnation,
+            event.boot,
+            event.address,
+            event.key,
+            event.slots,
+            event.mem_bytes,
+            event.facts,
+            joined_s=event.time_s,
+        )
+        if old:
+            if event.incarnation in old.dead or (event.incarnation == old.incarnation and old.state != "up"):
+                return
+            node.used_slots, node.used_bytes = old.used_slots, old.used_bytes
+            if event.incarnation == old.incarnation:
+                node.joined_s, node.dead = old.joined_s, old.dead
+                self.nodes[node.name] = node
+                return
+            node.dead = [*old.dead[-(DEAD_KEPT - 1) :], old.incarnation]
+        self.nodes[node.name] = node
+        alive = set(event.running)
+        same_boot = bool(old and old.boot == event.boot)
+        for key, (job, attempt, part) in list(self.live_parts(node.name).items()):
+            if key in alive or (part.state == "reserved" and same_boot):  # reserved slots have nothing that could die
+                part.incarnation = node.incarnation
+            else:
+                self._lose_part(job, attempt, part, f"{node.name} came back without it", event.time_s)
+
+    def _lose_part(self, job: Job, attempt: Attempt, part: PartState, reason: str, time_s: float) -> None:
+        if part.state == "live":
+            self._lose(job, attempt, part, reason, time_s)
+        elif part.state == "reserved" and not attempt.over:  # a batch job's further node: the allocation is broken
+            attempt.cause = attempt.cause or ("lost", CODE_LOST, reason)
+            job.state = "ending"
+            self.changed.add(job.id)
+
+    def _node_lost(self, event: ev.NodeLost) -> None:
+        node = self.nodes.get(event.node)
+        if not node or node.incarnation != event.incarnation or node.state != "up":
+            return
+        node.state, node.lost_s = "lost", event.time_s
+        for job, attempt, part in list(self.live_parts(node.name).values()):
+            if attempt.leashed:  # its leash has run out with the node's lease: the kernel has ended it
+                self._lose_part(job, attempt, part, f"{node.name} was lost", event.time_s)
+
+    def _node_gone(self, event: ev.NodeGone) -> None:
+        node = self.nodes.get(event.node)
+        if not node or node.incarnation != event.incarnation or node.state != "lost":
+            return
+        for job, attempt, part in list(self.live_parts(node.name).values()):
+            self._lose_part(job, attempt, part, f"{event.user} said that {node.name} is off", event.time_s)
+
+    def _forgotten(self, event: ev.Forgotten) -> None:
+        for number in event.jobs:
+            job = self.jobs.get(number)
+            if job and job.state in ENDED:
+                del self.jobs[number]
+        stale = []
+        for key, submission in self.keys.items():
+            if submission.job in self.jobs or submission.time_s > event.time_s - KEYS_KEEP_S:
+                break  # what stands behind it may go another time: there is a limit on them all
+            stale.append(key)
+        self._drop_keys(stale)
+
+
+def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:
+    """Say what a part's end means for the attempt, or None: nothing by itself."""
+    if result.reason in ("", "peer", "ended"):
+        return None
+    if result.reason in ("silence", "lost"):
+        return ("lost", CODE_LOST, result.note or f"{node}: {result.reason}")
+    if result.reason == "time limit":
+        return ("time limit", CODE_TIME_LIMIT, result.note or "time limit")
+    if result.reason == "out of memory":
+        return ("out of memory", CODE_OUT_OF_MEMORY, result.note or f"out of memory on {node}")
+    status = next((r.status for r in result.ranks if r.rank == result.culprit), 1) or 1
+    return ("rank", status, result.note or f"rank {result.culprit} ended with {status}")
+
+
+def _verdict(attempt: Attempt) -> tuple[str, int, str]:
+    """The outcome of an attempt that nothing ended: the lowest failed rank's status, or 0."""
+    failed = [(r.rank, r.status) for part in attempt.parts if part.result for r in part.result.ranks if r.status]
+    if not failed:
+        return ("", 0, "")
+    rank, status = min(failed)
+    ranks = sum(part.ranks for part in attempt.parts)
+    return ("", status, f"rank {rank} exited with {status}" if ranks > 1 else f"exit code {status}")
+
+
+_APPLY: dict[type, Callable[[State, Any], None]] = {
+    ev.Born: State._born,
+    ev.EpochBegan: State._epoch_began,
+    ev.KeyAuthorized: State._key_authorized,
+    ev.Submitted: State._submitted,
+    ev.Started: State._started,
+    ev.PartEnded: State._part_ended,
+    ev.PartGone: State._part_gone,
+    ev.CancelRequested: State._cancel_requested,
+    ev.SignalRequested: State._signal_requested,
+    ev.NodeJoined: State._node_joined,
+    ev.NodeLost: State._node_lost,
+    ev.NodeGone: State._node_gone,
+    ev.Forgotten: State._forgotten,
+}
