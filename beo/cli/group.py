@@ -1,0 +1,191 @@
+"""The command line's frame: which verbs there are, how they are loaded, how their help reads, how errors are told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, TypeVar
+
+import click
+
+import beo
+from beo.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, BeoError, NotFound
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+# Verb -> the module of beo.cli that holds it, and its line in `beo --help`, which loads none of them.
+VERBS = {
+    "up": ("admin", "start a cluster on this machine"),
+    "down": ("admin", "stop this machine's cluster"),
+    "run": ("run", "run a program on the cluster as if it were here"),
+    "submit": ("submit", "hand in a job and return at once"),
+    "queue": ("jobs", "list jobs"),
+    "show": ("jobs", "tell everything about jobs, and why one waits"),
+    "wait": ("jobs", "wait until jobs ended"),
+    "logs": ("logs", "print what a job wrote"),
+    "cancel": ("jobs", "end jobs"),
+    "nodes": ("nodes", "list the nodes"),
+    "events": ("nodes", "list what happened, from the journal"),
+    "gone": ("nodes", "declare a silent node's machine to be off"),
+    "info": ("admin", "tell which cluster answers"),
+}
+
+EXIT_CODES = (
+    ("0", "done"),
+    ("2", "the request is wrong: an unknown option, job or node"),
+    ("69", "no head answers"),
+    ("75", "not now: try again later"),
+    ("77", "refused: not yours, or the key is not known"),
+    ("130", "interrupted"),
+)
+ENVIRONMENT = (("BEO_DIR", "the cluster's folder (default ~/.beo)"),)
+
+
+class Option(click.Option):
+    """An option whose help is one line as it stands: click would load `inspect` to clean it, which takes long."""
+
+    def __init__(self, *args: object, help: str, **kwargs: object) -> None:
+        """Take what click.Option takes."""
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.help = help
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """Decorate a verb with an `Option`."""
+    return click.option(*names, cls=Option, **attributes)
+
+
+def _help_option() -> Option:
+    def tell(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted and not context.resilient_parsing:
+            print(context.get_help())
+            context.exit()
+
+    return Option(["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, callback=tell, help="Print this.")
+
+
+class Verb(click.Command):
+    """A verb whose help reads like a page of the manual.
+
+    `examples` are (command, what it does), `exits` are exit codes besides those that all verbs have.
+    """
+
+    def __init__(
+        self,
+        *args: object,
+        examples: Sequence[tuple[str, str]] = (),
+        exits: Sequence[tuple[str, str]] = (),
+        **kwargs: object,
+    ) -> None:
+        """Take what click.Command takes, and the further sections."""
+        super().__init__(*args, **{**kwargs, "add_help_option": False})  # type: ignore[arg-type]
+        self.params.append(_help_option())
+        self.examples = examples
+        self.exits = exits
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections below the options."""
+        codes = dict(EXIT_CODES) | dict(self.exits)
+        for title, rows in (
+            ("Examples", self.examples),
+            ("Exit codes", sorted(codes.items(), key=_code_key)),
+            ("Environment", ENVIRONMENT),
+        ):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(list(rows), col_max=44)
+
+
+def _code_key(row: tuple[str, str]) -> tuple[bool, int]:
+    return (not row[0].isdigit(), int(row[0]) if row[0].isdigit() else 0)
+
+
+class Verbs(click.Group):
+    """The group of `VERBS`; a verb's module is imported when the verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs, in the order in which a newcomer meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one verb; raises `NotFound` with the nearest ones for an unknown word."""
+        if name not in VERBS:
+            raise NotFound.among("command", name, VERBS, "see 'beo --help'")
+        command = getattr(import_module(f"beo.cli.{VERBS[name][0]}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+def _tell_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        print(f"beo {beo.__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=Verbs,
+    add_help_option=False,
+    params=[_help_option()],
+    context_settings={"max_content_width": 100},
+    help="A cluster of plain computers, used as one.\n\n'beo COMMAND --help' tells more.",
+)
+@option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print the version.")
+def group() -> None:
+    """Hold the verbs; it does nothing itself."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code; what goes wrong is told on stderr.
+
+    Everything that was printed has been written when it returns. Raises KeyboardInterrupt, as it came.
+    """
+    try:
+        code = _run(list(argv))
+        sys.stdout.flush()
+        return code
+    except BeoError as error:
+        return _complain(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        return _complain(in_our_words(error), EXIT_USAGE)
+    except OSError as error:  # the disk below stdout is full, or a file may not be read
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{(error.strerror or str(error)).lower()}{where}", EXIT_FAILED)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        with group.make_context("beo", argv) as context:  # not group.main, which answers Ctrl-C with an empty line
+            code = group.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.Abort:  # what a prompt makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _complain(text: str, code: int) -> int:
+    try:
+        sys.stdout.flush()  # what was printed before comes before, where both are one file
+    except OSError:
+        sys.stdout = sys.stderr  # it can't be written, now or later
+    print(f"beo: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def in_our_words(error: click.ClickException) -> str:
+    """Return click's complaint about a command line as beo says such things."""
+    context = getattr(error, "ctx", None)
+    cure = f"see '{context.command_path if context else 'beo'} --help'"
+    if isinstance(error, click.NoSuchOption):
+        return str(NotFound.among("option", error.option_name, error.possibilities or (), cure))
+    text = error.format_message().strip().rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}: {cure}"

@@ -1,0 +1,142 @@
+"""The verb run: a program on the cluster that behaves like one started here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import time
+from collections import deque
+
+import click
+
+from beo.cli.group import Verb, option
+from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of
+from beo.cli.waiting import exit_code_of
+from beo.cli.watch import Printer, Watch, follow_job
+from beo.client import ENDED, Cluster, new_key, tell
+from beo.errors import BeoError, NoHead
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+ENDING = frozenset(FORWARDED[:4])  # what ends a program that does nothing about it
+# A program may take its time over one SIGINT, or a second; who presses a third time within this span means it.
+INSIST_S = 2.0
+INSIST_COUNT = 3
+FORWARD_PATIENCE_S = 1.0  # for one try; output goes on in between
+PENDING_MAX = 100  # signals under way; those beyond are the same over and over
+
+
+@click.command(
+    cls=Verb,
+    context_settings=STOP_AT_COMMAND,
+    examples=[
+        ("beo run -n 4 python pi.py", "four ranks, their output here"),
+        ("sort words | beo run ./count", "rank 0 reads this program's input"),
+        ("beo run -l -n 3 hostname", "who says what"),
+    ],
+    exits=[("program's", "the program's own, 128 + signal for a killed one")],
+)
+@option("-l", "--label", is_flag=True, help="Put the rank in front of each line.")
+@job_options(requeue="never")
+@click.pass_context
+def run(context: click.Context, /, **_: object) -> int:
+    """Run CMD on the cluster and behave as if it ran here: its output, exit code, input and signals are this program's.
+
+    Standard input goes to rank 0. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 go to every rank; the third
+    SIGINT within two seconds cancels the job. Where there is no room, it waits, and says why on a terminal.
+
+    Restarts of the head are waited out with no line lost or doubled. If this program is killed, the job ends a little
+    later.
+    """
+    job = spec_of(context, stdin=_has_input(), attached=True)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a reader that has gone must end the job, not this program alone
+    cluster = Cluster()
+    number = cluster.submit(job, context.params["key"] or None)
+    watch = Watch(cluster, number, attached=True)
+    signals = Signals(cluster, watch)
+    try:
+        view = follow_job(
+            cluster,
+            watch,
+            Printer(label=context.params["label"]),
+            input_fd=sys.stdin.fileno() if job.stdin else None,
+            on_wake=signals.forward,
+        )
+    except BrokenPipeError:
+        cluster.cancel([str(number)])
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+        raise
+    finally:
+        signals.close()
+    return signals.exit_code or exit_code_of([view])
+
+
+def _has_input() -> bool:
+    """Say whether standard input is there and is not /dev/null."""
+    try:
+        found = os.fstat(0)
+    except OSError:
+        return False
+    null = os.stat(os.devnull)
+    return not (stat.S_ISCHR(found.st_mode) and found.st_rdev == null.st_rdev)
+
+
+class Signals:
+    """Takes this program's signals and forwards each to the job, once."""
+
+    def __init__(self, cluster: Cluster, watch: Watch) -> None:
+        """Take the signals over."""
+        self.exit_code = 0  # of a job that was cancelled before it ran
+        self._cluster = cluster
+        self._watch = watch
+        self._pending: deque[tuple[int, str]] = deque(maxlen=PENDING_MAX)
+        self._interrupts_s: deque[float] = deque(maxlen=INSIST_COUNT)
+        self._before = {number: signal.signal(number, self._take) for number in FORWARDED}
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def forward(self) -> None:
+        """Send what has come to the job; what the head could not take is tried again the next time."""
+        while self._pending:
+            number, key = self._pending[0]
+            try:
+                self._send(number, key)
+            except NoHead:
+                return
+            except BeoError as error:
+                if not self._is_over():
+                    tell(str(error))
+            self._pending.popleft()
+
+    def _take(self, number: int, _: object) -> None:
+        self._pending.append((number, new_key()))
+        if number == signal.SIGINT:
+            self._interrupts_s.append(time.monotonic())
+        self._watch.waker.wake()
+
+    def _send(self, number: int, key: str) -> None:
+        view = self._watch.view
+        first_s, last_s = (self._interrupts_s or (0.0,))[0], (self._interrupts_s or (0.0,))[-1]
+        if len(self._interrupts_s) == INSIST_COUNT and last_s - first_s <= INSIST_S:
+            self._cluster.cancel([str(self._watch.job)], FORWARD_PATIENCE_S)
+        elif view and view.attempt:
+            self._cluster.signal(self._watch.job, number, key, FORWARD_PATIENCE_S)
+        elif number in ENDING:
+            self._cluster.cancel([str(self._watch.job)], FORWARD_PATIENCE_S)
+            self.exit_code = 128 + number
+
+    def _is_over(self) -> bool:
+        view = self._watch.view
+        return bool(view and view.state in ENDED)

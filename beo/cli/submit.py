@@ -1,0 +1,47 @@
+"""The verb submit: hand in a job and return."""
+
+from __future__ import annotations
+
+import click
+
+from beo.cli.group import Verb, option
+from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of
+from beo.cli.waiting import Progress, exit_code_of
+from beo.client import Cluster
+
+
+@click.command(
+    cls=Verb,
+    context_settings=STOP_AT_COMMAND,
+    examples=[
+        ("beo submit -n 4 python pi.py", "four ranks of an MPI program"),
+        ("beo submit -t 1h --mem 4GiB ./fit", "one process, with limits"),
+        ("beo submit -o out.%j job.sh", "a script; '#BEO -n 4' in it is an option"),
+        ("beo wait $(beo submit -q ./fit)", "its exit code, later"),
+    ],
+    exits=[("job's", "with --wait: the job's own, 128 + signal for a killed one")],
+)
+@option("--wait", is_flag=True, help="Wait until it ended, and exit with its code.")
+@option("-q", "--quiet", is_flag=True, help="Print the job's id and nothing else.")
+@job_options(requeue="confirm")
+@click.pass_context
+def submit(context: click.Context, /, **_: object) -> int:
+    """Hand in a job: CMD runs with as many ranks as asked for, as soon as there is room. Prints its id.
+
+    When this returns, the job is safe: it runs, whatever is killed or restarted meanwhile. It takes along this shell's
+    environment (but BEO_* and PMI_*) and working directory. Its output is kept for 'beo logs'.
+
+    Where CMD is a script that begins with '#!' and has lines like '#BEO -n 4 -t 1h' above its first command, their
+    options count unless given here, and its text is taken as it is now. A shell script runs once, with all that was
+    asked for at its disposal; any other script runs once per rank.
+    """
+    job = spec_of(context)
+    asked = context.params
+    cluster = Cluster()
+    number = cluster.submit(job, asked["key"] or None)
+    print(number if asked["quiet"] else f"job {number}", flush=True)
+    if not asked["wait"]:
+        return 0
+    with Progress(asked["quiet"]) as progress:
+        views = cluster.wait([number], None, progress.on_progress)
+    return exit_code_of(views, asked["quiet"])

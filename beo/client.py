@@ -1,0 +1,349 @@
+"""How programs speak to the head: `Cluster`, with a request and its answer, and a method per verb.
+
+Every request may be repeated: the head answers a submission or signal that it knows by its key with what it did the
+first time. So a request that gets no answer is simply sent again, under the same key, over as many restarts of the head
+as the caller's patience covers, and happens once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from beo import config, spec, units, wire
+from beo import messages as m
+from beo.errors import Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict
+
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    Answer = TypeVar("Answer")
+
+PATIENCE_S = 2.0  # a killed head is back in less; longer, and a person wonders whether anything happens
+SUBMIT_PATIENCE_S = 10.0  # a submission also rides out a head that replays a long journal
+RESEND_S = 1.0  # an answer that is overdue by so much was lost with the head that owed it
+CONNECT_POLL_S = 0.25  # how often an absent head's connection is looked at
+# A head that dies takes its parked polls along; their client asks again when they are overdue, so they are kept short.
+WAIT_SLICE_S = 2.0
+EVENTS_PAGE = 1_000  # entries in one answer: the head's limit
+PACE_S = 0.1  # between polls that a busy head answers at once instead of keeping them
+PROGRESS_SLICE_S = 1.0  # the same where somebody watches
+
+ENDED = frozenset({"done", "failed", "cancelled", "lost"})
+FOREIGN_ENVIRONMENT = ("BEO_", "PMI_")  # set anew for each job: those of the submitter would lie
+
+OnProgress = Callable[[Sequence[m.JobView]], None]
+
+
+class Unanswered(NoHead):
+    """A request was sent and no answer came: what became of it is not known."""
+
+
+def new_key() -> str:
+    """Return a fresh idempotency key: the time, so that the head can tell its age, and 96 random bits."""
+    return spec.submission_key(time.time(), os.urandom(12).hex())
+
+
+def tell(text: str) -> None:
+    """Say one line on standard error, as beo."""
+    print(f"beo: {text}", file=sys.stderr, flush=True)
+
+
+# One for all connections of the process: each context has an I/O thread of its own.
+_context = functools.cache(wire.new_context)
+
+
+def _forgotten(job: int) -> NotFound:
+    return NotFound(f"no job {job}", "never submitted here, or ended long ago", "see 'beo queue --all'")
+
+
+class Cluster:
+    """A connection to the cluster in `home` (by default `BEO_DIR`), made when first needed. For one thread at a time.
+
+    Every method raises `BeoError`: `NoHead` where nobody answers, `Refused` for a foreign key, or what the head says.
+    """
+
+    def __init__(self, home: config.Home | None = None) -> None:
+        """Take the cluster's folder; nothing is read yet."""
+        self.home = home or config.home()
+        self._connection: wire.Connection | None = None
+        self._requests = 0
+
+    def __enter__(self) -> Cluster:
+        """Return the cluster, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens it anew."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    # ---- one request ----------------------------------------------------------------------------------------------
+
+    def request(self, message: object, patience_s: float | None = PATIENCE_S, wait_s: float = 0.0) -> object:
+        """Send one message of `ClientRequest` and return its answer; raises the error that a `Failed` carries.
+
+        The message is sent again, as it is, until it is answered or the head was silent for `patience_s` (None: for
+        ever, with a line on standard error). `wait_s` is how long the head may keep a long poll.
+        """
+        connection = self._connected()
+        self._requests += 1
+        body = m.encode(message)
+        began_s = time.monotonic()
+        sent, told = 0, False
+        while True:
+            silent_s = time.monotonic() - began_s - sent * wait_s
+            left_s = PATIENCE_S if patience_s is None else patience_s - silent_s
+            if patience_s is None and silent_s >= PATIENCE_S and not told:
+                tell(f"no head answers at {connection.address}: waiting")
+                told = True
+            if left_s <= 0 and patience_s is not None:
+                raise self._unanswered(connection.address, patience_s, sent > 0)
+            if connection.send(self._requests, body, min(CONNECT_POLL_S, left_s)):
+                sent += 1
+                answer = self._receive(connection, wait_s + min(RESEND_S, left_s))
+                if answer is not None:
+                    if told:
+                        tell("a head answers again")
+                    return answer
+            if connection.refused:
+                raise Refused(
+                    f"the head at {connection.address} does not know this key",
+                    str(self.home.keys / "admin.secret"),
+                    "set BEO_DIR to the cluster that you mean, or ask its operator for a key",
+                )
+
+    def _connected(self) -> wire.Connection:
+        if not self._connection:
+            self._connection = self._connect(self.home.cluster().heads[0])
+        return self._connection
+
+    def _connect(self, address: str) -> wire.Connection:
+        return wire.Connection(address, self.home.cluster().key, self.home.secret("admin"), _context())
+
+    def bulk(self) -> wire.Connection:
+        """Return a new connection to the head's bulk plane, where output and input go."""
+        known = self.home.cluster().bulk
+        return self._connect(known[0] if known else self.info().bulk)
+
+    def _receive(self, connection: wire.Connection, timeout_s: float) -> object | None:
+        deadline_s = time.monotonic() + timeout_s
+        while received := connection.receive(max(0.0, deadline_s - time.monotonic())):
+            request, body = received
+            if not request and not body:
+                raise Internal("the head speaks another version of beo's protocol", "", "install the same on both")
+            if request != self._requests:
+                continue  # the late answer to a request that was given up
+            try:
+                answer: object = m.to_client.decode(body)
+            except msgspec.DecodeError as error:
+                why = str(error).lower()
+                raise Internal("the head's answer makes no sense", why, "install the same beo on both") from None
+            if isinstance(answer, m.Failed):
+                raise from_dict(answer.error)
+            return answer
+        return None
+
+    def _unanswered(self, address: str, patience_s: float, sent: bool) -> NoHead:
+        kind = Unanswered if sent else NoHead
+        cure = "start one with 'beo up', or set BEO_DIR to the cluster that you mean"
+        return kind(f"no head answers at {address}", f"tried for {units.format_duration(patience_s)}", cure)
+
+    def _ask(
+        self, message: object, kind: type[Answer], patience_s: float | None = PATIENCE_S, wait_s: float = 0.0
+    ) -> Answer:
+        answer = self.request(message, patience_s, wait_s)
+        if isinstance(answer, kind):
+            return answer
+        raise Internal(f"the head answered with {type(answer).__name__}", f"asked for {kind.__name__}")
+
+    # ---- verbs ----------------------------------------------------------------------------------------------------
+
+    def info(self, patience_s: float | None = PATIENCE_S) -> m.InfoIs:
+        """Return which cluster, head and epoch answers, and as whom it knows us."""
+        return self._ask(m.Info(), m.InfoIs, patience_s)
+
+    def submit(
+        self,
+        job: spec.JobSpec,
+        key: str | None = None,
+        on_warning: Callable[[str], None] = tell,
+        patience_s: float = SUBMIT_PATIENCE_S,
+    ) -> int:
+        """Hand a job to the cluster and return its id; from then on it is durable.
+
+        The same `key` gives the same job, however often it is sent. Where nobody answered in the end, the error tells
+        the key, since the job may exist.
+        """
+        key = key or new_key()
+        message = m.Submit(key, spec.check(job), os.getuid(), os.getgid(), tuple(os.getgroups()))
+        try:
+            answer = self._ask(message, m.SubmittedIs, patience_s)
+        except Unanswered as error:
+            cure = f"submit again with --key {key}, which gives this job and never a second one"
+            raise Unanswered(f"{error.what}, so the job may exist or not", error.why, cure) from None
+        for warning in answer.warnings:
+            on_warning(warning)
+        return answer.job
+
+    def jobs(self, select: Iterable[str] = (), ended: bool = False, limit: int = 1_000) -> m.JobsAre:
+        """Return the selected jobs by ascending id; without selectors the unended ones, or all with `ended`."""
+        return self._ask(m.ListJobs(tuple(select), ended, limit), m.JobsAre)
+
+    def show(self, select: Iterable[str], patience_s: float | None = PATIENCE_S) -> tuple[m.JobDetail, ...]:
+        """Return everything about the selected jobs."""
+        return self._ask(m.ShowJob(tuple(select)), m.DetailsAre, patience_s).jobs
+
+    def look(self, job: int, known: str = "", wait_s: float = 0.0, attached: bool = False) -> m.JobView:
+        """Return one job as soon as it ended or its "state/attempt" differs from `known`, or after `wait_s`.
+
+        Waits for a head for ever. `attached` tells the head that the job's client is alive.
+        """
+        answer = self._ask(m.WaitJobs((job,), wait_s, attached, known), m.JobsAre, None, wait_s)
+        if not answer.jobs:
+            raise _forgotten(job)
+        return answer.jobs[0]
+
+    def wait(
+        self, jobs: Iterable[int], timeout_s: float | None = None, on_progress: OnProgress | None = None
+    ) -> list[m.JobView]:
+        """Wait until all of these ended and return them as they were given.
+
+        Rides out any restart of the head. `on_progress` gets the present rows about once a second. Raises `TimedOut`
+        after `timeout_s`, and `NotFound` for a job that the head does not know.
+        """
+        order = list(jobs)
+        views: dict[int, m.JobView] = {}
+        rest = list(dict.fromkeys(order))
+        slice_s = PROGRESS_SLICE_S if on_progress else WAIT_SLICE_S
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while rest:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            wait_s = slice_s if left_s is None else min(slice_s, left_s)
+            asked = rest[: m.LIST_LENGTH_MAX]
+            patience_s = None if left_s is None else left_s + PATIENCE_S
+            asked_s = time.monotonic()
+            answer = self._ask(m.WaitJobs(tuple(asked), wait_s), m.JobsAre, patience_s, wait_s)
+            views.update((view.id, view) for view in answer.jobs)
+            for job in asked:
+                if job not in views:
+                    raise _forgotten(job)
+            rest = [job for job in rest if job not in views or views[job].state not in ENDED]
+            if on_progress:
+                on_progress([views[job] for job in order if job in views])
+            if rest and time.monotonic() - asked_s < min(PACE_S, wait_s):
+                time.sleep(PACE_S)
+            if rest and left_s == 0.0:
+                which = f"job {rest[0]}" if len(order) == 1 else f"{len(rest)} of {len(order)} jobs"
+                cure = "'beo wait' again, or 'beo queue' to see what it does"
+                raise TimedOut(f"{which} had not ended after {units.format_duration(timeout_s or 0.0)}", "", cure)
+        return [views[job] for job in order]
+
+    def cancel(self, select: Iterable[str], patience_s: float = SUBMIT_PATIENCE_S) -> tuple[m.JobView, ...]:
+        """End the selected jobs; returns those that were meant."""
+        return self._ask(m.Cancel(tuple(select)), m.JobsAre, patience_s).jobs
+
+    def signal(self, job: int, number: int, key: str | None = None, patience_s: float = SUBMIT_PATIENCE_S) -> None:
+        """Send a signal to every rank of a job, once per key."""
+        self._ask(m.Signal(job, number, key or new_key()), m.Done, patience_s)
+
+    def nodes(self) -> tuple[m.NodeView, ...]:
+        """Return the nodes."""
+        return self._ask(m.ListNodes(), m.NodesAre).nodes
+
+    def events(self, after: int = 0, limit: int = 100) -> tuple[m.EventView, ...]:
+        """Return the journal entries behind index `after`, at most `limit`; with 0 the last ones."""
+        return self._ask(m.ListEvents(after, limit), m.EventsAre).events
+
+    def history(self) -> Iterator[m.EventView]:
+        """Yield all journal entries that the head still has, the oldest first."""
+        last = 1  # an `after` of 0 means the newest; entry 1 is the birth of the cluster
+        while page := self.events(last, EVENTS_PAGE):
+            yield from page
+            last = page[-1].index
+
+    def gone(self, node: str) -> None:
+        """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""
+        self._ask(m.DeclareGone(node), m.Done, SUBMIT_PATIENCE_S)
+
+
+# ---- a job from here -----------------------------------------------------------------------------------------
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a job takes over of the submitter's environment: all but what beo and MPI set for each job anew.
+
+    Variables that are not UTF-8 are left out, since an entry of the journal is text.
+    """
+    return {k: v for k, v in environ.items() if not k.startswith(FOREIGN_ENVIRONMENT) and _is_text(k) and _is_text(v)}
+
+
+def _is_text(word: str) -> bool:
+    return word.isascii() or not any("\ud800" <= c <= "\udfff" for c in word)
+
+
+def new_spec(
+    argv: Sequence[str],
+    *,
+    ranks: int = 1,
+    nodes: int = 0,
+    cpus: int = 1,
+    mem: int | str = 0,
+    time_limit: float | str = 0.0,
+    name: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+    requeue: spec.Requeue = "confirm",
+    priority: int = 0,
+    output: str = "",
+    errors: str = "",
+    script: str = "",
+    stdin: bool = False,
+    attached: bool = False,
+) -> spec.JobSpec:
+    """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
+
+    `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
+    to `cwd`. Raises `UsageError` that names the option at fault.
+    """
+    if isinstance(argv, str):
+        raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
+    words = tuple(map(str, argv))
+    for word in words:
+        if not _is_text(word):
+            raise UsageError(f"a word of the command is not UTF-8: {word!r}", "", "name the file otherwise")
+    folder = os.path.abspath(cwd)
+    if not os.path.isdir(folder):
+        raise UsageError(f"no folder {folder}", "the job would run there", "make it, or change --chdir")
+    return spec.check(
+        spec.JobSpec(
+            argv=words,
+            cwd=folder,
+            env={**environment(os.environ), **(env or {})},
+            name=name,
+            ranks=ranks,
+            nodes=nodes,
+            cpus=cpus,
+            mem_bytes=units.parse_size(mem) if isinstance(mem, str) else mem,
+            time_limit_s=units.parse_duration(time_limit) if isinstance(time_limit, str) else time_limit,
+            requeue=requeue,
+            priority=priority,
+            output=output and os.path.join(folder, output),
+            errors=errors and os.path.join(folder, errors),
+            script=script,
+            batch=bool(script) and spec.is_shell(script),
+            stdin=stdin,
+            attached=attached,
+        )
+    )

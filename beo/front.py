@@ -1,0 +1,63 @@
+"""The front: what `beo` runs first. The standard library alone, so that it starts at once.
+
+It decides who does the work: this process, by way of click. A resident helper that has everything loaded already is
+to be asked in `main`, before `in_process`; there is none yet, so nothing is looked for.
+"""
+
+import gc
+import os
+import signal
+import sys
+from importlib import import_module
+from types import ModuleType
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+# Loading makes many objects and no garbage: looking for some over and over takes its time. Few verbs make so many more.
+GARBAGE_LOOKED_FOR_AFTER = 100_000
+
+# What click, msgspec and zmq import and a verb makes no use of: a quarter of the time that loading them takes. The list
+# is about speed alone: each is loaded as soon as anything is asked of it.
+SELDOM_USED = ("inspect", "ipaddress", "json", "random", "textwrap", "tomllib")
+# msgspec takes these names from typing where this is not installed.
+SUPERFLUOUS = "typing_extensions"
+
+
+class _Later(ModuleType):
+    """A module in name only, until it is asked for something."""
+
+    def __getattr__(self, name: str) -> object:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        module = import_module(self.__name__)
+        self.__dict__.update(module.__dict__)
+        return getattr(module, name)
+
+
+def main() -> None:
+    """Run the command line in `sys.argv` and leave with its exit code. Never returns."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `beo queue | head` ends as coreutils do: of the signal, silently
+    try:
+        code = in_process(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    # Nothing is left to do, and taking a whole interpreter down in good order takes longer than many a verb.
+    os._exit(code)
+
+
+def in_process(argv: list[str]) -> int:
+    """Do the work here: return the exit code of the command line `argv` (without the program's name)."""
+    gc.set_threshold(GARBAGE_LOOKED_FOR_AFTER)
+    for name in SELDOM_USED:
+        sys.modules.setdefault(name, _Later(name))
+    if SUPERFLUOUS not in sys.modules:
+        sys.modules[SUPERFLUOUS] = None  # type: ignore[assignment]  # how import is told that there is none
+        import_module("msgspec")
+        del sys.modules[SUPERFLUOUS]
+    from beo.cli.group import main as run
+
+    return run(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Jobs from a program: `beo.submit`, `beo.run` and `beo.Job`.
+
+    import beo
+
+    job = beo.submit(["python", "pi.py"], ranks=4, mem="1GiB", time_limit="1h")
+    print(job.wait(), job.logs())
+
+The cluster is the one in `BEO_DIR` unless another is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from beo import messages as m
+from beo import spec
+from beo.client import ENDED, WAIT_SLICE_S, Cluster, new_spec
+from beo.errors import BeoError
+
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+    from typing import TypedDict, Unpack
+
+    class Options(TypedDict, total=False):
+        """What `new_spec` takes by name."""
+
+        ranks: int
+        nodes: int
+        cpus: int
+        mem: int | str
+        time_limit: float | str
+        name: str
+        env: Mapping[str, str]
+        cwd: str
+        requeue: spec.Requeue
+        priority: int
+        output: str
+        errors: str
+
+
+class Job:
+    """One job of a cluster, by its id. What it tells is asked of the head each time."""
+
+    def __init__(self, id: int, cluster: Cluster | None = None) -> None:
+        """Take the id and the cluster (default: the one in `BEO_DIR`); whether there is such a job shows when asked."""
+        self.id = id
+        self.cluster = cluster or Cluster()
+
+    def __repr__(self) -> str:
+        """Show the id."""
+        return f"Job({self.id})"
+
+    @property
+    def view(self) -> m.JobView:
+        """The job's row in `beo queue`, as of now."""
+        return self.cluster.look(self.id)
+
+    @property
+    def state(self) -> str:
+        """Its state: queued, running, ending, done, failed, cancelled or lost."""
+        return self.view.state
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code (128 + signal for a killed one), or None while it has not ended."""
+        view = self.view
+        return view.exit_code if view.state in ENDED else None
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Wait until it ended and return the exit code; raises `TimedOut` after `timeout_s`."""
+        return self.cluster.wait([self.id], timeout_s)[0].exit_code
+
+    def cancel(self) -> None:
+        """End it."""
+        self.cluster.cancel([str(self.id)])
+
+    def logs(self) -> str:
+        """Return what its last attempt has written so far, stdout and stderr, in the order in which it came."""
+        return b"".join(data for _, data in self.output()).decode(errors="replace")
+
+    def output(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (fd, data) of what its last attempt has written so far; fd is 1 for stdout and 2 for stderr."""
+        from beo.follow import follow  # here, because most who list or submit jobs never read any output
+
+        attempt = self.view.attempt
+        if attempt:
+            for _, _, fd, data in follow(self.cluster.bulk, self.id, attempt, wait=False):
+                yield fd, data
+
+
+def submit(
+    argv: Sequence[str], *, key: str | None = None, cluster: Cluster | None = None, **options: Unpack[Options]
+) -> Job:
+    """Submit a job and return it at once; `options` are those of `new_spec`.
+
+    When this returns, the job is durable. See `Cluster.submit` for `key` and the errors.
+    """
+    cluster = cluster or Cluster()
+    return Job(cluster.submit(new_spec(argv, **options), key), cluster)
+
+
+def run(
+    argv: Sequence[str], *, check: bool = False, cluster: Cluster | None = None, **options: Unpack[Options]
+) -> CompletedProcess[str]:
+    """Run a program on the cluster and return how it ended, as `subprocess.run` with `capture_output` and `text` does.
+
+    `options` are those of `new_spec`. The job is cancelled where this call is interrupted, and ends by itself where
+    this process dies. Raises `subprocess.CalledProcessError` for another exit code than 0 where `check`, and
+    `BeoError` for a job that did not end of its own accord: cancelled, lost, or over its time limit.
+    """
+    from subprocess import CompletedProcess  # here, because `submit` does without
+
+    cluster = cluster or Cluster()
+    job = Job(cluster.submit(new_spec(argv, attached=True, **options)), cluster)
+    try:
+        view = job.view
+        while view.state not in ENDED:
+            view = cluster.look(job.id, f"{view.state}/{view.attempt}", WAIT_SLICE_S, attached=True)
+    except BaseException:
+        job.cancel()
+        raise
+    if view.code_by == "beo":
+        raise BeoError(f"job {job.id} ended as {view.state}", view.reason, f"see 'beo show {job.id}'")
+    written: dict[int, list[bytes]] = {1: [], 2: []}
+    for fd, data in job.output():
+        written[fd].append(data)
+    output, error = (b"".join(parts).decode(errors="replace") for parts in written.values())
+    result = CompletedProcess(list(argv), view.exit_code, output, error)
+    if check:
+        result.check_returncode()
+    return result
