@@ -19,10 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "errors nodeset units spec settings events messages records selector table",
     1: "headnode.state headnode.decide headnode.schedule headnode.explain headnode.metrics headnode.core "
-    "headnode.views worker.core worker.launch worker.pmi worker.frames worker.peers",
-    2: "config log wire journal lockfile birth worker.memory worker.process worker.probe worker.contain worker.loop worker.order "
-    "worker.ranks worker.spool headnode.output",
-    3: "headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden worker.shipper local supervisor",
+    "headnode.views headnode.waiters headnode.queue worker.core worker.told worker.launch worker.pmi worker.frames "
+    "worker.peers",
+    2: "config log wire journal lockfile birth worker.memory worker.process worker.probe worker.contain worker.loop "
+    "worker.order worker.ranks worker.spool worker.pipes headnode.output",
+    3: "headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
+    "worker.shipper local supervisor",
     4: "client job follow cli.* front",
 }
 PURE_FLOORS = {0, 1}

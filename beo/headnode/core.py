@@ -344,11 +344,14 @@ class Head:
         session.heard_s = now.boot_s
         live = self._live(message.node)
         lease_s = self._config.worker.lease_s
-        settled = min((attempt.index for _, attempt, _ in live.values()), default=state.index + 1) - 1
-        self._send(session.peer, ms.Pong(state.epoch, message.incarnation, message.t_ns, lease_s, settled))
+        running, ended = set(message.running), set(message.ended)
+        # What the node names has arrived there, so only what it doesn't name may still be on its way.
+        unanswered = (attempt.index for key, (_, attempt, _) in live.items() if key not in running and key not in ended)
+        settled = min(unanswered, default=state.index + 1) - 1
         if not session.told:
             session.told = self._dirty = True
-        running, ended = set(message.running), set(message.ended)
+            self._send(session.peer, ms.Welcome(state.epoch, message.incarnation, self._bulk))
+        self._send(session.peer, ms.Pong(state.epoch, message.incarnation, message.t_ns, lease_s, settled))
         for key in sorted(running - live.keys()):
             message_out = ms.Kill(state.epoch, session.incarnation, *key, "this attempt is over", 0.0)
             self._command(session, "kill", key, now, message_out)

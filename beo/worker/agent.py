@@ -67,10 +67,13 @@ class Agent:
         }
         self._contain = contain
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
+        told = f"{self._server.address} {slots} {mem_bytes} {facts}"
+        self._memory.introduce(told, secrets.token_hex(8))
         node = core.Node(name, boot, self._server.address, public, slots, mem_bytes, facts)
         self._core = core.Worker(node, self._config, lambda: secrets.token_hex(8))
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
+        self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
         self._next_warden = 1
         self._left: dict[tuple[int, int], Path] = {}  # folders of wardens that went before their output was shipped
         self._spares: list[int] = []
@@ -79,6 +82,7 @@ class Agent:
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._shipping: set[tuple[int, int]] = set()
         self._stopping = 0
+        self._poller = wire.Poller()
         self._begin()
 
     # ---- beginning and ending
@@ -102,22 +106,27 @@ class Agent:
     def _begin(self) -> None:
         wardens = self._folder / "wardens"
         wardens.mkdir(mode=0o700, exist_ok=True)
-        gone = []
-        for path in wardens.iterdir():
-            number = int(path.name)
-            self._next_warden = max(self._next_warden, number + 1)
-            link = process.attach(str(path))
-            if link:
-                self._links[number] = link
-            else:
-                gone.append(number)
+        self._limbo = {int(path.name) for path in wardens.iterdir() if path.name.isdigit()}
+        self._next_warden = max(self._limbo, default=0) + 1
         memory = self._memory
         known = memory.identity
-        wardens_known = tuple(sorted([*self._links, *gone]))
-        begin = core.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), wardens_known)
-        self._perform(self._core.handle(begin, self._now()))
-        for number in gone:
-            self._clear_away(number, wardens / str(number))
+        begin = core.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), tuple(sorted(self._limbo)))
+        self._handle(begin)
+        self._look_into_limbo()
+        if self._limbo:
+            log.warning("wardens %s live but don't answer: this node joins when they do", sorted(self._limbo))
+
+    def _look_into_limbo(self) -> None:
+        """Settle what became of wardens whose connection is closed: dead, or to be connected to again."""
+        for number in sorted(self._limbo):
+            folder = self._folder / "wardens" / str(number)
+            if process.is_dead(str(folder)):
+                self._limbo.discard(number)
+                self._clear_away(number, folder)
+            elif link := process.attach(str(folder)):
+                self._limbo.discard(number)
+                self._links[number] = link
+                self._poller.register(link.fileno(), wire.POLLIN)
 
     def stop(self, number: int, _frame: object = None) -> None:
         """Let `run` return; a signal handler: SIGINT ends the jobs as well."""
@@ -129,13 +138,11 @@ class Agent:
         if self._stopping == signal.SIGINT:
             for link in self._links.values():
                 link.send({"op": "exit"})
+            left = [link.folder for link in self._links.values()]
             deadline_s = time.monotonic() + END_S
-            while self._links and time.monotonic() < deadline_s:
-                for number, link in list(self._links.items()):
-                    link.receive()
-                    if link.closed:
-                        del self._links[number]
-                time.sleep(0.01)
+            while left and time.monotonic() < deadline_s:
+                left = [folder for folder in left if not process.is_dead(folder)]
+                time.sleep(0.005)
             for key in self._core.held:
                 self._sweep(*key)
         self._shipper.stop()
@@ -159,13 +166,10 @@ class Agent:
 
     def run(self) -> None:
         """Serve until stopped."""
-        poller = wire.Poller()
-        self._poller = poller
+        poller = self._poller
         self._head.register(poller)
         self._server.register(poller)
         poller.register(self._waker.fileno(), wire.POLLIN)
-        for link in self._links.values():
-            poller.register(link.fileno(), wire.POLLIN)
         self._shipper.start()
         log.info("%s serves the head at %s", self._core.node.name, self._cluster.heads[0])
         next_tick_s = 0.0
@@ -222,26 +226,19 @@ class Agent:
         for message in link.receive():
             self._handle(core.FromWarden(number, message))
         if link.closed:
-            self._warden_closed(number, link)
-
-    def _warden_closed(self, number: int, link: process.Link) -> None:
-        del self._links[number]
-        with suppress(KeyError, ValueError):
             self._poller.unregister(link.fileno())
-        link.close()
-        self._ended.append(link)
-        if number in self._spares:
-            self._spares.remove(number)
-        self._clear_away(number, Path(link.folder))
+            link.close()
+            self._ended.append(link)
+            del self._links[number]
+            self._limbo.add(number)
+            self._look_into_limbo()
 
     def _clear_away(self, number: int, folder: Path) -> None:
         """A warden has gone: its folder too, unless it holds output that is still to be shipped."""
         spool_bytes = 0
-        for spool in folder.glob("*.spool"):
-            job, _, attempt = spool.stem.partition(".")
-            key = (int(job), int(attempt))
-            held = self._core.held.get(key)
-            if held and not held.shipped:
+        for key, held in self._core.held.items():
+            spool = self._spool(number, *key)
+            if not held.shipped and spool.exists():
                 self._left[key] = folder
                 self._core.launched(key, number)
                 spool_bytes = spool.stat().st_size
@@ -251,13 +248,15 @@ class Agent:
 
     def _housekeep(self) -> None:
         self._ended = [link for link in self._ended if not link.reaped()]
+        self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
             if link.wants_write:
                 link.flush()
         self._spares = [n for n in self._spares if n in self._links]
         if len(self._spares) < SPARE_WARDENS and not self._stopping:
-            self._spares.append(self._spawn())
+            with suppress(OSError):  # a full disk, say: tried again, and a job that needs one is told why
+                self._spares.append(self._spawn())
         needed = {peer.address for held in self._core.held.values() for peer in held.peers.values()}
         for address in [a for a in self._peers if a not in needed]:
             peer = self._peers.pop(address)
@@ -325,10 +324,14 @@ class Agent:
     def _launch(self, effect: core.Launch) -> None:
         order = effect.order
         warden = effect.warden
-        if warden not in self._links:
-            warden = self._spares.pop() if self._spares else self._spawn()
-        self._core.launched((order.job, order.attempt), warden)
-        self._links[warden].send(self._start_message(order, effect.leash_until_ns))
+        try:
+            message = self._start_message(order, effect.leash_until_ns)
+            if warden not in self._links:
+                warden = self._spares.pop() if self._spares else self._spawn()
+            self._core.launched((order.job, order.attempt), warden)
+            self._links[warden].send(message)
+        except (OSError, ValueError) as error:
+            self._handle(core.LaunchFailed(order.job, order.attempt, f"can't be started: {error}"))
 
     def _start_message(self, order: ms.Start, leash_until_ns: int) -> dict[str, object]:
         spec = order.spec

@@ -415,7 +415,9 @@ class Attempt:
 
     def _watch_memory(self) -> None:
         if self._out_of_memory():
-            self._lose("out of memory")
+            # If it was a rank itself that the kernel killed, its end is about to be reaped, and tells which.
+            victim_s = 0.0 if self.order.cgroup is None else MEMORY_POLL_S
+            self._loop.after(victim_s, "memory", lambda: self._lose("out of memory"))
         elif self.phase == "running":
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
 

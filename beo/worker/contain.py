@@ -182,6 +182,13 @@ class OuterProc:
         """Find out this process's own number outside; after the fork that made it."""
         self.pid = int(os.readlink("self", dir_fd=self._fd))
 
+    def write_down(self, path: str, pids: tuple[int, ...]) -> None:
+        """Write numbers and start times of these processes to a file, so that anyone can tell when they have ended."""
+        lines = "".join(f"{pid} {started_ticks(pid, self._fd)}\n" for pid in pids)
+        with open(f"{path}.new", "w") as file:
+            file.write(lines)
+        os.rename(f"{path}.new", path)
+
     def pid_of(self, child: int) -> int:
         """The number outside of an unreaped child of this process; 0 where the kernel doesn't tell (before 5.3)."""
         try:
@@ -198,6 +205,24 @@ class OuterProc:
             return 0
         finally:
             os.close(pidfd)
+
+
+def started_ticks(pid: int | str, proc_fd: int | None = None) -> int:
+    """When a process started, in clock ticks since the boot: with its number, its name for ever. 0 where there is none.
+
+    A zombie counts as none: it has nothing left, and a PID 1 becomes one only when all in its namespace is dead.
+    """
+    try:
+        fd = os.open(f"{pid}/stat" if proc_fd is not None else f"/proc/{pid}/stat", os.O_RDONLY, dir_fd=proc_fd)
+    except OSError:
+        return 0
+    try:
+        words = os.read(fd, 4096).rpartition(b")")[2].split()
+    except OSError:  # it ended just now
+        return 0
+    finally:
+        os.close(fd)
+    return 0 if words[0] in (b"Z", b"X") else int(words[19])
 
 
 class Leash:

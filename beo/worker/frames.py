@@ -17,6 +17,8 @@ FRAME_BYTES_MAX = 16 << 20
 
 LISTENER = 3
 """The descriptor on which the agent hands a new warden its listening socket."""
+PIDS = "pids"
+"""The file of a warden's folder in which it names its processes before it serves anyone."""
 
 
 class FrameError(ValueError):

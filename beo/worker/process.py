@@ -6,7 +6,8 @@ import os
 import socket
 from typing import Any
 
-from beo.worker.frames import LISTENER, FrameError, Frames, frame
+from beo.worker.contain import started_ticks
+from beo.worker.frames import LISTENER, PIDS, FrameError, Frames, frame
 
 _WARDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "warden.py")
 
@@ -137,8 +138,39 @@ def spawn_warden(folder: str, python: str, contain: str) -> Link:
             os.close(log_fd)
 
 
+def is_dead(folder: str) -> bool:
+    """Whether the warden of `folder` has ended, and with it all that it held behind its walls.
+
+    A connection that was closed or refused proves nothing: a warden hangs up on what it can't read, and one that ends
+    closes its sockets a moment before the kernel kills the rest. Its processes' end does: the walls fall with PID 1.
+    """
+    try:
+        with open(os.path.join(folder, PIDS)) as file:
+            pids = [line.split() for line in file]
+    except FileNotFoundError:
+        # It has not come so far as to listen to anyone, so it runs nothing. It never will if nobody holds its socket.
+        return not _is_held(folder)
+    return all(started_ticks(pid) != int(ticks) for pid, ticks in pids)
+
+
+def _is_held(folder: str) -> bool:
+    try:
+        folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        _connect(folder_fd).close()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    except OSError:
+        pass  # a full backlog, say: somebody has the socket
+    finally:
+        os.close(folder_fd)
+    return True
+
+
 def attach(folder: str) -> Link | None:
-    """Connect to the warden that lives in `folder`; None if there is none any more."""
+    """Connect to the warden that lives in `folder`; None if none answers now, which isn't to say that it is dead."""
     try:
         folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # started by path, without site: the package is two 
 
 from beo.worker import contain
 from beo.worker.attempt import Attempt
-from beo.worker.frames import LISTENER, FrameError, Frames, frame
+from beo.worker.frames import LISTENER, PIDS, FrameError, Frames, frame
 from beo.worker.loop import READ, WRITE, Loop
 from beo.worker.order import Order, whole
 
@@ -321,6 +321,7 @@ def main(arguments: list[str]) -> int:
             # If the keeper died before `settle` asked to die with it, nobody will tell: look for its end of the pair.
             keeper.send(_ORDER.pack(0, True))
             if keeper.recv(1) and not trying:
+                outer.write_down(os.path.join(folder, PIDS), (outer.pid, keeper_pid))
                 os.chdir("/")
                 Warden(folder, kind, outer, keeper_pid, keeper).run()
             status = 0
