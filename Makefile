@@ -60,8 +60,8 @@ test-all: test test-slow test-real ## every test there is
 demo: venv ## show what beo does, on this machine, in a minute
 	$(LIMIT) 300 $(BIN)/python tests/demo.py
 
-bench: venv ## measure what the documents claim
-	$(BIN)/python tests/bench.py
+bench: venv ## measure what the documents claim, beside the bare thing, into docs/performance.md
+	$(LIMIT) 900 $(BIN)/python -m tests.bench --write
 
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The programs in jobs/ give true results, the same on one rank and on two."""
+"""The programs in jobs/ give true results under `beo run`, the same on one rank, on two, and over two nodes."""
 
 import math
 import os
@@ -9,30 +9,15 @@ from pathlib import Path
 
 import pytest
 
-JOBS = Path(__file__).resolve().parent.parent / "jobs"
-TIMEOUT_S = 60  # each takes about a second; more means that ranks wait for each other for ever
-KILL_AFTER_S = 5  # from SIGTERM, on which mpiexec takes its ranks with it, to SIGKILL
+from tests.conftest import Launch
 
+JOBS = Path(__file__).resolve().parent.parent / "jobs"
 RANKS = pytest.mark.parametrize("ranks", [1, 2])
 
 
-def launcher(ranks: int) -> list[str]:
-    """The words that start a program on so many ranks."""
-    return [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)]
-
-
-def launch(
-    ranks: int, argv: list[str], stdin: str = "", *, directory: Path = JOBS, timeout_s: int = TIMEOUT_S
-) -> subprocess.CompletedProcess[str]:
-    """Run a script of this directory on so many ranks to its end; what hangs is killed by timeout(1): exit 124."""
-    limit = ["timeout", f"--kill-after={KILL_AFTER_S}", str(timeout_s)]
-    words = [*limit, *launcher(ranks), sys.executable, *argv]
-    return subprocess.run(words, cwd=directory, input=stdin, capture_output=True, text=True)
-
-
-def printed(ranks: int, argv: list[str], stdin: str = "") -> str:
+def printed(launch: Launch, ranks: int, argv: list[str], stdin: str = "", nodes: int = 0) -> str:
     """What the job wrote on its standard output, once it has ended well."""
-    done = launch(ranks, argv, stdin)
+    done = launch(ranks, argv, stdin, nodes=nodes)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -45,65 +30,80 @@ def value(name: str, output: str) -> float:
 
 
 @RANKS
-def test_hello_comes_once_from_every_rank(ranks: int) -> None:
-    lines = re.findall(r"hello from rank (\d+) of (\d+) on \S+", printed(ranks, ["hello.py"]))
+def test_hello_comes_once_from_every_rank(ranks: int, launch: Launch) -> None:
+    lines = re.findall(r"hello from rank (\d+) of (\d+) on \S+", printed(launch, ranks, ["hello.py"]))
     assert sorted(lines) == [(str(rank), str(ranks)) for rank in range(ranks)]
 
 
 def test_hello_names_its_job() -> None:
     argv = [sys.executable, str(JOBS / "hello.py")]
-    alone = subprocess.run(
-        argv, env={**os.environ, "BEO_JOB_ID": "17"}, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    alone = subprocess.run(argv, env={**os.environ, "BEO_JOB_ID": "17"}, capture_output=True, text=True, timeout=60)
     assert re.fullmatch(r"hello from rank 0 of 1 on \S+, job 17\n", alone.stdout), alone.stderr
 
 
 @RANKS
 @pytest.mark.parametrize(("words", "stdin"), [(["1000000"], ""), ([], "1000000\n")], ids=["argument", "stdin"])
-def test_pi_is_right_with_its_intervals_from_either_door(ranks: int, words: list[str], stdin: str) -> None:
-    output = printed(ranks, ["pi.py", *words], stdin)
+def test_pi_is_right_with_its_intervals_from_either_door(
+    ranks: int, words: list[str], stdin: str, launch: Launch
+) -> None:
+    output = printed(launch, ranks, ["pi.py", *words], stdin)
     assert value("pi", output) == pytest.approx(math.pi, abs=1e-9)
     assert value("error", output) < 1e-9
 
 
-def test_pi_of_fewer_intervals_than_ranks_is_the_midpoint_rule() -> None:
-    assert value("pi", printed(2, ["pi.py", "1"])) == pytest.approx(4 / (1 + 0.5**2))
+def test_pi_of_fewer_intervals_than_ranks_is_the_midpoint_rule(launch: Launch) -> None:
+    assert value("pi", printed(launch, 2, ["pi.py", "1"])) == pytest.approx(4 / (1 + 0.5**2))
 
 
 @RANKS
 @pytest.mark.parametrize("stdin", ["", "many\n", "0\n", f"{10**13}\n"])
-def test_a_number_that_makes_no_sense_ends_every_rank_and_exits_2(ranks: int, stdin: str) -> None:
+def test_a_number_that_makes_no_sense_ends_every_rank_and_exits_2(ranks: int, stdin: str, launch: Launch) -> None:
     done = launch(ranks, ["pi.py"], stdin)
     assert done.returncode == 2
     assert done.stderr.count("pi: give the number of intervals") == 1
 
 
 @RANKS
-def test_the_token_comes_round_whole_in_every_size(ranks: int) -> None:
-    output = printed(ranks, ["ring.py", "--laps", "3"])
+def test_the_token_comes_round_whole_in_every_size(ranks: int, launch: Launch) -> None:
+    output = printed(launch, ranks, ["ring.py", "--laps", "3"])
     sizes_bytes = [int(size) for size in re.findall(rf"token of (\d+) bytes: 3 laps of {ranks} ranks", output)]
     assert sizes_bytes == [8, 1 << 10, 1 << 20, 1 << 23]
 
 
-def test_heat_is_the_known_solution_and_the_same_bit_for_bit_on_any_number_of_ranks() -> None:
-    outputs = [printed(ranks, ["heat2d.py", "--n", "65", "--steps", "400"]) for ranks in (1, 2)]
+def test_heat_is_the_known_solution_and_the_same_bit_for_bit_on_any_number_of_ranks(launch: Launch) -> None:
+    outputs = [printed(launch, ranks, ["heat2d.py", "--n", "65", "--steps", "400"]) for ranks in (1, 2)]
     assert all(value("error", output) < 1e-12 for output in outputs)
     assert len({re.search(r"steps 400 checksum [0-9a-f]{8}", output)[0] for output in outputs}) == 1  # type: ignore[index]
 
 
-def test_another_number_of_steps_is_another_checksum() -> None:
-    outputs = [printed(1, ["heat2d.py", "--n", "10", "--steps", steps]) for steps in ("10", "11")]
+def test_another_number_of_steps_is_another_checksum(launch: Launch) -> None:
+    outputs = [printed(launch, 1, ["heat2d.py", "--n", "10", "--steps", steps]) for steps in ("10", "11")]
     assert len({output.split()[3] for output in outputs}) == 2
 
 
-def test_heat_goes_on_for_the_seconds_asked_and_reports_on_the_way() -> None:
-    output = printed(2, ["heat2d.py", "--n", "20", "--seconds", "0.3", "--report-every", "50"])
+def test_heat_goes_on_for_the_seconds_asked_and_reports_on_the_way(launch: Launch) -> None:
+    output = printed(launch, 2, ["heat2d.py", "--n", "20", "--seconds", "0.3", "--report-every", "50"])
     assert output.startswith("step 50 after")
     assert value("seconds", output) >= 0.3
     assert value("error", output) < 1e-12
 
 
-def test_a_plate_with_fewer_rows_than_ranks_is_refused() -> None:
+def test_a_plate_with_fewer_rows_than_ranks_is_refused(launch: Launch) -> None:
     done = launch(2, ["heat2d.py", "--n", "1"])
     assert done.returncode == 2
     assert "--n must be 2 (a row for each rank)" in done.stderr
+
+
+def test_four_ranks_on_two_nodes_are_one_world(launch: Launch) -> None:
+    lines = re.findall(r"hello from rank (\d+) of 4", printed(launch, 4, ["hello.py"]))
+    assert sorted(lines) == ["0", "1", "2", "3"]
+
+
+def test_the_token_comes_round_whole_between_nodes(launch: Launch) -> None:
+    assert "token of 8388608 bytes: 3 laps of 2 ranks" in printed(launch, 2, ["ring.py", "--laps", "3"], nodes=2)
+
+
+def test_heat_is_the_same_bit_for_bit_over_two_nodes(launch: Launch) -> None:
+    argv = ["heat2d.py", "--n", "65", "--steps", "400"]
+    outputs = [printed(launch, 2, argv, nodes=nodes) for nodes in (1, 2)]
+    assert len({output.split()[3] for output in outputs}) == 1

@@ -1,4 +1,4 @@
-"""A program that others wrote: mpi4py's own test suite and pi demo, unmodified from its source release, on two ranks.
+"""A program that others wrote: the test suite and pi demo of mpi4py, unmodified, on two ranks of `beo run`.
 
 The release (0.5 MB) is fetched by pip on first use and kept in build/real.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_jobs import launch
+from tests.conftest import Launch
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
 
@@ -64,7 +64,7 @@ def source() -> Path:
     return fetch()
 
 
-def passed(source: Path, flags: list[str]) -> list[int]:
+def passed(launch: Launch, source: Path, flags: list[str]) -> list[int]:
     """How many tests of its suite each rank ran, once all have passed."""
     done = launch(RANKS, ["test/main.py", *flags], directory=source, timeout_s=TIMEOUT_S)
     said = done.stdout + done.stderr
@@ -76,16 +76,16 @@ def passed(source: Path, flags: list[str]) -> list[int]:
     return counts
 
 
-def test_its_tests_of_communication_pass_on_every_rank(source: Path) -> None:
-    assert min(passed(source, SENDING)) > 1500
+def test_its_tests_of_communication_pass_on_every_rank(launch: Launch, source: Path) -> None:
+    assert min(passed(launch, source, SENDING)) > 1500
 
 
 @pytest.mark.slow
-def test_its_whole_suite_passes_on_every_rank(source: Path) -> None:
-    assert min(passed(source, WHOLE)) > 2000
+def test_its_whole_suite_passes_on_every_rank(launch: Launch, source: Path) -> None:
+    assert min(passed(launch, source, WHOLE)) > 2000
 
 
-def test_its_demo_reads_the_intervals_from_stdin_and_finds_pi(source: Path) -> None:
+def test_its_demo_reads_the_intervals_from_stdin_and_finds_pi(launch: Launch, source: Path) -> None:
     done = launch(RANKS, ["demo/compute-pi/cpi-cco.py"], "1000000\n", directory=source)
     assert done.returncode == 0, done.stderr
     found = re.search(r"pi is approximately (\S+), error is (\S+)", done.stdout)

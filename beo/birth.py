@@ -1,0 +1,89 @@
+"""The birth of a cluster: its folder, keys, id and the address of its head. Each is made once and then kept.
+
+Any number of times on the same folder gives the same cluster, also where the first time was cut short.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from beo import wire
+from beo.config import ClusterFile, Home
+from beo.errors import Refused, UsageError
+
+KEYS = ("head", "admin", "worker")
+
+PORT_MIN = 10_240  # below live the well-known services
+PORT_TRIES = 100
+
+
+def make_folder(home: Home) -> None:
+    """Make the folder and those in it, for our eyes only. Raises Refused where it can't be ours."""
+    try:
+        home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(home)
+        for folder in (home.head, home.nodes, home.logs, home.path / "run"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"can't make {home.path}", str(error).lower(), "set BEO_DIR to a folder of your own") from None
+
+
+def check_owner(home: Home) -> None:
+    """Raise Refused where the folder is another user's, or open to others' writing."""
+    status = home.path.stat()
+    if status.st_uid != os.geteuid():
+        raise Refused(f"{home.path} is another user's", "", "set BEO_DIR to a folder of your own")
+    if status.st_mode & 0o022:
+        raise Refused(f"others may write to {home.path}", "they could replace its keys", f"chmod 700 {home.path}")
+
+
+def make_cluster(home: Home) -> None:
+    """Make the keys, the id and the address of the cluster where they are missing; the address follows [head] listen.
+
+    cluster.json comes last: with it, a cluster is whole. Raises UsageError for a listen where nobody can listen.
+    """
+    for name in KEYS:
+        if not (home.keys / f"{name}.secret").exists():
+            home.write_secret(name, wire.new_keypair()[1])
+    host, _, port = home.config().head.listen.rpartition(":")
+    old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
+    head = f"{host}:{port}" if port != "0" else _kept(old.heads, host) or free_address(host)
+    bulk = _kept(old.bulk, host) or free_address(host)
+    key = wire.public_of(home.secret("head"))
+    cluster = msgspec.structs.replace(old, heads=(head,), key=key, bulk=(bulk,))
+    if cluster != old:
+        home.write_cluster(cluster)
+
+
+def _kept(addresses: tuple[str, ...], host: str) -> str:
+    """The address that was chosen earlier, if it is one of this host; else nothing."""
+    return addresses[0] if addresses and addresses[0].rpartition(":")[0] == host else ""
+
+
+def free_address(host: str) -> str:
+    """An address with a free port that nobody gets by chance while the head is down for a moment.
+
+    That is one below the range from which the kernel takes the ports of outgoing connections: even a client that tries
+    to reach the absent head could get the head's own port from it, and be connected to itself.
+    """
+    with suppress(OSError, ValueError):
+        below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        for port in random.sample(range(PORT_MIN, below), PORT_TRIES):
+            with suppress(OSError):
+                return _bound_address(host, port)
+    try:
+        return _bound_address(host, 0)
+    except OSError as error:
+        raise UsageError(f"can't listen on {host!r}", str(error).lower(), "mend [head] listen in beo.toml") from None
+
+
+def _bound_address(host: str, port: int) -> str:
+    with socket.create_server((host, port)) as server:
+        return f"{host}:{server.getsockname()[1]}"

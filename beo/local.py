@@ -1,0 +1,384 @@
+"""`beo up` and `beo down`: a whole cluster as processes of this machine.
+
+`up` makes the folder on its first time, starts the supervisor in the background and returns when the head answers and
+all workers have joined. Nothing of it needs cleaning up by hand: after a power loss, or a kill -9 of whatever you like,
+`up` on the same folder just works again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from beo import lockfile, log, supervisor
+from beo.config import Home, write_durably
+from beo.errors import BeoError, Conflict, TimedOut, UsageError, from_dict
+from beo.supervisor import Daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from beo import messages, wire
+
+READY_MAX_S = 30.0  # a cold start takes about 1 s; a machine that needs longer than this is in trouble
+ASK_S = 1.0  # for one answer of the head
+LOOK_S = 0.05  # between two looks whether all is ready
+ENDS_MAX = 3  # a daemon that ended so often in a row at start will go on to do so
+
+WORKERS_DEFAULT = 2
+WORKERS_MAX = 200  # each is a process of some 40 MB
+SLOTS_MAX = 4_096  # of one worker
+
+LIST_MAX = 10_000  # jobs counted at `down`
+
+HEAD_ARGV = ("-P", "-m", "beo.headnode.server")
+AGENT_ARGV = ("-P", "-m", "beo.worker.agent")
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """local.json: what of the cluster runs on this machine. head and agent are arguments to the Python interpreter."""
+
+    workers: int
+    slots: int  # of each worker
+    head: tuple[str, ...] = HEAD_ARGV
+    agent: tuple[str, ...] = AGENT_ARGV
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the workers: node01, node02, ..."""
+        return [f"node{number:02d}" for number in range(1, self.workers + 1)]
+
+    def __str__(self) -> str:
+        """`2 workers of 4 slots`"""
+        return f"{_count(self.workers, 'worker')} of {_count(self.slots, 'slot')}"
+
+
+def up(
+    home: Home,
+    workers: int | None = None,
+    slots: int | None = None,
+    echo: Callable[[str], object] = print,
+    *,
+    head: tuple[str, ...] = HEAD_ARGV,
+    agent: tuple[str, ...] = AGENT_ARGV,
+) -> None:
+    """Start the cluster of this folder, or what of it is missing; return when it is ready for jobs.
+
+    workers and slots (of each worker) default to those of the last time; the first time to 2 workers that share the
+    cores. Raises Conflict where it is up with others, and BeoError with the last line of its log where a daemon doesn't
+    start; then nothing is left running that wasn't before. head and agent are arguments to the Python interpreter.
+    """
+    from beo import birth  # here: the supervisor, which is this file too, does without zmq and its memory
+
+    birth.make_folder(home)
+    with _alone(home):
+        plan = _choose(_read_plan(home), workers, slots, head, agent)
+        runs = _is_running(home)
+        if runs and plan != _read_plan(home):
+            raise Conflict(f"already up, with {_read_plan(home)}", "", "'beo down' first, then 'beo up' as you like it")
+        if not runs:
+            birth.make_cluster(home)
+            write_durably(_plan_path(home), msgspec.json.encode(plan) + b"\n", 0o600)
+        was_up = lockfile.holder(supervisor.lock_path(home)) is not None
+        try:
+            if not was_up:
+                _start_supervisor(home)
+            _await_ready(home, plan)
+        except TimedOut:
+            raise  # it goes on trying
+        except BeoError:
+            if not runs:
+                _end_all(home)
+            raise
+    _greet(home, plan, was_up, echo)
+
+
+def down(home: Home, echo: Callable[[str], object] = print) -> None:
+    """End the cluster of this folder and everything that it runs; return when all of it is gone."""
+    if not (home.path / "run").is_dir():  # never up, and no folder of ours to lock anything in
+        echo(f"nothing is up in {home.path}")
+        return
+    from beo import birth
+
+    birth.check_owner(home)
+    with _alone(home):
+        if not _is_running(home):
+            echo(f"nothing is up in {home.path}")
+            return
+        jobs = _count_running(home)
+        _end_all(home)
+    echo(f"the cluster in {home.path} is down")
+    if jobs:
+        were, they = ("was", "it is") if jobs == 1 else ("were", "they are")
+        again = f"{they} queued again at the next 'beo up', unless of --requeue never"
+        echo(f"{_count(jobs, 'running job')} {were} stopped; {again}")
+
+
+def supervise(home: Home) -> int:
+    """Run the supervisor in the background; return once it holds its lock: 0, or 1 with the reason on stderr."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what our caller had open isn't ours to keep open for ever
+    os.chdir("/")
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    # Forked while it is small, so that it is nobody's child: whoever started it needn't stay to reap it.
+    if os.fork():
+        os.close(tell)
+        return 0 if os.read(ready, 1) else 1
+    try:
+        lockfile.hold(supervisor.lock_path(home))
+        plan = _read_plan(home)
+        if plan is None:
+            raise UsageError(f"no {_plan_path(home)}", "", "start with 'beo up'")
+        own = supervisor.Supervisor(home, *_daemons(home, plan))
+    except (OSError, BeoError) as error:
+        print(f"beo: {error}", file=sys.stderr)
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: own.stop())
+    log.setup("beo.supervisor")
+    os.write(tell, b"+")
+    os.close(tell)
+    own.run()
+    return 0
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------------
+
+
+def _plan_path(home: Home) -> Path:
+    return home.path / "local.json"
+
+
+def _read_plan(home: Home) -> Plan | None:
+    path = _plan_path(home)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Plan)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path} is damaged", str(error).lower(), "remove it, and give --workers again") from None
+
+
+def _choose(
+    last: Plan | None, workers: int | None, slots: int | None, head: tuple[str, ...], agent: tuple[str, ...]
+) -> Plan:
+    """What is asked for, else as the last time, else the default."""
+    if workers is None:
+        workers = last.workers if last else WORKERS_DEFAULT
+    if not 1 <= workers <= WORKERS_MAX:
+        raise UsageError(f"{_count(workers, 'worker')}", f"a machine has 1 to {WORKERS_MAX}", "change --workers")
+    if slots is None:
+        cores = len(os.sched_getaffinity(0))
+        slots = last.slots if last and last.workers == workers else max(1, cores // workers)
+    if not 1 <= slots <= SLOTS_MAX:
+        raise UsageError(f"{_count(slots, 'slot')} of a worker", f"it has 1 to {SLOTS_MAX}", "change --slots")
+    return Plan(workers, slots, head, agent)
+
+
+def _daemons(home: Home, plan: Plan) -> tuple[Daemon, list[Daemon]]:
+    head = Daemon("head", (sys.executable, *plan.head), home.head / "lock", home.logs / "head.log")
+    agents = [
+        Daemon(
+            name,
+            (sys.executable, *plan.agent, "--node", name, "--slots", str(plan.slots)),
+            home.nodes / name / "lock",
+            home.logs / f"{name}.log",
+        )
+        for name in plan.nodes
+    ]
+    return head, agents
+
+
+# ---- what runs --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """One `up` or `down` of a folder at a time."""
+    try:
+        fd = lockfile.hold(home.path / "run" / "up.lock")
+    except Conflict as error:
+        raise Conflict("another 'beo up' or 'beo down' is at work here", error.why, "wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_running(home: Home) -> bool:
+    found = [supervisor.lock_path(home), home.head / "lock", *home.nodes.glob("*/lock")]
+    if any(lockfile.holder(lock) for lock in found):
+        return True
+    left = supervisor.wardens(home)
+    for process in left:
+        process.close()
+    return bool(left)
+
+
+def _start_supervisor(home: Home) -> None:
+    output = supervisor.log_path(home)
+    argv = (sys.executable, "-P", "-m", "beo.local", "supervise", str(home.path))
+    _, status = os.waitpid(supervisor.spawn(argv, supervisor.environment(home), output), 0)
+    if status:
+        raise BeoError("the supervisor doesn't start", _last_line(output), f"see {output}")
+
+
+def _end_all(home: Home) -> None:
+    """By the supervisor where there is one, and then by ourselves what it may have left."""
+    own = lockfile.holding(supervisor.lock_path(home))
+    if own:
+        own.send(signal.SIGTERM)
+        own.send(signal.SIGCONT)
+        if not own.wait(supervisor.STOP_MAX_S):
+            own.send(signal.SIGKILL)
+            own.wait(supervisor.KILLED_END_S)
+        own.close()
+    supervisor.end(home, supervisor.agents(home), supervisor.heads(home))
+    if _is_running(home):
+        raise BeoError(
+            f"something of the cluster in {home.path} doesn't end, not even by SIGKILL",
+            "it hangs in the kernel, as with a file server that is away",
+            "mend that, then 'beo down' again",
+        )
+
+
+# ---- the head's answers -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(home: Home) -> Iterator[wire.Connection]:
+    from beo import wire
+
+    cluster = home.cluster()
+    context = wire.new_context()
+    try:
+        connection = wire.Connection(cluster.heads[0], cluster.key, home.secret("admin"), context)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    finally:
+        context.destroy(linger=0)
+
+
+def _ask(connection: wire.Connection, question: messages.Info | messages.ListJobs | messages.ListNodes) -> object:
+    """The head's answer, or None where none came in ASK_S. Raises the error that it answered with."""
+    from beo import messages
+
+    number = random.getrandbits(63)
+    deadline = time.monotonic() + ASK_S
+    if not connection.send(number, messages.encode(question), ASK_S):
+        return None
+    while (received := connection.receive(max(0.0, deadline - time.monotonic()))) is not None:
+        if received[0] == number and received[1]:
+            answer = messages.to_client.decode(received[1])
+            if isinstance(answer, messages.Failed):
+                raise from_dict(answer.error)
+            return answer
+    return None
+
+
+def _await_ready(home: Home, plan: Plan) -> None:
+    """Return when the head answers and every worker is up. Raises BeoError or TimedOut."""
+    from beo import messages
+
+    began_s = time.monotonic()
+    seen = "no head answers yet"
+    try:
+        with _connected(home) as connection:
+            while time.monotonic() < began_s + READY_MAX_S:
+                answer = _ask(connection, messages.ListNodes())
+                if isinstance(answer, messages.NodesAre):
+                    up = {node.name for node in answer.nodes if node.state == "up"}
+                    # A head that begins again takes its nodes for up until it knows better; so ask the locks too.
+                    ready = [node for node in plan.nodes if node in up and lockfile.holder(home.nodes / node / "lock")]
+                    if len(ready) == plan.workers:
+                        return
+                    seen = f"{len(ready)} of {_count(plan.workers, 'worker')} joined"
+                _check_daemons(home, plan)
+                _progress(f"beo: starting: {seen} ({time.monotonic() - began_s:.0f} s)")
+                time.sleep(LOOK_S)
+    finally:
+        _progress("")
+    raise TimedOut(f"not ready after {READY_MAX_S:.0f} s", seen, f"it goes on trying: see {home.logs}, or 'beo down'")
+
+
+def _check_daemons(home: Home, plan: Plan) -> None:
+    """Raise BeoError where a daemon doesn't stay up."""
+    if lockfile.holder(supervisor.lock_path(home)) is None:
+        output = supervisor.log_path(home)
+        raise BeoError("the supervisor ended", _last_line(output), f"see {output}")
+    with suppress(OSError, msgspec.DecodeError):  # it is only news; without it there is still the time limit
+        ends = msgspec.json.decode(supervisor.ends_path(home).read_bytes(), type=dict[str, supervisor.Ends])
+        head, agents = _daemons(home, plan)
+        for daemon in (head, *agents):
+            its = ends.get(daemon.name, supervisor.Ends())
+            if its.count >= ENDS_MAX:
+                why = f"it {its.how}, {its.count} times in a row: {_last_line(daemon.log) or 'its log is empty'}"
+                raise BeoError(f"{daemon.name} doesn't stay up", why, f"see {daemon.log}")
+
+
+def _count_running(home: Home) -> int:
+    """How many jobs run, as far as a head can tell."""
+    from beo import messages
+
+    if lockfile.holder(home.head / "lock") is None:
+        return 0
+    with suppress(BeoError, msgspec.DecodeError), _connected(home) as connection:
+        answer = _ask(connection, messages.ListJobs(limit=LIST_MAX))
+        if isinstance(answer, messages.JobsAre):
+            return sum(job.state in ("running", "ending") for job in answer.jobs)
+    return 0
+
+
+# ---- what a person sees -----------------------------------------------------------------------------------------
+
+
+def _greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object]) -> None:
+    slots = plan.workers * plan.slots
+    names = plan.nodes[0] if plan.workers == 1 else f"{plan.nodes[0]} to {plan.nodes[-1]}"
+    echo(f"{'already up' if was_up else 'up'}: {_count(plan.workers, 'node')} ({names}), {_count(slots, 'slot')}")
+    echo("what to type next:")
+    if home.path != Path(os.path.expanduser("~/.beo")):
+        echo(f"  export BEO_DIR={shlex.quote(str(home.path))}  # in other shells, to mean this cluster")
+    echo(f"  beo run -n {slots} hostname  # a program on {_count(slots, 'rank')}, as if it ran right here")
+    echo("  beo queue  # what runs and what waits")
+    echo("  beo down  # end it all")
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _last_line(path: Path) -> str:
+    """The last line of a log: its message, where it is one of JSON."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(4096, path.stat().st_size), os.SEEK_END)
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError as error:
+        return str(error).lower()
+    line = next((line for line in reversed(lines) if line.strip()), "")
+    with suppress(msgspec.DecodeError, KeyError, TypeError):
+        return str(msgspec.json.decode(line)["message"])
+    return line
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "supervise":
+        sys.exit("beo: this is started by 'beo up'")
+    sys.exit(supervise(Home(Path(sys.argv[2]))))

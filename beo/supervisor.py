@@ -1,0 +1,299 @@
+"""The supervisor: starts the head and the workers of this machine and restarts what dies. Itself replaceable.
+
+The daemons don't depend on it: each holds a lock of its own (see lockfile), so they live on when their supervisor is
+killed, and the next one finds them by those locks, watches them, and starts only what is missing. A stopped daemon
+(SIGSTOP) is alive and left alone.
+
+SIGTERM to the supervisor is the end of the whole cluster on this machine. Agents get SIGINT ("end what you run, and
+exit"), since SIGTERM means to them "exit, but leave the jobs running", as an upgrade wants it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import shutil
+import signal
+import site
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from beo.config import Home, write_durably
+from beo.errors import BeoError
+from beo.lockfile import Process, holding
+
+HEALTHY_S = 10.0  # who lived for so long begins with no delay again
+DELAY_FIRST_S = 0.1  # before the second restart in a row; the first comes at once
+DELAY_MAX_S = 5.0
+
+LOG_SIZE_MAX_BYTES = 10 * 1024 * 1024  # of each daemon, and the same again for what came before
+LOG_LOOK_S = 60.0  # between two looks at the sizes
+
+AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
+HEAD_END_S = 5.0  # for a last write to the journal
+KILLED_END_S = 5.0  # after SIGKILL; only a process inside a hanging system call takes longer
+STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together
+
+# What a shell or Python itself may have left ignored; a daemon starts with the defaults.
+_SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD]
+_SIGNALS += [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ]
+
+
+class Ends(msgspec.Struct, frozen=True):
+    """How a daemon fares: how often it ended in a row without having been healthy, and the last time how."""
+
+    count: int = 0
+    how: str = ""
+
+
+class Daemon(msgspec.Struct, frozen=True):
+    """Something to keep running: its command line, the lock that it holds by itself, and the log of its output."""
+
+    name: str
+    argv: tuple[str, ...]
+    lock: Path
+    log: Path
+
+
+def ends_path(home: Home) -> Path:
+    """Where the supervisor tells how the daemons fare: a JSON object of `Ends` by name."""
+    return home.path / "run" / "ends.json"
+
+
+def lock_path(home: Home) -> Path:
+    """The supervisor's own lock."""
+    return home.path / "run" / "supervisor.lock"
+
+
+def log_path(home: Home) -> Path:
+    """The supervisor's own log."""
+    return home.logs / "supervisor.log"
+
+
+def heads(home: Home) -> list[Process]:
+    """Return the running head of this folder: one or none."""
+    found = holding(home.head / "lock")
+    return [found] if found else []
+
+
+def agents(home: Home) -> list[Process]:
+    """Return the running agents of this folder."""
+    found = (holding(lock) for lock in sorted(home.nodes.glob("*/lock")))
+    return [process for process in found if process]
+
+
+def wardens(home: Home) -> list[Process]:
+    """Return the running wardens of this folder, by their command lines (`... warden.py FOLDER ...`)."""
+    nodes = os.path.realpath(home.nodes) + "/"
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            process = Process(int(entry.name))  # before its command line is read, so that it is whose that is
+        except OSError:  # it may end at any moment
+            continue
+        words: list[str] = []
+        with suppress(OSError):
+            words = os.fsdecode(Path(entry.path, "cmdline").read_bytes()).split("\0")
+        folders = [os.path.realpath(word) for word in words if word.startswith("/") and "/wardens/" in word]
+        is_warden = any(word.endswith("/warden.py") for word in words)
+        if is_warden and any(folder.startswith(nodes) for folder in folders):
+            found.append(process)
+        else:
+            process.close()
+    return found
+
+
+def spawn(argv: Iterable[str], env: dict[str, str], output: Path) -> int:
+    """Start a process in a session of its own, its output appended to a file; return its pid. Raises OSError."""
+    bound(output)
+    words = list(argv)
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        words[0],
+        words,
+        env,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(output), append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=_SIGNALS,
+    )
+
+
+def environment(home: Home) -> dict[str, str]:
+    """Return the environment of a daemon: ours, this cluster, and this very beo where it isn't installed."""
+    env = dict(os.environ, BEO_DIR=str(home.path))
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in (*site.getsitepackages(), *paths):
+        env["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    return env
+
+
+def bound(path: Path) -> None:
+    """Put a log that has grown too large aside, in the place of the one before.
+
+    It is copied and emptied, since its writer keeps it open and knows nothing of this. A line that is written just
+    between the two is lost.
+    """
+    try:
+        if path.stat().st_size <= LOG_SIZE_MAX_BYTES:
+            return
+    except FileNotFoundError:
+        return
+    with suppress(OSError):  # a full disk, say: the more reason to empty it
+        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+    os.truncate(path, 0)
+
+
+def end(home: Home, agents: list[Process], heads: list[Process]) -> None:
+    """End these processes in order, the head last, and then every warden of this folder: nothing stays behind."""
+    _end(agents, signal.SIGINT, AGENT_END_S)
+    _end(heads, signal.SIGTERM, HEAD_END_S)
+    deadline = time.monotonic() + KILLED_END_S
+    while (left := wardens(home)) and time.monotonic() < deadline:
+        _end(left, signal.SIGKILL, KILLED_END_S)
+
+
+def _end(processes: list[Process], number: int, timeout_s: float) -> None:
+    for process in processes:
+        process.send(number)
+        process.send(signal.SIGCONT)  # who is stopped would never hear it
+    deadline = time.monotonic() + timeout_s
+    stubborn = [process for process in processes if not process.wait(deadline - time.monotonic())]
+    for process in stubborn:
+        process.send(signal.SIGKILL)
+    for process in processes:
+        process.wait(KILLED_END_S)
+        process.close()
+
+
+def delay_s(ends_in_a_row: int) -> float:
+    """Return how long to wait before the next start: nothing at first, then 0.1 s, doubled up to 5 s."""
+    if ends_in_a_row <= 1:
+        return 0.0
+    return min(DELAY_MAX_S, DELAY_FIRST_S * 2.0 ** min(ends_in_a_row - 2, 30))
+
+
+class _Watch:
+    """A daemon, the process that runs it now, if any, and when it is due: to be started, or to be called healthy."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.process: Process | None = None
+        self.due_s = 0.0
+        self.ends = Ends()
+
+
+class Supervisor:
+    """Keeps the daemons of one folder running until it is told to stop. All times are of time.monotonic."""
+
+    def __init__(self, home: Home, head: Daemon, agents: Iterable[Daemon]) -> None:
+        """Take what to run; nothing is started yet, but `Ends` are told anew."""
+        self._home = home
+        self._head = _Watch(head)
+        self._agents = [_Watch(agent) for agent in agents]
+        self._watches = [self._head, *self._agents]
+        self._log = logging.getLogger("beo.supervisor")
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._tell()
+
+    def stop(self) -> None:
+        """Make `run` end everything and return. From a signal handler or any thread."""
+        os.eventfd_write(self._stop, 1)
+
+    def run(self) -> None:
+        """Start what isn't running and restart what ends, until `stop`; then end it all."""
+        looked_s = time.monotonic()
+        while True:
+            now = time.monotonic()
+            for watch in self._watches:
+                if watch.process is None and watch.due_s <= now:
+                    self._start(watch)
+                elif watch.process and watch.ends.count and watch.due_s <= now:
+                    watch.ends = Ends()
+                    self._tell()
+            if now >= looked_s + LOG_LOOK_S:
+                looked_s = now
+                for path in (log_path(self._home), *(watch.daemon.log for watch in self._watches)):
+                    bound(path)
+            running = {watch.process.fileno(): watch for watch in self._watches if watch.process}
+            due_s = [watch.due_s for watch in self._watches if watch.process is None or watch.ends.count]
+            ready = self._wait([*running], min([looked_s + LOG_LOOK_S, *due_s]) - time.monotonic())
+            if self._stop in ready:
+                break
+            for fd in ready:
+                self._ended(running[fd])
+        self._log.info("told to stop: ending everything")
+        self._end()
+
+    def _wait(self, fds: list[int], timeout_s: float) -> list[int]:
+        poll = select.poll()
+        for fd in (self._stop, *fds):
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll(max(0.0, timeout_s) * 1000)]
+
+    def _start(self, watch: _Watch) -> None:
+        daemon = watch.daemon
+        try:
+            watch.process = holding(daemon.lock)
+            verb = "found"
+            if watch.process is None:
+                watch.process = Process(spawn(daemon.argv, environment(self._home), daemon.log))
+                verb = "started"
+        except (OSError, BeoError) as error:
+            self._fault(watch, f"can't be started: {str(error).lower()}")
+            return
+        watch.due_s = time.monotonic() + HEALTHY_S
+        self._log.info("%s %s", verb, daemon.name, extra={"pid": watch.process.pid})
+
+    def _ended(self, watch: _Watch) -> None:
+        assert watch.process
+        how = _how(watch.process)
+        watch.process.close()
+        watch.process = None
+        self._fault(watch, how)
+
+    def _fault(self, watch: _Watch, how: str) -> None:
+        watch.ends = Ends(watch.ends.count + 1, how)
+        wait_s = delay_s(watch.ends.count)
+        watch.due_s = time.monotonic() + wait_s
+        self._log.warning("%s %s", watch.daemon.name, how, extra={"restart_in_s": wait_s, "ends": watch.ends.count})
+        if wait_s:  # the first restart comes before anything else
+            self._tell()
+
+    def _tell(self) -> None:
+        text = msgspec.json.encode({watch.daemon.name: watch.ends for watch in self._watches})
+        try:
+            write_durably(ends_path(self._home), text + b"\n", 0o600)
+        except OSError as error:  # a full disk: the daemons matter more
+            self._log.warning("can't write %s: %s", ends_path(self._home), error)
+
+    def _end(self) -> None:
+        """End our own children, which may hold no lock yet, and whoever else holds one."""
+        own_agents = [watch.process for watch in self._agents if watch.process]
+        own_heads = [self._head.process] if self._head.process else []
+        own = {process.pid for process in own_agents + own_heads}
+        other_agents = [process for process in agents(self._home) if process.pid not in own]
+        other_heads = [process for process in heads(self._home) if process.pid not in own]
+        end(self._home, own_agents + other_agents, own_heads + other_heads)
+
+
+def _how(process: Process) -> str:
+    """Reap a process that ended, and say how it did."""
+    try:
+        _, status = os.waitpid(process.pid, os.WNOHANG)
+    except ChildProcessError:
+        return "ended"  # a child of an earlier supervisor
+    code = os.waitstatus_to_exitcode(status)
+    return f"exited with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"

@@ -1,0 +1,81 @@
+"""What README and docs show is true: sessions are run, settings are the defaults, links lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from beo.settings import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "jobs" / "README.md"]
+STEP_S_MAX = 60
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def _steps(session: str) -> list[tuple[str, str]]:
+    """Divide a console block into (command, expected output)."""
+    steps: list[tuple[str, str]] = []
+    for line in session.splitlines():
+        if line.startswith("$ "):
+            steps.append((line[2:], ""))
+        else:
+            command, expected = steps[-1]
+            steps[-1] = command, expected + line + "\n"
+    return steps
+
+
+def _matches(expected: str, printed: str) -> bool:
+    """Whether what was printed is what the page shows; '...' stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in expected.split("..."))
+    return bool(re.fullmatch(pattern, printed, re.DOTALL))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "console")], ids=lambda p: p.name)
+def test_a_pages_console_session_prints_what_the_page_shows(page: Path, tmp_path: Path) -> None:
+    env = {
+        **os.environ,
+        "BEO_DIR": str(tmp_path / "beo"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    try:
+        for command, expected in [step for block in _blocks(page, "console") for step in _steps(block)]:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=STEP_S_MAX,
+                check=False,
+            )
+            printed = done.stdout + done.stderr
+            assert _matches(expected, printed), f"$ {command}\nthe page shows:\n{expected}\nbut it prints:\n{printed}"
+    finally:
+        subprocess.run(["beo", "down"], env=env, capture_output=True, timeout=STEP_S_MAX, check=False)
+
+
+def test_the_settings_page_shows_every_setting_with_its_default() -> None:
+    shown = tomllib.loads(_blocks(ROOT / "docs" / "settings.md", "toml")[0])
+    assert shown == msgspec.to_builtins(Config())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`(tests/[\w/.]+)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
