@@ -38,12 +38,16 @@ class EpochBegan(_Event, frozen=True):
 
 
 class KeyAuthorized(_Event, frozen=True):
-    """A CURVE public key (40 characters of Z85) may connect, as `user`, in a role: admin, user or worker."""
+    """A CURVE public key (40 characters of Z85) may connect, as `user`, in a role: admin, user or worker.
+
+    uid: whose jobs it may submit; -1: anybody's, which is for admins.
+    """
 
     key: str
     user: str
     role: str
     time_s: float
+    uid: int = -1
 
 
 class Submitted(_Event, frozen=True):

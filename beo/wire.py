@@ -34,6 +34,11 @@ RECONNECT_IVL_MAX_MS = 250
 HANDSHAKE_IVL_MS = 5_000
 
 _request = struct.Struct(">Q")
+# Flags as plain numbers: each `|` and `&` of pyzmq's own enums costs more than what it is for.
+_NOW = int(zmq.NOBLOCK)
+_NOW_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_READABLE = int(zmq.POLLIN)
 
 
 def new_keypair() -> tuple[str, str]:
@@ -58,6 +63,18 @@ def _tune(socket: zmq.Socket[bytes], queue_length: int = QUEUE_LENGTH_MAX) -> No
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL_MS)
+
+
+def _put(socket: zmq.Socket[bytes], *frames: bytes) -> None:
+    """Send one message now; raises zmq.Again where it can't be queued. A third of what send_multipart costs."""
+    for frame in frames[:-1]:
+        socket.send(frame, _NOW_MORE)
+    socket.send(frames[-1], _NOW)
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether there is a message: cheaper to ask than to be told by an exception."""
+    return bool(int(socket.getsockopt(_EVENTS)) & _READABLE)
 
 
 class Waker:
@@ -128,35 +145,32 @@ class Server:
         self._judge()
         received = []
         for _ in range(RECEIVE_BATCH):
-            try:
-                first = self._router.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not _readable(self._router):
                 break
-            rest = self._router.recv_multipart(zmq.NOBLOCK) if first.more else []
+            first = frame = self._router.recv(_NOW, copy=False)
+            rest: list[bytes] = []
+            while frame.more:
+                frame = self._router.recv(_NOW, copy=False)
+                rest.append(frame.bytes)
             peer = first.bytes
             if len(rest) == 3 and rest[0] == PROTOCOL and len(rest[1]) == 8:
                 key = first.get("User-Id")
                 received.append((peer, str(key), _request.unpack(rest[1])[0], rest[2]))
             elif rest and rest[0] != PROTOCOL and rest[0].startswith(b"beo"):
-                self._send(peer, [PROTOCOL, rest[1] if len(rest) > 1 else bytes(8), b""])
+                self._send(peer, PROTOCOL, rest[1] if len(rest) > 1 else bytes(8), b"")
         return received
 
     def _judge(self) -> None:
-        while True:
-            try:
-                version, request, _domain, _address, _identity, mechanism, *credentials = self._zap.recv_multipart(
-                    zmq.NOBLOCK
-                )
-            except zmq.Again:
-                return
+        while _readable(self._zap):
+            version, request, _domain, _address, _identity, mechanism, *credentials = self._zap.recv_multipart(_NOW)
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
             known = bool(key) and self._authorize(key)
             verdict = [b"200", b"OK", key.encode(), b""] if known else [b"400", b"unknown key", b"", b""]
             self._zap.send_multipart([version, request, *verdict])
 
-    def _send(self, peer: bytes, frames: list[bytes]) -> bool:
+    def _send(self, *frames: bytes) -> bool:
         try:
-            self._router.send_multipart([peer, *frames], zmq.NOBLOCK)
+            _put(self._router, *frames)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
@@ -165,7 +179,7 @@ class Server:
 
     def send(self, peer: bytes, request: int, body: bytes) -> bool:
         """Send, or say False where the peer has gone or doesn't read."""
-        return self._send(peer, [PROTOCOL, _request.pack(request), body])
+        return self._send(peer, PROTOCOL, _request.pack(request), body)
 
     def close(self) -> None:
         """Close at once; what is still queued is dropped."""
@@ -220,7 +234,7 @@ class Connection:
         return self._lives > self._asked_in_life
 
     def _look(self) -> None:
-        while self._monitor.poll(0):
+        while _readable(self._monitor):
             event = struct.unpack("=hi", self._monitor.recv_multipart()[0])[0]
             self._refused = event != zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._lives += not self._refused
@@ -232,7 +246,7 @@ class Connection:
         if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000) + 1, zmq.POLLOUT):
             return False
         try:
-            self._socket.send_multipart([PROTOCOL, _request.pack(request), body], zmq.NOBLOCK)
+            _put(self._socket, PROTOCOL, _request.pack(request), body)
         except zmq.Again:
             return False
         self._look()
@@ -246,14 +260,13 @@ class Connection:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not _readable(self._socket):
                 left_s = deadline - time.monotonic()
                 if self.renewed or left_s <= 0:
                     return None
                 zmq.select([self._socket, self._monitor], [], [], left_s)
                 continue
+            frames = self._socket.recv_multipart(_NOW)
             if len(frames) == 3 and frames[0] == PROTOCOL and len(frames[1]) == 8:
                 return _request.unpack(frames[1])[0], frames[2]
             if frames and frames[0].startswith(b"beo"):

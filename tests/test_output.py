@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def test_the_file_equals_the_spools_through_any_delivery_and_crashes(tmp_path: P
     """Chunks doubled, dropped, late, of any cut; at times the process dies, or a power cut tears what wasn't synced."""
     dice = random.Random(seed)
     spools = {node: lines(node, 150, seed) for node in "abc"}
-    store, late, durable, had = Output(tmp_path, files_open_max=1), [], 0, b""
+    store, durable, had = Output(tmp_path, files_open_max=1), 0, b""
+    late: list[tuple[str, int, bytes]] = []
     for _ in range(20_000):
         node = dice.choice("abc")
         spool = spools[node]
@@ -200,7 +202,12 @@ def test_a_large_file_is_opened_from_its_hint(tmp_path: Path, monkeypatch: pytes
     store.close()
     read = []
     real = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, size, at: read.append(at) or real(fd, size, at))
+
+    def watched(fd: int, size: int, at: int) -> bytes:
+        read.append(at)
+        return real(fd, size, at)
+
+    monkeypatch.setattr(os, "pread", watched)
     store = Output(tmp_path)
     assert store.have(1, 1, "a") == len(spool)
     assert min(read) > store.end(1, 1) - 2500
@@ -285,7 +292,7 @@ def test_a_killed_writer_leaves_all_that_it_acknowledged(tmp_path: Path) -> None
         "    store.sync(); print(n, flush=True)\n"
     )
     for _ in range(5):
-        process = subprocess.Popen([os.sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
         assert process.stdout
         acknowledged = 0
         deadline = time.monotonic() + 0.15

@@ -1,5 +1,7 @@
 """Records: what goes in comes out, however it is cut, and nothing else passes for one."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,7 +68,7 @@ def test_each_bound_of_a_record_is_held(rank: int, fd: int, size: int) -> None:
         records.whole_length(records.HEADER.pack(rank, fd, size))
 
 
-def test_the_wardens_writer_and_this_reader_agree(tmp_path) -> None:
+def test_the_wardens_writer_and_this_reader_agree(tmp_path: Path) -> None:
     writer = spool.Spool(str(tmp_path / "1.1.spool"))
     long = bytes(range(256)) * 1000
     writer.add(3, 1, b"hello\n")

@@ -20,9 +20,9 @@ WORKERS_MAX = 1_000  # on one machine: each is a process
         ("BEO_DIR=/tmp/c beo up", "another cluster, beside the first"),
     ],
 )
-@option("--workers", type=click.IntRange(1, WORKERS_MAX), default=2, show_default=True, help="Nodes to make.")
+@option("--workers", type=click.IntRange(1, WORKERS_MAX), help="Nodes to make (default: as many as before, or 2).")
 @option("--slots", type=click.IntRange(1), help="Slots of each (default: the processors, shared out).")
-def up(workers: int, slots: int | None) -> None:
+def up(workers: int | None, slots: int | None) -> None:
     """Start a cluster on this machine, in the background; return when it is ready.
 
     Its folder is BEO_DIR, and there is nothing else to configure. Jobs that were there before go on.

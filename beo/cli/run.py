@@ -31,6 +31,7 @@ ENDING = frozenset(FORWARDED[:4])  # what ends a program that does nothing about
 INSIST_S = 2.0
 INSIST_COUNT = 3
 FORWARD_PATIENCE_S = 1.0  # for one try; output goes on in between
+GIVE_UP_S = 5.0  # a signal to end that no head takes for so long ends this program alone
 PENDING_MAX = 100  # signals under way; those beyond are the same over and over
 
 
@@ -98,7 +99,7 @@ class Signals:
         self.exit_code = 0  # of a job that was cancelled before it ran
         self._cluster = cluster
         self._watch = watch
-        self._pending: deque[tuple[int, str]] = deque(maxlen=PENDING_MAX)
+        self._pending: deque[tuple[int, str, float]] = deque(maxlen=PENDING_MAX)  # number, key, when it came
         self._interrupts_s: deque[float] = deque(maxlen=INSIST_COUNT)
         self._before = {number: signal.signal(number, self._take) for number in FORWARDED}
 
@@ -108,20 +109,27 @@ class Signals:
             signal.signal(number, handler)
 
     def forward(self) -> None:
-        """Send what has come to the job; what the head could not take is tried again the next time."""
+        """Send what has come to the job; what the head could not take is tried again the next time.
+
+        Raises NoHead for a signal to end that has waited for too long: who sends one wants an end.
+        """
         while self._pending:
-            number, key = self._pending[0]
+            number, key, came_s = self._pending[0]
             try:
                 self._send(number, key)
-            except NoHead:
-                return
+            except NoHead as error:
+                if number not in ENDING or time.monotonic() - came_s < GIVE_UP_S:
+                    return
+                job = self._watch.job
+                cure = f"job {job} ends by itself about a minute after a head is back, or 'beo cancel {job}'"
+                raise NoHead(error.what, error.why, cure) from None
             except BeoError as error:
                 if not self._is_over():
                     tell(str(error))
             self._pending.popleft()
 
     def _take(self, number: int, _: object) -> None:
-        self._pending.append((number, new_key()))
+        self._pending.append((number, new_key(), time.monotonic()))
         if number == signal.SIGINT:
             self._interrupts_s.append(time.monotonic())
         self._watch.waker.wake()

@@ -29,6 +29,7 @@ from beo.settings import Config
 RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
+PLAN_EVERY_S = 1.0
 FORGET_EVERY_S = 30.0
 FORGET_BATCH = 10_000  # jobs per Forgotten entry
 NOTE_LENGTH_MAX = 500  # of what a node says about an end
@@ -137,6 +138,7 @@ class Head:
         self._waiters = Waiters()
         self._attached_s: dict[int, float] = {}  # job of `beo run` -> last sign of its client
         self._dirty = True
+        self._planned_s = 0.0
         self._forget_s = 0.0
         self._ready: frozenset[str] = frozenset()
 
@@ -428,6 +430,8 @@ class Head:
     # ---- time, and what follows from changes
 
     def _tick(self, now: Now) -> None:
+        if self.state.queue and now.boot_s - self._planned_s >= PLAN_EVERY_S:
+            self._dirty = True  # for what depends on time alone: a job's back-off, the patience of a wide one
         self._look_at_nodes(now)
         self._wake(self._waiters.late(now.boot_s))
         for number, seen_s in list(self._attached_s.items()):
@@ -472,6 +476,7 @@ class Head:
         if not self._dirty:
             return
         self._dirty = False
+        self._planned_s = now.boot_s
         self._look_at_nodes(now)
         for placement in plan(self.state, self._ready, now.wall_s):
             job = self.state.jobs[placement.job]

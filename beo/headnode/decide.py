@@ -33,10 +33,11 @@ _Decision = tuple[list[ev.Event], ms.HeadAnswer]
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who asks: name and role, from the key that the connection was made with."""
+    """Who asks: name, role and uid (-1: any), from the key that the connection was made with."""
 
     name: str
     role: str
+    uid: int = -1
 
     def may(self, job: Job) -> bool:
         """Whether a job is this user's own, or he is an admin."""
@@ -46,7 +47,7 @@ class User(msgspec.Struct, frozen=True):
 def user_of(state: State, key: str) -> User | None:
     """Who holds a key, or None: nobody known."""
     known: Authorized | None = state.authorized.get(key)
-    return User(known.user, known.role) if known else None
+    return User(known.user, known.role, known.uid) if known else None
 
 
 def find(state: State, number: int) -> Job:
@@ -97,6 +98,8 @@ def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s:
         raise UsageError("this submission is too old to be repeated", why, "submit anew, or set this machine's clock")
     if not (0 <= wish.uid <= ID_MAX and 0 <= wish.gid <= ID_MAX and all(0 <= g <= ID_MAX for g in wish.groups)):
         raise UsageError("the submission has an impossible uid or gid", f"they are 0 to {ID_MAX}", "update this beo")
+    if user.role != "admin" and wish.uid != user.uid:
+        raise Refused(f"{user.name}'s key can't submit for uid {wish.uid}", "", "submit as yourself")
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
     spec = check(wish.spec)

@@ -8,9 +8,9 @@ from functools import cached_property
 from beo import events as ev
 from beo import nodeset
 from beo.headnode.queue import Shape, shape_of
-from beo.headnode.schedule import capacity, place
+from beo.headnode.schedule import back_off_s, capacity, place
 from beo.headnode.state import ENDED, Attempt, Job, Node, State
-from beo.units import approximate_size, format_size
+from beo.units import approximate_size, format_duration, format_size
 
 NAMED_MAX = 8  # jobs and nodes named in one sentence
 
@@ -95,10 +95,13 @@ class Outlook:
         if not self._fits(job, empty=True):
             has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
             if job.spec.mem_bytes:
-                has += f" with {format_size(sum(node.mem_bytes for node in self._up))}"
+                has += f" with {approximate_size(sum(node.mem_bytes for node in self._up))}"
             return [f"needs {_wish(job)}; the cluster has {has}: it waits for more nodes"]
         ahead = self._state.queue.ahead_of(job.id, job.spec)
         if self._fits(job, empty=False):
+            slowed_s = back_off_s(job, job.attempts[-1].ended_s) if job.attempts else 0.0
+            if slowed_s:
+                return [f"waits {format_duration(slowed_s)} before the next attempt: the last ones were lost at once"]
             return [f"waits behind {_counted(ahead, 'job')}" if ahead else "starts now"]
         sentences = []
         if self._users:

@@ -16,6 +16,8 @@ from beo.headnode.state import Job, Node, State
 
 LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its time
 PATIENCE_S = 600.0
+SHORT_S = 10.0  # an attempt that is lost sooner may be the job's (or its warden's) own doing
+BACK_OFF_MAX_S = 60.0
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -75,6 +77,21 @@ def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, i
     return tuple(parts)
 
 
+def back_off_s(job: Job, now_s: float) -> float:
+    """How long a job still has to wait before its next attempt: one that is lost again and again is slowed down.
+
+    The first attempt that is lost is repeated at once; of those in a row that lasted less than SHORT_S, each doubles it.
+    """
+    short = 0
+    for attempt in reversed(job.attempts):
+        if attempt.ended_s - attempt.started_s >= SHORT_S:
+            break
+        short += 1
+    delay_s = min(BACK_OFF_MAX_S, 2.0 ** (short - 2)) if short > 1 else 0.0
+    passed_s = now_s - job.attempts[-1].ended_s if job.attempts else 0.0
+    return delay_s - passed_s if 0 <= passed_s < delay_s else 0.0  # a clock that was set back delays nothing
+
+
 def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
     """What nodes have when they are empty."""
     return {node.name: (node.slots, node.mem_bytes) for node in nodes}
@@ -96,6 +113,8 @@ def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
         if not free or looks >= LOOKS_MAX:
             break
         job = state.jobs[number]
+        if back_off_s(job, now_s):
+            continue
         parts = place(job, free) if job.spec.slots <= free_slots else None
         if parts is None:
             hopeless.add(shape)

@@ -89,6 +89,7 @@ class Server:
         self._waker = wire.Waker()
         self._failure: BaseException | None = None
         self._stopping = False
+        self._readers_wait = False  # some attempt ended: who reads its output is to be told
         self._disk_full = ""
         self._journal = Journal(where.head, self._durable, self._failed)
         state = self._replay()
@@ -185,6 +186,7 @@ class Server:
                 self._disk_full = self._look_at_disk()
                 self._perform(self._core.handle(core.Tick(), now))
                 self._snapshot()
+            self._wake_readers()
             poller.poll(max(0, int((next_tick_s - now.boot_s) * 1000) + 1))
             now = self._now()
             for peer, key, request, body in self._server.receive():
@@ -234,9 +236,21 @@ class Server:
                         message = self._with_output_errors(message)
                     self._server.send(effect.peer, effect.request, ms.encode(message))
                 case core.Over():
-                    self._streams.wake()
+                    self._readers_wait = self._readers_wait or any(map(self._has_ended, effect.jobs))
                 case core.Forget():
                     self._streams.forget(effect.jobs)
+
+    def _has_ended(self, number: int) -> bool:
+        """Whether an attempt of the job has ended, be it that a later one has started meanwhile."""
+        job = self._state.jobs.get(number)
+        attempt = job.attempt if job else None
+        return not job or job.state in ENDED or bool(attempt and (attempt.over or attempt.number > 1))
+
+    def _wake_readers(self) -> None:
+        # Once for all attempts that ended in a turn, and never for one that starts: it costs a change of threads.
+        if self._readers_wait:
+            self._readers_wait = False
+            self._streams.wake()
 
     def _begin_files(self, job: int, attempt: int) -> None:
         spec = self._state.jobs[job].spec

@@ -130,10 +130,11 @@ class Node(msgspec.Struct, array_like=True):
 
 
 class Authorized(msgspec.Struct, array_like=True, frozen=True):
-    """Whom a key belongs to; role: admin, user or worker."""
+    """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's)."""
 
     user: str
     role: str
+    uid: int = -1
 
 
 class Submission(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -267,7 +268,7 @@ class State:
             self.epoch, self.head = event.epoch, event.head
 
     def _key_authorized(self, event: ev.KeyAuthorized) -> None:
-        self.authorized[event.key] = Authorized(event.user, event.role)
+        self.authorized[event.key] = Authorized(event.user, event.role, event.uid)
 
     def _submitted(self, event: ev.Submitted) -> None:
         if event.job != self.next_job or event.key in self.keys:
