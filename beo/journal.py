@@ -370,7 +370,8 @@ class Journal:
                 raise BeoError(what, "its disk is too slow for what is asked", "try again a little later")
             self._backlog_bytes += len(data) + _ROW_BYTES
             self._queue.append(entry)
-            self._wake.notify_all()
+            if len(self._queue) == 1 and not self._committing:  # else it is awake, or has been woken
+                self._wake.notify_all()
         self.last_index, self.last_epoch, self.last_hash = index, epoch, entry.hash
         return index
 

@@ -77,6 +77,7 @@ class Cluster:
         self.workers = workers
         self.slots = slots
         self._heads: list[int] = []  # children of ours
+        self._commands: list[subprocess.Popen[str]] = []
         self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT))
 
     def up(self) -> None:
@@ -92,7 +93,15 @@ class Cluster:
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start `beo WORDS`; its stdout and stderr are pipes unless `options` say otherwise."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*BEO, *words], env=self.env, cwd=ROOT, text=True, **{**pipes, **options})
+        process = subprocess.Popen([*BEO, *words], env=self.env, cwd=ROOT, text=True, **{**pipes, **options})
+        self._commands.append(process)
+        return process
+
+    def end_commands(self) -> None:
+        """Kill the commands that a failed test has left waiting."""
+        for process in self._commands:
+            process.kill()
+            process.wait()
 
     def beo(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `beo WORDS` to its end."""
@@ -295,6 +304,7 @@ def running(path: Path, workers: int = 2, slots: int = 2, settings: str = "") ->
             print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-30:], sep="\n", file=sys.stderr)
         raise
     finally:
+        cluster.end_commands()
         cluster.down()
     wait_for(lambda: not cluster.leftovers(), f"all is gone, but there is {cluster.leftovers()}", 5.0)
 

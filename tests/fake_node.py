@@ -17,7 +17,7 @@ import msgspec
 from beo import messages as ms
 from beo.settings import WorkerConfig
 from beo.spec import JobSpec
-from beo.worker import core
+from beo.worker import acts, core
 from beo.worker.memory import Memory
 
 NS = core.NS
@@ -54,8 +54,8 @@ class Node:
         self.names = (f"inc-{n}" for n in itertools.count(1))
         self.numbers = itertools.count(1)  # of wardens
         self.wardens: dict[int, list[dict[str, Any]]] = {}  # those that live -> what each was told
-        self.launched: list[core.Launch] = []
-        self.kill_before: Callable[[core.Effect], bool] = lambda _: False
+        self.launched: list[acts.Launch] = []
+        self.kill_before: Callable[[acts.Effect], bool] = lambda _: False
         self.acts = 0  # effects carried out by all agents
         self.kill_at = -1  # the act before which the agent is killed, to be followed by another at once
         self.lives: dict[int, Life] = {}  # of wardens that act by themselves, see `wardens_turn`
@@ -68,14 +68,14 @@ class Node:
         self.to_head: list[ms.AgentReport] = []
         self.to_peers: list[tuple[str, ms.AgentWord]] = []
         self.answers: list[ms.AgentWord] = []
-        self.shipping: dict[Key, core.Ship] = {}
-        self.stdin: list[core.StdinTaken] = []
+        self.shipping: dict[Key, acts.Ship] = {}
+        self.stdin: list[acts.StdinTaken] = []
         self.memory = Memory(self.folder, self.boot, next(self.names))
-        about = core.Node("n1", self.boot, "10.0.0.1:7", "k1", 4, 1 << 30, {"contain": self.contain})
+        about = acts.Node("n1", self.boot, "10.0.0.1:7", "k1", 4, 1 << 30, {"contain": self.contain})
         self.worker = core.Worker(about, self.config, lambda: next(self.names))
         known = self.memory.identity
         wardens = tuple(sorted(self.wardens))
-        self.take(core.Begin(known.incarnation, known.epoch, self.memory.seen, self.memory.orders(), wardens))
+        self.take(acts.Begin(known.incarnation, known.epoch, self.memory.seen, self.memory.orders(), wardens))
 
     def restart(self) -> None:
         """Kill the agent and start another; the wardens live on, and tell it nothing yet."""
@@ -90,9 +90,9 @@ class Node:
         self.boot, self.wardens = self.boot + "'", {}
         self.begin()
 
-    def take(self, item: core.Input) -> list[core.Effect]:
+    def take(self, item: acts.Input) -> list[acts.Effect]:
         """Give the core an input and carry its effects out."""
-        effects = self.worker.handle(item, core.Now(self.boot_ns))
+        effects = self.worker.handle(item, acts.Now(self.boot_ns))
         for effect in effects:
             if self.kill_before(effect):
                 raise Killed
@@ -103,38 +103,38 @@ class Node:
             self.carry_out(effect)
         return effects
 
-    def carry_out(self, effect: core.Effect) -> None:
+    def carry_out(self, effect: acts.Effect) -> None:
         """Do what the agent would do."""
         match effect:
-            case core.ToHead():
+            case acts.ToHead():
                 msgspec.msgpack.decode(ms.encode(effect.message))  # it can be sent
                 self.to_head.append(effect.message)
-            case core.ToPeer():
+            case acts.ToPeer():
                 self.to_peers.append((effect.peer.node, effect.message))
-            case core.Answer():
+            case acts.Answer():
                 self.answers.append(effect.message)
-            case core.ToWarden():
+            case acts.ToWarden():
                 if effect.warden in self.wardens:
                     self.wardens[effect.warden].append(json.loads(json.dumps(effect.message)))
-            case core.Launch():
+            case acts.Launch():
                 number = effect.warden or next(self.numbers)
                 self.wardens.setdefault(number, [])
                 self.lives[number] = Life((effect.order.job, effect.order.attempt), effect.leash_until_ns)
                 self.worker.launched((effect.order.job, effect.order.attempt), number)
                 self.launched.append(effect)
-            case core.Ship():
+            case acts.Ship():
                 self.shipping[effect.job, effect.attempt] = effect
-            case core.StdinTaken():
+            case acts.StdinTaken():
                 self.stdin.append(effect)
-            case core.Remember():
+            case acts.Remember():
                 self.memory.remember(effect.order)
-            case core.Seen():
+            case acts.Seen():
                 self.memory.saw(0, effect.job, effect.attempt)
-            case core.Drop():
+            case acts.Drop():
                 self.memory.drop(effect.job, effect.attempt)
-            case core.Reborn():
+            case acts.Reborn():
                 self.memory.reborn(effect.incarnation, self.worker.seen)
-            case core.Epoch():
+            case acts.Epoch():
                 self.memory.obey(effect.epoch)
 
     # ---- time
@@ -153,7 +153,7 @@ class Node:
         self.boot_ns += int(seconds * NS)
 
     def tick(self) -> None:
-        self.take(core.Tick())
+        self.take(acts.Tick())
 
     # ---- the head
 
@@ -162,7 +162,7 @@ class Node:
         return self.worker.incarnation
 
     def head(self, message: ms.HeadCommand) -> None:
-        self.take(core.FromHead(message))
+        self.take(acts.FromHead(message))
 
     def welcome(self) -> Node:
         """The head takes the node in, and answers its first PING."""
@@ -218,7 +218,7 @@ class Node:
     # ---- wardens
 
     def hear(self, warden: int, op: str, **words: Any) -> None:
-        self.take(core.FromWarden(warden, {"op": op, **words}))
+        self.take(acts.FromWarden(warden, {"op": op, **words}))
 
     def part_says(self, op: str, key: Key = JOB, **words: Any) -> None:
         self.hear(self.worker.held[key].warden, op, job=key[0], attempt=key[1], **words)
@@ -228,7 +228,7 @@ class Node:
         self.part_says("ended", key, result=result(**how), spool_length=spool_length)
 
     def shipped(self, key: Key = JOB) -> None:
-        self.take(core.Shipped(*key))
+        self.take(acts.Shipped(*key))
 
     def tells_state(self, warden: int, key: Key | None = JOB, ended: bool = False, spool_length: int = 0) -> None:
         """A warden meets a new agent."""
@@ -241,7 +241,7 @@ class Node:
     def dies(self, warden: int, spool_bytes: int = 0) -> None:
         """A warden is killed, and with it all that it holds."""
         del self.wardens[warden]
-        self.take(core.WardenClosed(warden, spool_bytes))
+        self.take(acts.WardenClosed(warden, spool_bytes))
 
     def told(self, warden: int, op: str) -> list[dict[str, Any]]:
         """What a warden was told, of one kind."""
@@ -279,7 +279,7 @@ class Node:
     # ---- peers
 
     def peer(self, message: ms.AgentWord, channel: bytes = b"") -> None:
-        self.take(core.FromPeer(channel, message))
+        self.take(acts.FromPeer(channel, message))
 
     def to_peer(self, *kinds: type) -> list[tuple[str, Any]]:
         found = [(node, message) for node, message in self.to_peers if isinstance(message, kinds)]

@@ -14,8 +14,11 @@ from random import Random
 from typing import Any
 
 from beo import messages as ms
+from beo.headnode import acts as headacts
 from beo.headnode import core as headcore
-from beo.headnode.state import ENDED, Job, State
+from beo.headnode.model import ENDED, Job
+from beo.headnode.state import State
+from beo.worker import acts
 from beo.worker import core as workercore
 from tests.world import START_S, Disk, birth, same, settings, spec
 
@@ -94,7 +97,7 @@ class Warden:
         if not self.dead:
             self.dead = True
             self.machine.wardens.pop(self.number, None)
-            self.machine.tell(workercore.WardenClosed(self.number, 0))
+            self.machine.tell(acts.WardenClosed(self.number, 0))
 
     def _end(self, serial: int, status: int, reason: str = "") -> None:
         if serial != self._serial or self.dead or not self.order or self.result:
@@ -118,7 +121,7 @@ class Warden:
         """Send the agent a message."""
         if self.order:
             words = {"job": self.order.job, "attempt": self.order.attempt, **words}
-        self.machine.tell(workercore.FromWarden(self.number, {"op": op, **words}))
+        self.machine.tell(acts.FromWarden(self.number, {"op": op, **words}))
 
     def tell_state(self) -> None:
         """The first word on a connection."""
@@ -181,11 +184,11 @@ class Machine:
         self.agents += 1
         facts = {"contain": self.contain}
         address = f"{self.name}:{self.agents}"
-        node = workercore.Node(self.name, f"boot-{self.boots}", address, "key", 2, 1 << 30, facts)
+        node = acts.Node(self.name, f"boot-{self.boots}", address, "key", 2, 1 << 30, facts)
         self.core = workercore.Worker(node, CONFIG.worker, self.sim.nonce)
         seen = tuple((index, *key) for key, index in self.seen.items())
         wardens = tuple(sorted(self.wardens))
-        self.tell(workercore.Begin(self.incarnation, self.epoch, seen, tuple(self.orders.values()), wardens))
+        self.tell(acts.Begin(self.incarnation, self.epoch, seen, tuple(self.orders.values()), wardens))
         for warden in list(self.wardens.values()):
             warden.tell_state()
         self._tick(self.agents)
@@ -218,50 +221,50 @@ class Machine:
 
     def _tick(self, agent: int) -> None:
         if self.core and agent == self.agents:
-            self.tell(workercore.Tick())
+            self.tell(acts.Tick())
             self.sim.clock.after(TICK_S, lambda: self._tick(agent))
 
-    def tell(self, item: workercore.Input) -> None:
+    def tell(self, item: acts.Input) -> None:
         """Hand something to the agent, if there is one."""
         if self.core:
-            self._perform(self.core.handle(item, workercore.Now(int(self.sim.clock.s * NS))))
+            self._perform(self.core.handle(item, acts.Now(int(self.sim.clock.s * NS))))
 
-    def _perform(self, effects: list[workercore.Effect]) -> None:
+    def _perform(self, effects: list[acts.Effect]) -> None:
         sim = self.sim
         for effect in effects:
             match effect:
-                case workercore.ToHead():
+                case acts.ToHead():
                     sim.send(self.cut, lambda e=effect: sim.to_head(self.peer, "worker", e.message))  # type: ignore[misc]
-                case workercore.ToWarden():
+                case acts.ToWarden():
                     if effect.warden in self.wardens:
                         self.wardens[effect.warden].hear(effect.message)
-                case workercore.Launch():
+                case acts.Launch():
                     self._launch(effect)
-                case workercore.Ship():
+                case acts.Ship():
                     raise Violation("there was no output to ship")
-                case workercore.Remember():
+                case acts.Remember():
                     key = (effect.order.job, effect.order.attempt)
                     self.orders[key], self.seen[key] = effect.order, effect.order.index
-                case workercore.Seen():
+                case acts.Seen():
                     self.seen[effect.job, effect.attempt] = 0
-                case workercore.Drop():
+                case acts.Drop():
                     self.orders.pop((effect.job, effect.attempt), None)
-                case workercore.Reborn():
+                case acts.Reborn():
                     assert self.core
                     self.incarnation, self.seen = effect.incarnation, dict(self.core.seen)
-                case workercore.Epoch():
+                case acts.Epoch():
                     self.epoch = effect.epoch
-                case workercore.ToPeer():
+                case acts.ToPeer():
                     other = sim.machines[effect.peer.node]
                     right = effect.peer.address == f"{other.name}:{other.agents}"
-                    heard = workercore.FromPeer(self.name.encode(), effect.message)
+                    heard = acts.FromPeer(self.name.encode(), effect.message)
                     sim.send(not right, lambda o=other, h=heard: o.tell(h))  # type: ignore[misc]
-                case workercore.Answer():
+                case acts.Answer():
                     other = sim.machines[effect.channel.decode()]
-                    heard = workercore.FromPeer(b"", effect.message)
+                    heard = acts.FromPeer(b"", effect.message)
                     sim.send(False, lambda o=other, h=heard: o.tell(h))  # type: ignore[misc]
 
-    def _launch(self, effect: workercore.Launch) -> None:
+    def _launch(self, effect: acts.Launch) -> None:
         assert self.core
         number = effect.warden
         if number not in self.wardens:
@@ -314,8 +317,8 @@ class Simulation:
         """A message reaches the head's machine."""
         if self.head:
             message = ms.to_head.decode(ms.encode(message))
-            self._handle(headcore.Asked(peer, request, key, message))
-            self._handle(headcore.Turn())
+            self._handle(headacts.Asked(peer, request, key, message))
+            self._handle(headacts.Turn())
 
     # ---- the head
 
@@ -324,7 +327,7 @@ class Simulation:
         state = self.disk.replay()
         self._lives += 1
         self.head = headcore.Head(state, CONFIG, self.nonce, "bulk:1", "test")
-        self._handle(headcore.Begin(() if state.index else birth()))
+        self._handle(headacts.Begin(() if state.index else birth()))
         self._tick_head(self._lives)
 
     def kill_head(self) -> None:
@@ -335,19 +338,19 @@ class Simulation:
 
     def _tick_head(self, life: int) -> None:
         if self.head and life == self._lives:
-            self._handle(headcore.Tick())
-            self._handle(headcore.Turn())
+            self._handle(headacts.Tick())
+            self._handle(headacts.Turn())
             self.clock.after(TICK_S, lambda: self._tick_head(life))
 
     def _handle(self, item: Any) -> None:
         assert self.head
-        effects = self.head.handle(item, headcore.Now(self.clock.s, START_S + self.clock.s))
+        effects = self.head.handle(item, headacts.Now(self.clock.s, START_S + self.clock.s))
         appended = False
         for effect in effects:
-            if isinstance(effect, headcore.Append):
+            if isinstance(effect, headacts.Append):
                 self.disk.append(effect.index, effect.event)
                 appended = True
-            elif isinstance(effect, headcore.Send):
+            elif isinstance(effect, headacts.Send):
                 self._deliver(effect)
         if appended:
             life, index = self._lives, len(self.disk.entries)
@@ -356,9 +359,9 @@ class Simulation:
     def _durable(self, life: int, index: int) -> None:
         if self.head and life == self._lives:
             self.disk.durable = max(self.disk.durable, index)
-            self._handle(headcore.Durable(self.disk.durable))
+            self._handle(headacts.Durable(self.disk.durable))
 
-    def _deliver(self, effect: headcore.Send) -> None:
+    def _deliver(self, effect: headacts.Send) -> None:
         if effect.peer == b"client":
             if isinstance(effect.message, ms.SubmittedIs):
                 key = f"{effect.request}"
@@ -370,7 +373,7 @@ class Simulation:
         def arrive() -> None:
             if machine.agents == int(agent):
                 message = ms.to_agent.decode(ms.encode(effect.message))
-                machine.tell(workercore.FromHead(message))  # type: ignore[arg-type]
+                machine.tell(acts.FromHead(message))  # type: ignore[arg-type]
 
         self.send(machine.cut, arrive)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from beo import events as ev
 from beo import messages as ms
-from beo.headnode import core, waiters
+from beo.headnode import acts, core, waiters
 from tests.world import Node, World, ranks_ended, settings, spec
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_committed_to_a_node_before_it_is_durable(world: World) -> No
 def test_effects_leave_in_the_order_of_their_entries(world: World) -> None:
     world.disk.slow = True
     requests = [world.ask(wish(f"key {n}")) for n in range(3)]
-    world.handle(core.Durable(len(world.disk.entries) - 1))
+    world.handle(acts.Durable(len(world.disk.entries) - 1))
     assert [len(world.answers(request)) for request in requests] == [1, 1, 0]
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from beo import events as ev
 from beo.headnode import schedule
+from beo.headnode.model import Attempt, Job
 from beo.headnode.schedule import PATIENCE_S, Placement, back_off_s, place, plan
-from beo.headnode.state import Attempt, Job, State
+from beo.headnode.state import State
 from tests.world import START_S, spec
 
 from tests.test_state import joined, started, submitted  # isort: skip

@@ -14,8 +14,10 @@ import pytest
 
 from beo import events as ev
 from beo import messages as ms
+from beo.headnode import acts as headacts
 from beo.headnode import core as headcore
 from beo.headnode import state
+from beo.worker import acts
 from beo.worker import core as workercore
 from tests import simulation
 from tests.simulation import Simulation, Violation
@@ -47,7 +49,7 @@ def test_a_seed_says_everything_that_happens() -> None:
 def answer_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     real = headcore.Head.handle
 
-    def handle(head: headcore.Head, item: Any, now: headcore.Now) -> list[headcore.Effect]:
+    def handle(head: headcore.Head, item: Any, now: headacts.Now) -> list[headacts.Effect]:
         head._durable = 1 << 60
         return real(head, item, now)
 
@@ -95,7 +97,7 @@ def forget_finished_attempts(patch: pytest.MonkeyPatch) -> None:
 def settle_what_may_still_be_started(patch: pytest.MonkeyPatch) -> None:
     real = workercore.Worker._pong
 
-    def pong(worker: workercore.Worker, message: ms.Pong, now: workercore.Now) -> None:
+    def pong(worker: workercore.Worker, message: ms.Pong, now: acts.Now) -> None:
         real(worker, message, now)
         worker.seen = {key: index for key, index in worker.seen.items() if key in worker.held}
 

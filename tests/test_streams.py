@@ -23,7 +23,7 @@ from beo.headnode import streams
 from beo.headnode.streams import Streams
 from beo.spec import JobSpec
 from beo.worker import shipper as shipper_module
-from beo.worker.core import Shipped, StdinCame
+from beo.worker.acts import Shipped, StdinCame
 from beo.worker.shipper import Shipper
 
 HEAD_PUBLIC, HEAD = wire.new_keypair()

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
     0: "errors nodeset units spec settings events messages records selector table",
-    1: "headnode.state headnode.decide headnode.schedule headnode.explain headnode.metrics headnode.core "
-    "headnode.views headnode.waiters headnode.queue worker.core worker.told worker.launch worker.pmi worker.frames "
-    "worker.peers",
+    1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
+    "headnode.views headnode.waiters headnode.core worker.acts worker.core worker.told worker.launch worker.pmi "
+    "worker.frames worker.peers",
     2: "config log wire journal lockfile birth worker.memory worker.process worker.probe worker.contain worker.loop "
     "worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "

@@ -11,7 +11,7 @@ import pytest
 from beo import messages as ms
 from beo.events import PartResult, RankResult
 from beo.settings import WorkerConfig
-from beo.worker import core, memory
+from beo.worker import acts, core, memory
 from tests.fake_node import BULK, EPOCH, JOB, NS, Key, Killed, Node, result
 
 
@@ -31,8 +31,8 @@ def fresh(tmp_path: Path) -> Node:
 
 
 def test_a_start_is_written_down_before_it_is_launched(node: Node) -> None:
-    effects = node.take(core.FromHead(node.order()))
-    assert [type(effect) for effect in effects] == [core.Remember, core.Launch]
+    effects = node.take(acts.FromHead(node.order()))
+    assert [type(effect) for effect in effects] == [acts.Remember, acts.Launch]
     assert node.last_ping().running == (JOB,)
 
 
@@ -154,7 +154,7 @@ def test_a_start_without_ranks_for_this_node_is_gone_and_nothing_runs(node: Node
 
 def test_an_agent_killed_between_memory_and_launch_says_gone_and_never_starts_it(node: Node) -> None:
     order = node.order()
-    node.kill_before = lambda effect: isinstance(effect, core.Launch)
+    node.kill_before = lambda effect: isinstance(effect, acts.Launch)
     with pytest.raises(Killed):
         node.head(order)
     node.kill_before = lambda _: False
@@ -169,7 +169,7 @@ def test_an_agent_killed_between_memory_and_launch_says_gone_and_never_starts_it
 
 def test_a_launch_that_fails_is_gone_with_its_reason(node: Node) -> None:
     node.start()
-    node.take(core.LaunchFailed(*JOB, "no space left on device"))
+    node.take(acts.LaunchFailed(*JOB, "no space left on device"))
     (gone,) = node.said(ms.Gone)
     assert gone.reason == "no space left on device"
     assert node.last_ping().ended == (JOB,)
@@ -223,7 +223,7 @@ def test_word_of_output_after_the_end_does_not_hold_the_end_back(node: Node) -> 
 def test_a_killed_warden_is_gone_and_its_output_comes_first(node: Node) -> None:
     warden = node.start()
     node.dies(warden, spool_bytes=80)
-    assert node.shipping[JOB] == core.Ship(warden, *JOB, 80, True)
+    assert node.shipping[JOB] == acts.Ship(warden, *JOB, 80, True)
     assert not node.said(ms.Gone)
     node.shipped()
     (gone,) = node.said(ms.Gone)
@@ -296,7 +296,7 @@ def test_past_the_lease_leashed_parts_are_ended_and_confirmed_before_a_new_incar
 def test_a_new_incarnation_is_written_down_before_it_is_told(node: Node) -> None:
     node.start(requeue="confirm")
     old = node.incarnation
-    node.kill_before = lambda effect: isinstance(effect, core.ToHead) and isinstance(effect.message, ms.Join)
+    node.kill_before = lambda effect: isinstance(effect, acts.ToHead) and isinstance(effect.message, ms.Join)
     with pytest.raises(Killed):
         node.wait(4)
     node.kill_before = lambda _: False
@@ -310,7 +310,7 @@ def test_a_new_incarnation_is_written_down_before_it_is_told(node: Node) -> None
 
 def test_an_agent_killed_before_it_wrote_the_new_incarnation_down_is_still_the_old_one(node: Node) -> None:
     old = node.incarnation
-    node.kill_before = lambda effect: isinstance(effect, core.Reborn)
+    node.kill_before = lambda effect: isinstance(effect, acts.Reborn)
     with pytest.raises(Killed):
         node.wait(4)
     node.kill_before = lambda _: False
@@ -326,7 +326,7 @@ def test_a_part_that_its_leash_ended_is_gone_under_the_new_incarnation_with_its_
     warden = node.start(requeue="auto")
     node.wait(3)
     node.dies(warden, spool_bytes=80)
-    assert node.shipping[JOB] == core.Ship(warden, *JOB, 80, True)
+    assert node.shipping[JOB] == acts.Ship(warden, *JOB, 80, True)
     node.welcome()
     node.shipped()
     (gone,) = node.said(ms.Gone)
@@ -459,8 +459,8 @@ def test_a_kill_for_what_is_not_here_is_remembered_by_the_next_agent(node: Node)
 
 
 def test_what_was_ruled_out_is_written_down_before_gone_is_told(node: Node) -> None:
-    effects = node.take(core.FromHead(ms.Kill(EPOCH, node.incarnation, 5, 1, "", 0.0)))
-    assert [type(effect) for effect in effects] == [core.Seen, core.ToHead]
+    effects = node.take(acts.FromHead(ms.Kill(EPOCH, node.incarnation, 5, 1, "", 0.0)))
+    assert [type(effect) for effect in effects] == [acts.Seen, acts.ToHead]
 
 
 def test_a_signal_is_delivered_only_when_a_warden_has_it(node: Node) -> None:
@@ -512,7 +512,7 @@ def test_a_warden_that_does_not_answer_any_more_is_gone_with_its_output_first(no
     node.worker.launched(JOB, warden)  # the agent found the folder that it left
     node.dies(warden, spool_bytes=30)
     node.welcome()
-    assert node.shipping[JOB] == core.Ship(warden, *JOB, 30, True)
+    assert node.shipping[JOB] == acts.Ship(warden, *JOB, 30, True)
     node.shipped()
     assert len(node.said(ms.Gone)) == 1
 
@@ -541,7 +541,7 @@ def test_a_warden_without_an_order_is_ended_and_nothing_is_said_until_it_has_gon
 
 def test_a_part_that_was_declared_gone_and_shows_up_again_is_ended(node: Node) -> None:
     warden = node.start()
-    node.take(core.WardenClosed(warden, 0))
+    node.take(acts.WardenClosed(warden, 0))
     node.to_head.clear()
     node.tells_state(warden)
     assert node.told(warden, "exit")
@@ -552,7 +552,7 @@ def test_a_part_that_was_declared_gone_and_shows_up_again_is_ended(node: Node) -
 def test_a_warden_that_connects_again_after_its_end_still_hears_the_commit(node: Node) -> None:
     warden = node.start()
     node.ends()
-    node.take(core.WardenClosed(warden, 0))
+    node.take(acts.WardenClosed(warden, 0))
     node.tells_state(warden, ended=True)
     node.commit()
     assert node.told(warden, "committed")
@@ -689,24 +689,24 @@ def test_a_part_of_one_node_asks_nobody(node: Node) -> None:
 
 def test_stdin_reaches_the_warden_and_what_it_took_the_client(node: Node) -> None:
     warden = node.start()
-    node.take(core.StdinCame(ms.Stdin(*JOB, 0, b"\x00\xff", True)))
+    node.take(acts.StdinCame(ms.Stdin(*JOB, 0, b"\x00\xff", True)))
     expected = {"op": "stdin", "job": 7, "attempt": 1, "offset": 0, "data": "AP8=", "eof": True}
     assert node.told(warden, "stdin") == [expected]
     node.part_says("stdin", have=2, closed=False)
-    assert node.stdin == [core.StdinTaken(*JOB, 2, False)]
+    assert node.stdin == [acts.StdinTaken(*JOB, 2, False)]
 
 
 def test_stdin_for_a_part_that_is_over_is_answered_closed(node: Node) -> None:
     node.start()
     node.ends()
-    node.take(core.StdinCame(ms.Stdin(*JOB, 5, b"x", False)))
+    node.take(acts.StdinCame(ms.Stdin(*JOB, 5, b"x", False)))
     node.commit()
-    node.take(core.StdinCame(ms.Stdin(*JOB, 6, b"x", False)))
-    assert node.stdin == [core.StdinTaken(*JOB, 5, True), core.StdinTaken(*JOB, 6, True)]
+    node.take(acts.StdinCame(ms.Stdin(*JOB, 6, b"x", False)))
+    assert node.stdin == [acts.StdinTaken(*JOB, 5, True), acts.StdinTaken(*JOB, 6, True)]
 
 
 def test_stdin_that_overtakes_its_start_is_left_to_be_repeated(node: Node) -> None:
-    node.take(core.StdinCame(ms.Stdin(*JOB, 0, b"x", False)))
+    node.take(acts.StdinCame(ms.Stdin(*JOB, 0, b"x", False)))
     assert not node.stdin
 
 
@@ -738,11 +738,11 @@ def test_stdin_that_overtakes_its_start_is_left_to_be_repeated(node: Node) -> No
 def test_nonsense_of_a_warden_ends_that_warden_at_most(node: Node, words: dict[str, Any]) -> None:
     other = node.start((8, 1))
     warden = node.start()
-    node.take(core.FromWarden(warden, words))
-    node.take(core.FromWarden(99, words))  # one that isn't known
+    node.take(acts.FromWarden(warden, words))
+    node.take(acts.FromWarden(99, words))  # one that isn't known
     if node.told(warden, "exit"):
         node.dies(warden)
-        node.take(core.WardenClosed(99, 0))
+        node.take(acts.WardenClosed(99, 0))
         assert [gone.job for gone in node.said(ms.Gone)] == [7]
     assert not node.told(other, "exit")
     assert (8, 1) in node.last_ping().running

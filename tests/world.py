@@ -15,8 +15,9 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
-from beo.headnode import core
-from beo.headnode.state import Job, State
+from beo.headnode import acts, core
+from beo.headnode.model import Job
+from beo.headnode.state import State
 from beo.settings import Config
 from beo.spec import JobSpec
 
@@ -108,7 +109,7 @@ class Node:
 
     def tell(self, message: ms.AgentReport) -> None:
         """Say something to the head."""
-        self._world.handle(core.Asked(self.peer, 0, "worker", message))
+        self._world.handle(acts.Asked(self.peer, 0, "worker", message))
         self._world.turn()
 
     def join(self) -> None:
@@ -174,7 +175,7 @@ class World:
         self.wall_s = START_S
         self.disk = Disk()
         self.nodes: dict[str, Node] = {}
-        self.sent: list[core.Send] = []
+        self.sent: list[acts.Send] = []
         self.forgotten: list[int] = []
         self.requests = 0
         self._nonces = 0
@@ -182,7 +183,7 @@ class World:
 
     def _begin(self, state: State, first: tuple[ev.Event, ...] = ()) -> None:
         self.head = core.Head(state, self.config, self._nonce, "bulk:1", "test")
-        self.handle(core.Begin(first))
+        self.handle(acts.Begin(first))
         self.turn()
 
     def _nonce(self) -> str:
@@ -190,9 +191,9 @@ class World:
         return f"nonce-{self._nonces}"
 
     @property
-    def now(self) -> core.Now:
+    def now(self) -> acts.Now:
         """The clocks."""
-        return core.Now(self.boot_s, self.wall_s)
+        return acts.Now(self.boot_s, self.wall_s)
 
     @property
     def state(self) -> State:
@@ -205,32 +206,32 @@ class World:
 
     # ---- the loop
 
-    def handle(self, item: core.Begin | core.Asked | core.Durable | core.Tick | core.Turn) -> None:
+    def handle(self, item: acts.Begin | acts.Asked | acts.Durable | acts.Tick | acts.Turn) -> None:
         """Hand one input to the core, and carry its effects out."""
         self._perform(self.head.handle(item, self.now))
 
     def turn(self) -> None:
         """What follows on the messages of one turn: placing, and the disk's word."""
-        self.handle(core.Turn())
+        self.handle(acts.Turn())
         if not self.disk.slow:
             self.flush()
 
     def flush(self) -> None:
         """Everything appended is durable now."""
         self.disk.durable = len(self.disk.entries)
-        self.handle(core.Durable(self.disk.durable))
+        self.handle(acts.Durable(self.disk.durable))
 
-    def _perform(self, effects: list[core.Effect]) -> None:
+    def _perform(self, effects: list[acts.Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, core.Append):
+            if isinstance(effect, acts.Append):
                 self.disk.append(effect.index, effect.event)
-            elif isinstance(effect, core.Send):
+            elif isinstance(effect, acts.Send):
                 node = self.nodes.get(effect.peer.decode())
                 if node:
                     node.hear(effect.message)
                 else:
                     self.sent.append(effect)
-            elif isinstance(effect, core.Forget):
+            elif isinstance(effect, acts.Forget):
                 self.forgotten += effect.jobs
 
     def restart(self) -> None:
@@ -240,7 +241,7 @@ class World:
 
     def tick(self) -> None:
         """Let the head look at its clock."""
-        self.handle(core.Tick())
+        self.handle(acts.Tick())
         self.turn()
 
     def wait(self, seconds: float, *alive: Node) -> None:
@@ -266,7 +267,7 @@ class World:
     def ask(self, message: ms.ClientRequest, who: str = "ann", client: bytes = b"client") -> int:
         """Ask the head something; returns the request's id."""
         self.requests += 1
-        self.handle(core.Asked(client, self.requests, who, message))
+        self.handle(acts.Asked(client, self.requests, who, message))
         self.turn()
         return self.requests
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Union
 
 import msgspec
 
@@ -19,10 +18,24 @@ from beo import events as ev
 from beo import messages as ms
 from beo.errors import BeoError, Refused, UsageError
 from beo.headnode import decide, views
+from beo.headnode.acts import (
+    Append,
+    Asked,
+    Begin,
+    Durable,
+    Effect,
+    Forget,
+    Now,
+    Over,
+    Send,
+    Tick,
+    Turn,
+)
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook
+from beo.headnode.model import ENDED, Attempt, Job, PartState
 from beo.headnode.schedule import plan
-from beo.headnode.state import ENDED, Attempt, Job, PartState, State
+from beo.headnode.state import State
 from beo.headnode.waiters import Waiter, Waiters
 from beo.settings import Config
 
@@ -34,78 +47,6 @@ FORGET_EVERY_S = 30.0
 FORGET_BATCH = 10_000  # jobs per Forgotten entry
 NOTE_LENGTH_MAX = 500  # of what a node says about an end
 DETAILS_MAX = 100  # jobs that one `beo show` can show
-
-
-class Now(msgspec.Struct, frozen=True):
-    """boot_s: CLOCK_BOOTTIME, for decisions. wall_s: seconds since 1970, for people."""
-
-    boot_s: float
-    wall_s: float
-
-
-# ---- inputs
-
-
-class Begin(msgspec.Struct, frozen=True):
-    """The journal was replayed: this head may act. birth: facts to journal first, for a new cluster."""
-
-    birth: tuple[ev.Event, ...] = ()
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A message came: from `peer`, with the request id to answer under, by the holder of `key`."""
-
-    peer: bytes
-    request: int
-    key: str
-    message: Union[ms.ClientRequest, ms.AgentReport]  # noqa: UP007
-
-
-class Durable(msgspec.Struct, frozen=True):
-    """Every entry up to index is fsynced."""
-
-    index: int
-
-
-class Tick(msgspec.Struct, frozen=True):
-    """Time has passed."""
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """All messages that had come are handled: place what can be placed."""
-
-
-# ---- effects
-
-
-class Append(msgspec.Struct, frozen=True):
-    """Append this event to the journal; it gets this index."""
-
-    index: int
-    event: ev.Event
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Send a message, under a request id (0: none)."""
-
-    peer: bytes
-    request: int
-    message: Union[ms.HeadAnswer, ms.HeadCommand]  # noqa: UP007
-
-
-class Over(msgspec.Struct, frozen=True):
-    """These jobs changed: whoever waits for their output should look again."""
-
-    jobs: tuple[int, ...]
-
-
-class Forget(msgspec.Struct, frozen=True):
-    """These jobs are off the record: their output may go."""
-
-    jobs: tuple[int, ...]
-
-
-Effect = Union[Append, Send, Over, Forget]  # noqa: UP007
 
 
 class _Session:
@@ -312,8 +253,8 @@ class Head:
                 self._send(peer, ms.Committed(self.state.epoch, message.job, message.attempt))
 
     def _ended(self, message: ms.Ended | ms.Gone, now: Now) -> None:
-        found = self._live(message.node).get((message.job, message.attempt))
-        if not found:
+        found = self.state.live_parts(message.node).get((message.job, message.attempt))
+        if not found or found[2].state != "live":
             return
         where = (message.job, message.attempt, message.node)
         if isinstance(message, ms.Gone):

@@ -11,8 +11,9 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset, selector
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
+from beo.headnode.model import ENDED, LEASHABLE, Authorized, Job, Node
 from beo.headnode.schedule import capacity, place
-from beo.headnode.state import ENDED, KEYS_KEEP_S, LEASHABLE, Authorized, Job, Node, State
+from beo.headnode.state import KEYS_KEEP_S, State
 from beo.settings import HeadConfig
 from beo.spec import check, key_made_s
 from beo.units import format_duration

@@ -7,9 +7,10 @@ from functools import cached_property
 
 from beo import events as ev
 from beo import nodeset
+from beo.headnode.model import ENDED, Attempt, Job, Node
 from beo.headnode.queue import Shape, shape_of
 from beo.headnode.schedule import back_off_s, capacity, place
-from beo.headnode.state import ENDED, Attempt, Job, Node, State
+from beo.headnode.state import State
 from beo.units import approximate_size, format_duration, format_size
 
 NAMED_MAX = 8  # jobs and nodes named in one sentence

@@ -207,6 +207,8 @@ class Exports:
 
     def poke(self) -> None:
         """Some attempt may be over: look."""
+        if not self._sinks:
+            return  # nothing is being written; what begins now looks by itself
         with self._changed:
             self._work = True
             self._changed.notify()

@@ -11,8 +11,9 @@ from collections.abc import Collection
 
 import msgspec
 
+from beo.headnode.model import Job, Node
 from beo.headnode.queue import Shape
-from beo.headnode.state import Job, Node, State
+from beo.headnode.state import State
 
 LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its time
 PATIENCE_S = 600.0
@@ -80,7 +81,7 @@ def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, i
 def back_off_s(job: Job, now_s: float) -> float:
     """How long a job still has to wait before its next attempt: one that is lost again and again is slowed down.
 
-    The first attempt that is lost is repeated at once; of those in a row that lasted less than SHORT_S, each doubles it.
+    The first attempt that is lost is repeated at once; of those in a row that lasted less than SHORT_S each doubles it.
     """
     short = 0
     for attempt in reversed(job.attempts):

@@ -21,8 +21,9 @@ from beo import __version__, events, lockfile, wire
 from beo import messages as ms
 from beo.config import Home, home
 from beo.errors import BeoError, Conflict, Internal
-from beo.headnode import core, decide, explain
-from beo.headnode.state import ENDED, State
+from beo.headnode import acts, core, decide, explain
+from beo.headnode.model import ENDED
+from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
 from beo.log import setup
@@ -82,6 +83,7 @@ class Server:
     def __init__(self, where: Home) -> None:
         """Take the lock, open and replay the journal, listen."""
         self._home = where
+        self._folder = str(where.head)
         self._config = where.config()
         self._lock = lockfile.hold(where.head / "lock")
         cluster = where.cluster()
@@ -111,7 +113,7 @@ class Server:
         if not cluster.bulk:
             where.write_cluster(msgspec.structs.replace(cluster, bulk=(self._streams.address,)))
         self._core = core.Head(state, self._config, lambda: secrets.token_hex(8), self._streams.address, __version__)
-        self._perform(self._core.handle(core.Begin(birth), self._now()))
+        self._perform(self._core.handle(acts.Begin(birth), self._now()))
 
     # ---- the journal
 
@@ -160,8 +162,8 @@ class Server:
                 str(error), "another program has the port", "end it, or set another [head] listen in beo.toml"
             ) from None
 
-    def _now(self) -> core.Now:
-        return core.Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+    def _now(self) -> acts.Now:
+        return acts.Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
     def stop(self, *_: object) -> None:
         """Let `run` return; also a signal handler."""
@@ -184,7 +186,7 @@ class Server:
             if now.boot_s >= next_tick_s:
                 next_tick_s = now.boot_s + TICK_S
                 self._disk_full = self._look_at_disk()
-                self._perform(self._core.handle(core.Tick(), now))
+                self._perform(self._core.handle(acts.Tick(), now))
                 self._snapshot()
             self._wake_readers()
             poller.poll(max(0, int((next_tick_s - now.boot_s) * 1000) + 1))
@@ -194,8 +196,8 @@ class Server:
             self._waker.clear()
             if self._failure:
                 raise self._failure
-            self._perform(self._core.handle(core.Turn(), now))
-            self._perform(self._core.handle(core.Durable(self._journal.durable_index), now))
+            self._perform(self._core.handle(acts.Turn(), now))
+            self._perform(self._core.handle(acts.Durable(self._journal.durable_index), now))
 
     def close(self) -> None:
         """Release everything; what was appended is committed."""
@@ -205,7 +207,7 @@ class Server:
         self._waker.close()
         os.close(self._lock)
 
-    def _take(self, peer: bytes, key: str, request: int, body: bytes, now: core.Now) -> None:
+    def _take(self, peer: bytes, key: str, request: int, body: bytes, now: acts.Now) -> None:
         try:
             message = ms.to_head.decode(body)
         except msgspec.MsgspecError as error:
@@ -219,25 +221,25 @@ class Server:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
             self._server.send(peer, request, ms.encode(decide.failure(full)))
             return
-        self._perform(self._core.handle(core.Asked(peer, request, key, message), now))
+        self._perform(self._core.handle(acts.Asked(peer, request, key, message), now))
 
-    def _perform(self, effects: list[core.Effect]) -> None:
+    def _perform(self, effects: list[acts.Effect]) -> None:
         for effect in effects:
             match effect:
-                case core.Append():
+                case acts.Append():
                     index = self._journal.append(self._state.epoch, events.encode(effect.event))
                     if index != effect.index:
                         raise Internal(f"entry {effect.index} became {index}", "state and journal differ", "restart")
                     if isinstance(effect.event, events.Started):
                         self._begin_files(effect.event.job, effect.event.attempt)
-                case core.Send():
+                case acts.Send():
                     message = effect.message
                     if isinstance(message, ms.DetailsAre):
                         message = self._with_output_errors(message)
                     self._server.send(effect.peer, effect.request, ms.encode(message))
-                case core.Over():
+                case acts.Over():
                     self._readers_wait = self._readers_wait or any(map(self._has_ended, effect.jobs))
-                case core.Forget():
+                case acts.Forget():
                     self._streams.forget(effect.jobs)
 
     def _has_ended(self, number: int) -> bool:
@@ -259,11 +261,11 @@ class Server:
 
     def _look_at_disk(self) -> str:
         try:
-            disk = os.statvfs(self._home.head)
+            disk = os.statvfs(self._folder)
         except OSError as error:
-            return f"can't look at the disk of {self._home.head}: {error.strerror}"
+            return f"can't look at the disk of {self._folder}: {error.strerror}"
         free = disk.f_bavail * disk.f_frsize
-        return f"the disk of {self._home.head} is full" if free < DISK_FREE_MIN_BYTES else ""
+        return f"the disk of {self._folder} is full" if free < DISK_FREE_MIN_BYTES else ""
 
     def _with_output_errors(self, answer: ms.DetailsAre) -> ms.DetailsAre:
         """Add what only the bulk plane knows: why a job's -o or -e file isn't written."""

@@ -7,7 +7,8 @@ import msgspec
 from beo import messages as ms
 from beo import nodeset
 from beo.headnode.explain import Outlook
-from beo.headnode.state import ENDED, Job, Node, State
+from beo.headnode.model import ENDED, Job, Node
+from beo.headnode.state import State
 
 
 def progress(job: Job) -> str:

@@ -26,7 +26,7 @@ from beo import messages as ms
 from beo.config import Home, home, write_durably
 from beo.errors import BeoError, Internal
 from beo.log import setup
-from beo.worker import core, launch, probe, process
+from beo.worker import acts, core, launch, probe, process
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
 
@@ -69,13 +69,18 @@ class Agent:
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
         told = f"{self._server.address} {slots} {mem_bytes} {facts}"
         self._memory.introduce(told, secrets.token_hex(8))
-        node = core.Node(name, boot, self._server.address, public, slots, mem_bytes, facts)
+        node = acts.Node(name, boot, self._server.address, public, slots, mem_bytes, facts)
         self._core = core.Worker(node, self._config, lambda: secrets.token_hex(8))
+        # What every job needs, made once: paths as text, since Path takes a twentieth of a short job's time here.
+        self._wardens = str(self._folder / "wardens")
+        self._scripts = str(self._folder / "scripts")
+        self._mark = f"beo-{self._cluster.cluster[:8]}-{name}"  # begins the names of what an attempt has elsewhere
+        self._beo_dir = str(where.path)
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
         self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
         self._next_warden = 1
-        self._left: dict[tuple[int, int], Path] = {}  # folders of wardens that went before their output was shipped
+        self._left: dict[tuple[int, int], str] = {}  # folders of wardens that went before their output was shipped
         self._spares: list[int] = []
         self._peers: dict[str, wire.Connection] = {}  # by address
         self._waker = wire.Waker()
@@ -104,13 +109,12 @@ class Agent:
             return server
 
     def _begin(self) -> None:
-        wardens = self._folder / "wardens"
-        wardens.mkdir(mode=0o700, exist_ok=True)
-        self._limbo = {int(path.name) for path in wardens.iterdir() if path.name.isdigit()}
+        os.makedirs(self._wardens, 0o700, exist_ok=True)
+        self._limbo = {int(name) for name in os.listdir(self._wardens) if name.isdigit()}
         self._next_warden = max(self._limbo, default=0) + 1
         memory = self._memory
         known = memory.identity
-        begin = core.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), tuple(sorted(self._limbo)))
+        begin = acts.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), tuple(sorted(self._limbo)))
         self._handle(begin)
         self._look_into_limbo()
         if self._limbo:
@@ -119,11 +123,11 @@ class Agent:
     def _look_into_limbo(self) -> None:
         """Settle what became of wardens whose connection is closed: dead, or to be connected to again."""
         for number in sorted(self._limbo):
-            folder = self._folder / "wardens" / str(number)
-            if process.is_dead(str(folder)):
+            folder = f"{self._wardens}/{number}"
+            if process.is_dead(folder):
                 self._limbo.discard(number)
                 self._clear_away(number, folder)
-            elif link := process.attach(str(folder)):
+            elif link := process.attach(folder):
                 self._limbo.discard(number)
                 self._links[number] = link
                 self._poller.register(link.fileno(), wire.POLLIN)
@@ -158,10 +162,10 @@ class Agent:
 
     # ---- the loop
 
-    def _now(self) -> core.Now:
-        return core.Now(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    def _now(self) -> acts.Now:
+        return acts.Now(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
-    def _handle(self, item: core.Input) -> None:
+    def _handle(self, item: acts.Input) -> None:
         self._perform(self._core.handle(item, self._now()))
 
     def run(self) -> None:
@@ -177,7 +181,7 @@ class Agent:
             now_s = time.monotonic()
             if now_s >= next_tick_s:
                 next_tick_s = now_s + TICK_S
-                self._handle(core.Tick())
+                self._handle(acts.Tick())
                 self._housekeep()
             ready = poller.poll(max(0, int((next_tick_s - now_s) * 1000) + 1))
             fds = {item for item, _ in ready if isinstance(item, int)}
@@ -188,7 +192,7 @@ class Agent:
                     self._read_warden(number, link)
             self._waker.clear()
             for news in self._shipper.news():
-                if isinstance(news, core.Shipped):
+                if isinstance(news, acts.Shipped):
                     self._shipping.discard((news.job, news.attempt))
                 self._handle(news)
 
@@ -204,7 +208,7 @@ class Agent:
             elif not isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
                 if isinstance(message, ms.Welcome):
                     self._shipper.connect(message.bulk)
-                self._handle(core.FromHead(message))
+                self._handle(acts.FromHead(message))
 
     def _read_peers(self) -> None:
         for channel, _, _, body in self._server.receive():
@@ -220,11 +224,11 @@ class Agent:
             log.warning("another agent says what this one can't read: %s", error)
             return
         if isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
-            self._handle(core.FromPeer(channel, message))
+            self._handle(acts.FromPeer(channel, message))
 
     def _read_warden(self, number: int, link: process.Link) -> None:
         for message in link.receive():
-            self._handle(core.FromWarden(number, message))
+            self._handle(acts.FromWarden(number, message))
         if link.closed:
             self._poller.unregister(link.fileno())
             link.close()
@@ -233,16 +237,16 @@ class Agent:
             self._limbo.add(number)
             self._look_into_limbo()
 
-    def _clear_away(self, number: int, folder: Path) -> None:
+    def _clear_away(self, number: int, folder: str) -> None:
         """A warden has gone: its folder too, unless it holds output that is still to be shipped."""
         spool_bytes = 0
         for key, held in self._core.held.items():
             spool = self._spool(number, *key)
-            if not held.shipped and spool.exists():
+            if not held.shipped and os.path.exists(spool):
                 self._left[key] = folder
                 self._core.launched(key, number)
-                spool_bytes = spool.stat().st_size
-        self._handle(core.WardenClosed(number, spool_bytes))
+                spool_bytes = os.path.getsize(spool)
+        self._handle(acts.WardenClosed(number, spool_bytes))
         if not spool_bytes:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -265,36 +269,36 @@ class Agent:
 
     # ---- effects
 
-    def _perform(self, effects: list[core.Effect]) -> None:
+    def _perform(self, effects: list[acts.Effect]) -> None:
         for effect in effects:
             match effect:
-                case core.ToHead():
+                case acts.ToHead():
                     self._head.send(0, ms.encode(effect.message))
-                case core.ToWarden():
+                case acts.ToWarden():
                     link = self._links.get(effect.warden)
                     if link:
                         link.send(effect.message)
-                case core.Launch():
+                case acts.Launch():
                     self._launch(effect)
-                case core.Ship():
+                case acts.Ship():
                     self._ship(effect)
-                case core.Remember():
+                case acts.Remember():
                     self._memory.remember(effect.order)
-                case core.Drop():
+                case acts.Drop():
                     self._drop(effect.job, effect.attempt)
-                case core.ToPeer():
+                case acts.ToPeer():
                     self._peer(effect.peer).send(0, ms.encode(effect.message))
-                case core.Answer():
+                case acts.Answer():
                     self._server.send(effect.channel, 0, ms.encode(effect.message))
-                case core.StdinTaken():
+                case acts.StdinTaken():
                     self._shipper.stdin_ack(effect.job, effect.attempt, effect.have, effect.closed)
-                case core.Seen():
+                case acts.Seen():
                     self._memory.saw(0, effect.job, effect.attempt)
-                case core.Reborn():
+                case acts.Reborn():
                     self._memory.reborn(effect.incarnation, self._core.seen)
                     self._shipper.rename(effect.incarnation)
                     log.warning("a new incarnation: %s", effect.incarnation)
-                case core.Epoch():
+                case acts.Epoch():
                     self._memory.obey(effect.epoch)
 
     def _peer(self, peer: ms.Peer) -> wire.Connection:
@@ -308,20 +312,20 @@ class Agent:
     def _spawn(self) -> int:
         number = self._next_warden
         self._next_warden += 1
-        link = process.spawn_warden(str(self._folder / "wardens" / str(number)), sys.executable, self._contain)
+        link = process.spawn_warden(f"{self._wardens}/{number}", sys.executable, self._contain)
         self._links[number] = link
         self._poller.register(link.fileno(), wire.POLLIN)
         return number
 
-    def _ship(self, effect: core.Ship) -> None:
+    def _ship(self, effect: acts.Ship) -> None:
         key = effect.job, effect.attempt
         self._shipping.add(key)
-        self._shipper.ship(*key, self._spool(effect.warden, *key), effect.length, effect.final)
+        self._shipper.ship(*key, Path(self._spool(effect.warden, *key)), effect.length, effect.final)
 
-    def _spool(self, warden: int, job: int, attempt: int) -> Path:
-        return self._folder / "wardens" / str(warden) / f"{job}.{attempt}.spool"
+    def _spool(self, warden: int, job: int, attempt: int) -> str:
+        return f"{self._wardens}/{warden}/{job}.{attempt}.spool"
 
-    def _launch(self, effect: core.Launch) -> None:
+    def _launch(self, effect: acts.Launch) -> None:
         order = effect.order
         warden = effect.warden
         try:
@@ -331,7 +335,7 @@ class Agent:
             self._core.launched((order.job, order.attempt), warden)
             self._links[warden].send(message)
         except (OSError, ValueError) as error:
-            self._handle(core.LaunchFailed(order.job, order.attempt, f"can't be started: {error}"))
+            self._handle(acts.LaunchFailed(order.job, order.attempt, f"can't be started: {error}"))
 
     def _start_message(self, order: ms.Start, leash_until_ns: int) -> dict[str, object]:
         spec = order.spec
@@ -340,7 +344,7 @@ class Agent:
         parts = [launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks))) for p in order.parts]
         size = spec.ranks
         if spec.script:
-            argv[0] = str(self._write_script(order))
+            argv[0] = self._write_script(order)
         if spec.batch:
             size, parts = 1, [launch.Part(here.node, (0,))]
         attempt = launch.Attempt(
@@ -348,10 +352,10 @@ class Agent:
             attempt=order.attempt,
             argv=argv,
             cwd=spec.cwd,
-            env={**spec.env, "BEO_DIR": str(self._home.path)},
+            env={**spec.env, "BEO_DIR": self._beo_dir},
             size=size,
             parts=parts,
-            nodes_folded=nodeset.fold([part.node for part in order.parts]),
+            nodes_folded=here.node if len(order.parts) == 1 else nodeset.fold([part.node for part in order.parts]),
             name=spec.title,
             cpus=spec.cpus,
             slots=spec.ranks,
@@ -367,27 +371,29 @@ class Agent:
             self._cluster.cluster,
             here.node,
             self._interface,
-            str(self._tmp(order.job, order.attempt)),
+            self._tmp(order.job, order.attempt),
             self._make_cgroup(order, spec.mem_bytes * here.ranks),
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
-    def _write_script(self, order: ms.Start) -> Path:
-        folder = self._folder / "scripts"
-        folder.mkdir(mode=0o711, exist_ok=True)
-        path = folder / f"{order.job}.{order.attempt}"
-        path.write_text(order.spec.script)
-        path.chmod(0o500)
+    def _script(self, job: int, attempt: int) -> str:
+        return f"{self._scripts}/{job}.{attempt}"
+
+    def _write_script(self, order: ms.Start) -> str:
+        os.makedirs(self._scripts, 0o711, exist_ok=True)
+        path = self._script(order.job, order.attempt)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(order.spec.script)
         if os.geteuid() == 0:
             os.chown(path, order.uid, order.gid)
+        os.chmod(path, 0o500)
         return path
 
-    def _tmp(self, job: int, attempt: int) -> Path:
-        return Path(f"/tmp/beo-{self._cluster.cluster[:8]}-{self._core.node.name}-{job}.{attempt}")
+    def _tmp(self, job: int, attempt: int) -> str:
+        return f"/tmp/{self._mark}-{job}.{attempt}"
 
     def _cgroup(self, job: int, attempt: int) -> str:
-        name = f"beo-{self._cluster.cluster[:8]}-{self._core.node.name}-{job}.{attempt}"
-        return os.path.join(self._cgroups, name)
+        return f"{self._cgroups}/{self._mark}-{job}.{attempt}"
 
     def _make_cgroup(self, order: ms.Start, mem_bytes: int) -> str | None:
         if not mem_bytes or not self._cgroups:
@@ -403,7 +409,8 @@ class Agent:
             self._shipping.discard((job, attempt))
             self._shipper.forget(job, attempt)
         self._memory.drop(job, attempt)
-        (self._folder / "scripts" / f"{job}.{attempt}").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._script(job, attempt))
         self._sweep(job, attempt)
         left = self._left.pop((job, attempt), None)
         if left:
@@ -412,7 +419,7 @@ class Agent:
     def _sweep(self, job: int, attempt: int) -> None:
         """Remove what an attempt has outside the node's folder; its warden has done so unless it was killed."""
         tmp = self._tmp(job, attempt)
-        if tmp.exists():
+        if os.path.exists(tmp):
             shutil.rmtree(tmp, ignore_errors=True)
         if self._cgroups and os.path.isdir(self._cgroup(job, attempt)):
             probe.remove_cgroup(self._cgroup(job, attempt))

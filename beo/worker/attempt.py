@@ -41,7 +41,6 @@ class Rank:
     def __init__(self, number: int) -> None:
         self.number = number
         self.pid = 0
-        self.outer_pid = 0
         self.pmi: socket.socket | None = None
         self.line = b""  # begun on the PMI socket
         self.status: int | None = None
@@ -126,7 +125,7 @@ class Attempt:
             self._start_rank(rank, failure)
         if order.mem_bytes or order.cgroup:
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
-        self.tell("started", pids=self.pids())
+        self.tell("started")
         if not self._by_pid:
             self._loop.after(0, "reap", self.reap)
 
@@ -199,8 +198,9 @@ class Attempt:
         self.spool.delete()
 
     def pids(self) -> dict[str, int]:
-        """Rank -> number of its process, as seen from outside the walls; without those that never started."""
-        return {str(rank.number): rank.outer_pid for rank in self._ranks.values() if rank.outer_pid}
+        """Rank -> number of its process, as seen from outside the walls; of those that have not been reaped."""
+        outer = {rank.number: self._outer.pid_of(pid) for pid, rank in self._by_pid.items()}
+        return {str(number): pid for number, pid in sorted(outer.items()) if pid}
 
     def turn(self) -> None:
         """At the end of the loop's turn: see to the output that it has brought."""
@@ -220,7 +220,7 @@ class Attempt:
     # -- starting --------------------------------------------------------------------------------------------------
 
     def _must_fork(self) -> bool:
-        return self.order.cgroup is not None or not self.order.person.is_us()
+        return self.order.cgroup is not None or not self.order.person.is_us
 
     def _make_tmp(self) -> None:
         tmp = self.order.tmp
@@ -228,7 +228,7 @@ class Attempt:
             return
         try:
             os.mkdir(tmp, 0o700)
-            if not self.order.person.is_us():
+            if not self.order.person.is_us:
                 os.chown(tmp, self.order.person.uid, self.order.person.gid)
         except OSError as error:
             text = f"cannot make the folder for temporary files '{tmp}' ({error.strerror})"
@@ -243,7 +243,7 @@ class Attempt:
             if failure:
                 raise failure
             wants_input = rank.number == 0 and order.stdin
-            theirs.append(self._input.open() if wants_input else os.open("/dev/null", os.O_RDONLY))
+            theirs.append(self._input.open() if wants_input else os.dup(0))  # ours is /dev/null
             theirs.append(self._output.open(rank.number, 1))
             theirs.append(self._output.open(rank.number, 2))
             if self._pmi:
@@ -263,7 +263,6 @@ class Attempt:
             for fd in theirs:
                 os.close(fd)
         if rank.pid:
-            rank.outer_pid = self._outer.pid_of(rank.pid)
             self._by_pid[rank.pid] = rank
             if rank.pmi:
                 self._loop.watch(rank.pmi.fileno(), lambda: self._listen(rank))

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 FRAME_BYTES_MAX = 16 << 20
 """Longest message. A fence of 4,096 ranks is about 2 MiB; anything above this is an error, not a message."""
 
-
 LISTENER = 3
 """The descriptor on which the agent hands a new warden its listening socket."""
 PIDS = "pids"
 """The file of a warden's folder in which it names its processes before it serves anyone."""
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every message
 
 
 class FrameError(ValueError):
@@ -27,7 +28,7 @@ class FrameError(ValueError):
 
 def frame(message: dict[str, Any]) -> bytes:
     """One message as it goes over the connection; FrameError if it is longer than FRAME_BYTES_MAX."""
-    text = json.dumps(message, separators=(",", ":")).encode()
+    text = _encode(message).encode()
     if len(text) > FRAME_BYTES_MAX:
         raise FrameError(f"a message of {len(text)} bytes is over the limit of {FRAME_BYTES_MAX}")
     return len(text).to_bytes(4, "big") + text
@@ -52,7 +53,7 @@ class Frames:
             if len(rest) - at - 4 < length:
                 break
             try:
-                message = json.loads(rest[at + 4 : at + 4 + length])
+                message = json.loads(rest[at + 4 : at + 4 + length].decode())
             except (ValueError, RecursionError) as error:
                 raise FrameError(f"not JSON: {error}") from None
             if not isinstance(message, dict):

@@ -46,6 +46,7 @@ class Memory:
 
     def __init__(self, folder: Path, boot: str, fresh: str) -> None:
         """Read what is there. After a boot, the first time, or after damage, the incarnation is `fresh`."""
+        self._folder = str(folder)
         self._orders = folder / "orders"
         self._orders.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._identity_file = folder / "identity.json"
@@ -97,7 +98,7 @@ class Memory:
     def remember(self, order: ms.Start) -> None:
         """Write down an order, before it is carried out. OSError where the disk refuses."""
         self.saw(order.index, order.job, order.attempt)  # first: an order without it could be started twice
-        _write(self._orders / f"{order.job}.{order.attempt}", self._orders.parent / "order.new", ms.encode(order))
+        _write(self._order_file(order.job, order.attempt), f"{self._folder}/order.new", ms.encode(order))
 
     def saw(self, index: int, job: int, attempt: int) -> None:
         """Write down that an attempt is never to be started here (again). OSError where the disk refuses."""
@@ -108,7 +109,10 @@ class Memory:
 
     def drop(self, job: int, attempt: int) -> None:
         """Forget an order."""
-        _remove(self._orders / f"{job}.{attempt}")
+        _remove(self._order_file(job, attempt))
+
+    def _order_file(self, job: int, attempt: int) -> str:
+        return f"{self._folder}/orders/{job}.{attempt}"
 
     def compact(self, seen: dict[tuple[int, int], int]) -> None:
         """Write the file of seen attempts anew when it has grown long; `seen` is all that still matters."""
@@ -189,15 +193,19 @@ def _read(path: Path, limit_bytes: int) -> bytes:
     return data
 
 
-def _write(path: Path, temporary: Path, data: bytes) -> None:
+def _write(path: Path | str, temporary: Path | str, data: bytes) -> None:
     """Write a file as a whole or not at all."""
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(fd)
     os.replace(temporary, path)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path | str) -> None:
     try:
-        path.unlink()
+        os.unlink(path)
     except (FileNotFoundError, IsADirectoryError):
         pass  # a folder is none of ours

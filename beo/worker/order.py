@@ -67,9 +67,11 @@ def _pmi(value: Any) -> dict[str, Any] | None:
 
 
 def _environment(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(word, str) for word in value.values()):
-        raise ValueError("an environment must be an object of strings")
-    if any(not key or "=" in key or "\0" in key or "\0" in word for key, word in value.items()):
+    try:
+        names, words = "".join(value), "".join(value.values())
+    except (TypeError, AttributeError):
+        raise ValueError("an environment must be an object of strings") from None
+    if "" in value or "=" in names or "\0" in names or "\0" in words:
         raise ValueError("an environment has a name that cannot be, or a zero byte")
     return value
 

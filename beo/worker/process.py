@@ -11,7 +11,8 @@ from beo.worker.frames import LISTENER, PIDS, FrameError, Frames, frame
 
 _WARDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "warden.py")
 
-RECEIVE_BYTES = 256 << 10
+RECEIVE_BYTES = 64 << 10
+"""Received at a time: a larger buffer would be mapped and unmapped by the allocator for every message."""
 UNSENT_BYTES_MAX = 64 << 20
 """Unsent messages after which a warden that doesn't read counts as gone."""
 BACKLOG = 4

@@ -32,21 +32,20 @@ class LaunchError(Exception):
 
 
 class Person:
-    """Whose rank it is: numbers of the user, the group and the further groups; None: whoever the warden is."""
+    """Whose rank it is: numbers of the user, the group and the further groups; None: whoever the warden is.
+
+    is_us: whether a rank of this person needs no change. Without root none is possible: then the user decides.
+    """
 
     def __init__(self, uid: int | None, gid: int | None, groups: Sequence[int] | None) -> None:
-        self.uid = os.geteuid() if uid is None else uid
-        self.gid = os.getegid() if gid is None else gid
+        our_uid, our_gid, our_groups = os.geteuid(), os.getegid(), os.getgroups()
+        self.uid = our_uid if uid is None else uid
+        self.gid = our_gid if gid is None else gid
         if groups is None:
-            groups = os.getgroups() if self.uid == os.geteuid() else ()  # nobody gets our groups by accident
+            groups = our_groups if self.uid == our_uid else ()  # nobody gets our groups by accident
         self.groups = sorted({self.gid, *groups})
-
-    def is_us(self) -> bool:
-        """Whether a rank of this person needs no change. Without root none is possible: then the user decides."""
-        if self.uid != os.geteuid():
-            return False
-        groups = sorted({os.getegid(), *os.getgroups()})
-        return self.uid != 0 or (self.gid, self.groups) == (os.getegid(), groups)
+        same_groups = self.gid == our_gid and self.groups == sorted({our_gid, *our_groups})
+        self.is_us = self.uid == our_uid and (self.uid != 0 or same_groups)
 
     def become(self) -> None:
         """Turn this process into one of this person, for good."""
@@ -62,16 +61,14 @@ def find(program: str, path: str) -> str:
     else:
         # An empty entry is the current directory, as in every shell.
         places = [os.path.join(folder or ".", program) for folder in path.split(":")] if program else []
-    refused = ""
     for place in places:
-        if os.path.isdir(place):
-            refused = refused or f"'{place}' is a directory"
-        elif os.access(place, os.X_OK, effective_ids=True):
+        if os.access(place, os.X_OK, effective_ids=True) and not os.path.isdir(place):
             return place
-        elif os.path.exists(place):
-            refused = refused or f"'{place}' is not executable: chmod +x it, or give its interpreter"
-    if refused:
-        raise LaunchError(126, refused)
+    for place in places:  # only now that there is none: a job looks into many folders before it finds its program
+        if os.path.isdir(place):
+            raise LaunchError(126, f"'{place}' is a directory")
+        if os.path.exists(place):
+            raise LaunchError(126, f"'{place}' is not executable: chmod +x it, or give its interpreter")
     if "/" in program:
         raise LaunchError(127, f"'{program}' does not exist on this node: is its folder shared?")
     raise LaunchError(127, f"'{program}' is not in PATH ({path}): install it on this node, or give its full path")
@@ -131,7 +128,7 @@ def fork(
         os.setsid()
         if cgroup is not None:
             _join(cgroup)
-        if not person.is_us():
+        if not person.is_us:
             _become(person)
         enter(cwd)
         for number in _ALL_SIGNALS:

@@ -20,7 +20,7 @@ import msgspec
 
 from beo import messages, records, wire
 from beo.config import ClusterFile
-from beo.worker.core import Shipped, StdinCame
+from beo.worker.acts import Shipped, StdinCame
 
 __all__ = ["Shipper"]
 

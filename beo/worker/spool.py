@@ -40,6 +40,7 @@ class Spool:
         self.trouble = ""
         """Why the last write failed, such as "No space left on device"; empty when all is well."""
         self._fd = -1
+        self._made = False
         self._written_bytes = 0  # of the first waiting record
         self._waiting: list[bytes] = []
 
@@ -57,6 +58,7 @@ class Spool:
             if self._fd < 0:
                 # Appending only and never truncating: the warden that made this file is the only one that writes it.
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._made = True
             while self._waiting:
                 text = b"".join(self._waiting)[self._written_bytes :]
                 self._advance(os.write(self._fd, text))
@@ -73,12 +75,14 @@ class Spool:
             self._fd = -1
 
     def delete(self) -> None:
-        """Close the file and remove it."""
+        """Close the file and remove it, if there is one."""
         self.close()
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+        if self._made:
+            self._made = False
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
 
     def _advance(self, size_bytes: int) -> None:
         size_bytes += self._written_bytes

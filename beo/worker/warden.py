@@ -36,7 +36,8 @@ LONELY_S = 60.0
 """How long a warden without work waits for an agent before it goes."""
 FILES_MAX = 1 << 20
 """Descriptors closed at the start: the kernel's own default limit (fs.nr_open)."""
-RECEIVE_BYTES = 256 << 10
+RECEIVE_BYTES = 64 << 10
+"""Received at a time: a larger buffer would be mapped and unmapped by the allocator for every message."""
 UNSENT_BYTES_MAX = 64 << 20
 """Unsent messages that an agent may let pile up before it is cut off; it gets the state anew when it connects again."""
 SEEN_MAX = 4096
@@ -193,6 +194,8 @@ class Warden:
         elif op == "leash":
             if self._attempt and self._attempt.phase != "ended":
                 self._leash(whole(message, "until_ns"))
+        elif op == "state":
+            self._send_state()
         elif op == "exit":
             contain.kill_all(self._kind, signal.SIGKILL)
             self._loop.stop()

@@ -1,0 +1,120 @@
+"""What the head keeps of jobs, attempts, nodes and keys: the structs that the state is made of and a snapshot holds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from beo import events as ev
+from beo.spec import JobSpec
+
+ENDED = frozenset({"done", "failed", "cancelled", "lost"})
+LEASHABLE = frozenset({"pidns", "userns"})  # containments under which the kernel ends a silent node's ranks
+
+
+class PartState(msgspec.Struct, array_like=True):
+    """A part of an attempt. state: live, reserved (slots without a process), ended or gone."""
+
+    node: str
+    incarnation: str
+    first_rank: int
+    ranks: int
+    state: str = "live"
+    result: ev.PartResult | None = None
+
+
+class Attempt(msgspec.Struct, array_like=True):
+    """One attempt. index: of its Started entry. cause: the first thing that ended it, as (kind, code, sentence)."""
+
+    number: int
+    index: int
+    nonce: str
+    started_s: float
+    parts: list[PartState]
+    leashed: bool = False
+    ended_s: float = 0.0
+    cause: tuple[str, int, str] | None = None
+    outcome: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether no part can be alive any more."""
+        return all(part.state != "live" for part in self.parts)
+
+
+class Signal(msgspec.Struct, array_like=True, frozen=True):
+    """One signal for the ranks of an attempt. Serials grow by one per job."""
+
+    serial: int
+    attempt: int
+    number: int
+    key: str
+
+
+class Job(msgspec.Struct, array_like=True):
+    """One job. state: queued, running, ending, done, failed, cancelled or lost."""
+
+    id: int
+    key: str
+    user: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    spec: JobSpec
+    submitted_s: float
+    state: str = "queued"
+    attempts: list[Attempt] = []
+    cancel: str = ""  # why it is to end
+    signals: list[Signal] = []  # the last ones
+    ended_s: float = 0.0
+    exit_code: int = -1
+    code_by: str = "job"
+    reason: str = ""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The present or last attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def attempt_number(self) -> int:
+        """Number of the present or last attempt, 0 before the first."""
+        return self.attempts[-1].number if self.attempts else 0
+
+    @property
+    def signal_serial(self) -> int:
+        """Serial of the last signal, 0 before the first."""
+        return self.signals[-1].serial if self.signals else 0
+
+
+class Node(msgspec.Struct, array_like=True):
+    """One worker. state: up or lost. dead: former incarnations. used: slots and bytes that live parts hold."""
+
+    name: str
+    incarnation: str
+    boot: str
+    address: str
+    key: str
+    slots: int
+    mem_bytes: int
+    facts: dict[str, str]
+    state: str = "up"
+    joined_s: float = 0.0
+    lost_s: float = 0.0
+    dead: list[str] = []
+    used_slots: int = 0
+    used_bytes: int = 0
+
+
+class Authorized(msgspec.Struct, array_like=True, frozen=True):
+    """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's)."""
+
+    user: str
+    role: str
+    uid: int = -1
+
+
+class Submission(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a submission key stands for: the job, and when it was taken."""
+
+    job: int
+    time_s: float

@@ -1,0 +1,191 @@
+"""What comes to the agent's core and what it wants done: its inputs and effects, as values."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+from beo import messages as ms
+
+
+class Now(msgspec.Struct, frozen=True):
+    """boot_ns: CLOCK_BOOTTIME."""
+
+    boot_ns: int
+
+
+class Node(msgspec.Struct, frozen=True):
+    """What the agent knows of its own machine."""
+
+    name: str
+    boot: str
+    address: str
+    key: str
+    slots: int
+    mem_bytes: int
+    facts: dict[str, str]
+
+
+# ---- inputs
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """The agent has started. orders: the START of every part that was not committed, by (job, attempt)."""
+
+    incarnation: str
+    epoch: int
+    seen: tuple[tuple[int, int, int], ...]  # (index, job, attempt) ever started or ruled out by this incarnation
+    orders: tuple[ms.Start, ...]
+    wardens: tuple[int, ...]  # those that answer; each tells its state next
+
+
+class FromHead(msgspec.Struct, frozen=True):
+    """A command of the head."""
+
+    message: ms.HeadCommand
+
+
+class FromPeer(msgspec.Struct, frozen=True):
+    """A word of another agent; `channel` is what an answer goes to."""
+
+    channel: bytes
+    message: ms.AgentWord
+
+
+class FromWarden(msgspec.Struct, frozen=True):
+    """A message of a warden."""
+
+    warden: int
+    message: dict[str, Any]
+
+
+class WardenClosed(msgspec.Struct, frozen=True):
+    """A warden's process has ended, and everything that it held with it. A connection that closed is not enough."""
+
+    warden: int
+    spool_bytes: int  # what it left of the attempt's output
+
+
+class LaunchFailed(msgspec.Struct, frozen=True):
+    """A `Launch` could not be carried out; nothing of the part has started."""
+
+    job: int
+    attempt: int
+    reason: str
+
+
+class Shipped(msgspec.Struct, frozen=True):
+    """The head has all output of a part."""
+
+    job: int
+    attempt: int
+
+
+class StdinCame(msgspec.Struct, frozen=True):
+    """Input for rank 0, by the bulk plane."""
+
+    message: ms.Stdin
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed."""
+
+
+Input = Union[  # noqa: UP007
+    Begin, FromHead, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
+]
+
+
+# ---- effects
+
+
+class ToHead(msgspec.Struct, frozen=True):
+    """Send to the head, if it is there."""
+
+    message: ms.AgentReport
+
+
+class ToPeer(msgspec.Struct, frozen=True):
+    """Send to another agent."""
+
+    peer: ms.Peer
+    message: ms.AgentWord
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer another agent on the channel that it asked by."""
+
+    channel: bytes
+    message: ms.AgentWord
+
+
+class ToWarden(msgspec.Struct, frozen=True):
+    """Send to a warden."""
+
+    warden: int
+    message: dict[str, Any]
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Give an order to a warden; warden 0: a new one, whose number comes back through `launched`."""
+
+    warden: int
+    order: ms.Start
+    leash_until_ns: int  # 0: none
+
+
+class Ship(msgspec.Struct, frozen=True):
+    """The part's spool has grown to this length; final: nothing comes behind it."""
+
+    warden: int
+    job: int
+    attempt: int
+    length: int
+    final: bool
+
+
+class StdinTaken(msgspec.Struct, frozen=True):
+    """Tell the bulk plane what rank 0's warden has taken."""
+
+    job: int
+    attempt: int
+    have: int
+    closed: bool
+
+
+class Remember(msgspec.Struct, frozen=True):
+    """Write down that an attempt was seen, and its order, before anything is started."""
+
+    order: ms.Start
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """Write down that an attempt was ruled out and will never be started here; its index is not known (0)."""
+
+    job: int
+    attempt: int
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Forget a part: its order, its output, its warden's folder if that has gone."""
+
+    job: int
+    attempt: int
+
+
+class Reborn(msgspec.Struct, frozen=True):
+    """Write down a new incarnation; what was seen before is void."""
+
+    incarnation: str
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """Write down the highest epoch obeyed."""
+
+    epoch: int
+
+
+Effect = Union[  # noqa: UP007
+    ToHead, ToPeer, Answer, ToWarden, Launch, Ship, StdinTaken, Remember, Seen, Drop, Reborn, Epoch
+]
