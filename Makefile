@@ -31,6 +31,7 @@ $(VENV)/.stamp: pyproject.toml
 	if [ -z "$$chosen" ]; then echo "make: $$old has no venv: apt-get install python3-venv" >&2; exit 1; fi; \
 	$(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); "$$chosen" -m venv $(VENV); }; \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[mpi,test]'; \
+	$(BIN)/python -m compileall -q beo; \
 	touch $@
 
 lint: venv ## look at the code without running it: ruff, its formatting, mypy

@@ -11,6 +11,8 @@ from typing import Union
 
 import msgspec
 
+from beo.results import PartResult as PartResult
+from beo.results import RankResult as RankResult
 from beo.spec import JobSpec
 
 FORMAT = 1  # of the entries; a head refuses a journal with a higher one
@@ -80,30 +82,6 @@ class Started(_Event, frozen=True):
     parts: tuple[Part, ...]
     nonce: str  # makes the MPI world's name unique for ever
     time_s: float
-
-
-class RankResult(msgspec.Struct, frozen=True, array_like=True):
-    """How one rank ended: status 0-255, 128 + signal for a killed one; CPU seconds; peak resident bytes."""
-
-    rank: int
-    status: int
-    user_s: float
-    system_s: float
-    peak_bytes: int
-
-
-class PartResult(msgspec.Struct, frozen=True, array_like=True):
-    """How a part ended.
-
-    reason: '' its ranks ended by themselves · 'rank' one failed and took the rest along (`culprit`, else -1) ·
-    'time limit' · 'out of memory' · 'peer' another part ended first · 'silence' another part's node was silent ·
-    'ended' the head had asked for it · 'lost' beo itself lost the ranks. note: a sentence for people.
-    """
-
-    ranks: tuple[RankResult, ...]
-    reason: str = ""
-    culprit: int = -1
-    note: str = ""
 
 
 class PartEnded(_Event, frozen=True):

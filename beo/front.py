@@ -50,6 +50,10 @@ def in_process(argv: list[str]) -> int:
     gc.set_threshold(GARBAGE_LOOKED_FOR_AFTER)
     for name in SELDOM_USED:
         sys.modules.setdefault(name, _Later(name))
+    if "platform" not in sys.modules:  # uuid, which msgspec wants, asks it for one word
+        platform = _Later("platform")
+        platform.__dict__["system"] = lambda: os.uname().sysname
+        sys.modules["platform"] = platform
     if SUPERFLUOUS not in sys.modules:
         sys.modules[SUPERFLUOUS] = None  # type: ignore[assignment]  # how import is told that there is none
         import_module("msgspec")

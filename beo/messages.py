@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, Union
 
 import msgspec
 
-from beo.events import PartResult
+from beo.results import PartResult
 from beo.spec import JobSpec
 
 PROTOCOL = b"beo1"

@@ -11,7 +11,7 @@ from beo.errors import UsageError
 JOB_ID_MAX = 2**53 - 1  # what every JSON reader keeps exact
 PARTS_MAX = 1_000  # ranges in one selector
 
-_PART = re.compile(r"([0-9]{1,16})(?:-([0-9]{1,16}))?\Z")
+_PART = r"([0-9]{1,16})(?:-([0-9]{1,16}))?"
 
 
 class Selector:
@@ -60,7 +60,7 @@ def parse(texts: Iterable[str]) -> Selector:
             return Selector(word)
     ranges = []
     for word in words:
-        match = _PART.match(word)
+        match = re.fullmatch(_PART, word)
         low = int(match[1]) if match else 0
         high = int(match[2] or low) if match else 0
         if not match or not 1 <= low <= high <= JOB_ID_MAX:

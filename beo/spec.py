@@ -31,7 +31,7 @@ PRIORITY_MAX = 1_000
 DIRECTIVES_MAX = 100  # #BEO lines in one script
 DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
 
-_ENV_KEY = re.compile(r"[^=\x00]+\Z")
+_ENV_KEY = r"[^=\x00]+"
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -125,7 +125,7 @@ def check(spec: JobSpec) -> JobSpec:
             "unset what the job does not need, or start it through 'env -i'",
         )
     for key, value in spec.env.items():
-        if not _ENV_KEY.match(key) or "\0" in value:
+        if not re.fullmatch(_ENV_KEY, key) or "\0" in value:
             raise UsageError(f"{key!r} is no environment variable", "a name has no '=' and no NUL", "change --env")
     size = _size_bytes("the script", spec.script)
     if size > SCRIPT_SIZE_MAX_BYTES:

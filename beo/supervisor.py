@@ -17,7 +17,7 @@ import shutil
 import signal
 import site
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,7 +32,7 @@ DELAY_FIRST_S = 0.1  # before the second restart in a row; the first comes at on
 DELAY_MAX_S = 5.0
 
 LOG_SIZE_MAX_BYTES = 10 * 1024 * 1024  # of each daemon, and the same again for what came before
-LOG_LOOK_S = 60.0  # between two looks at the sizes
+LOOK_S = 10.0  # between two looks at the sizes of the logs, and whether the folder is still there
 
 AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
 HEAD_END_S = 5.0  # for a last write to the journal
@@ -40,6 +40,7 @@ KILLED_END_S = 5.0  # after SIGKILL; only a process inside a hanging system call
 STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together
 
 # What a shell or Python itself may have left ignored; a daemon starts with the defaults.
+DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent"})
 _SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD]
 _SIGNALS += [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ]
 
@@ -90,6 +91,22 @@ def agents(home: Home) -> list[Process]:
 def wardens(home: Home) -> list[Process]:
     """Return the running wardens of this folder, by their command lines (`... warden.py FOLDER ...`)."""
     nodes = os.path.realpath(home.nodes) + "/"
+
+    def is_warden(words: list[str], _: list[str]) -> bool:
+        folders = [os.path.realpath(word) for word in words if word.startswith("/") and "/wardens/" in word]
+        return any(word.endswith("/warden.py") for word in words) and any(f.startswith(nodes) for f in folders)
+
+    return _processes(is_warden)
+
+
+def newborns(home: Home) -> list[Process]:
+    """Return daemons of this folder by their command lines: also one that was just started and holds no lock yet."""
+    mine = f"BEO_DIR={home.path}"
+    return _processes(lambda words, environ: any(word in DAEMON_MODULES for word in words) and mine in environ)
+
+
+def _processes(is_meant: Callable[[list[str], list[str]], bool]) -> list[Process]:
+    """Return the processes whose command line and environment are meant."""
     found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -98,16 +115,19 @@ def wardens(home: Home) -> list[Process]:
             process = Process(int(entry.name))  # before its command line is read, so that it is whose that is
         except OSError:  # it may end at any moment
             continue
-        words: list[str] = []
-        with suppress(OSError):
-            words = os.fsdecode(Path(entry.path, "cmdline").read_bytes()).split("\0")
-        folders = [os.path.realpath(word) for word in words if word.startswith("/") and "/wardens/" in word]
-        is_warden = any(word.endswith("/warden.py") for word in words)
-        if is_warden and any(folder.startswith(nodes) for folder in folders):
+        words, environ = _words(entry.path, "cmdline"), _words(entry.path, "environ")
+        if words and is_meant(words, environ):
             found.append(process)
         else:
             process.close()
     return found
+
+
+def _words(folder: str, name: str) -> list[str]:
+    try:
+        return os.fsdecode(Path(folder, name).read_bytes()).split("\0")
+    except OSError:  # it has ended, or is another user's
+        return []
 
 
 def spawn(argv: Iterable[str], env: dict[str, str], output: Path) -> int:
@@ -161,7 +181,7 @@ def end(home: Home, agents: list[Process], heads: list[Process]) -> None:
     _end(agents, signal.SIGINT, AGENT_END_S)
     _end(heads, signal.SIGTERM, HEAD_END_S)
     deadline = time.monotonic() + KILLED_END_S
-    while (left := wardens(home)) and time.monotonic() < deadline:
+    while (left := newborns(home) + wardens(home)) and time.monotonic() < deadline:
         _end(left, signal.SIGKILL, KILLED_END_S)
 
 
@@ -223,18 +243,21 @@ class Supervisor:
                 elif watch.process and watch.ends.count and watch.due_s <= now:
                     watch.ends = Ends()
                     self._tell()
-            if now >= looked_s + LOG_LOOK_S:
+            if now >= looked_s + LOOK_S:
                 looked_s = now
+                if not self._home.path.exists():
+                    self._log.error("the cluster's folder is gone: ending everything")
+                    break
                 for path in (log_path(self._home), *(watch.daemon.log for watch in self._watches)):
                     bound(path)
             running = {watch.process.fileno(): watch for watch in self._watches if watch.process}
             due_s = [watch.due_s for watch in self._watches if watch.process is None or watch.ends.count]
-            ready = self._wait([*running], min([looked_s + LOG_LOOK_S, *due_s]) - time.monotonic())
+            ready = self._wait([*running], min([looked_s + LOOK_S, *due_s]) - time.monotonic())
             if self._stop in ready:
+                self._log.info("told to stop: ending everything")
                 break
             for fd in ready:
                 self._ended(running[fd])
-        self._log.info("told to stop: ending everything")
         self._end()
 
     def _wait(self, fds: list[int], timeout_s: float) -> list[int]:

@@ -6,7 +6,6 @@ A row is a mapping from column keys to plain values. One call, `render`, serves 
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from beo.errors import NotFound, UsageError
 
@@ -14,7 +13,7 @@ __all__ = ["Column", "cell", "escape", "render"]
 
 GAP = "  "  # two spaces between columns: a single one may stand in a value
 
-_FIELD = re.compile(r"\{([^{}:]*)(?::([<>^]?[0-9]{1,3}))?\}")  # {name}, or {name:>8} to align
+_FIELD = r"\{([^{}:]*)(?::([<>^]?[0-9]{1,3}))?\}"  # {name}, or {name:>8} to align
 
 Row = Mapping[str, object]
 
@@ -30,12 +29,13 @@ def cell(value: object) -> str:
     return escape(str(value))
 
 
-@dataclass(frozen=True, slots=True)
 class Column:
     """One column: the `key` of its values in a row, and how people see them (JSON has the values themselves)."""
 
-    key: str
-    show: Callable[[object], str] = cell
+    def __init__(self, key: str, show: Callable[[object], str] = cell) -> None:
+        """Take both; a plain class, since every verb that lists something waits for this file to load."""
+        self.key = key
+        self.show = show
 
     @property
     def title(self) -> str:
@@ -81,7 +81,7 @@ def _chosen(fields: str, columns: Sequence[Column]) -> Sequence[Column]:
     if not fields:
         return columns
     if "{" in fields:  # with --json a template only says which columns are wanted
-        return [_column(match[1], columns) for match in _FIELD.finditer(fields)]
+        return [_column(match[1], columns) for match in re.finditer(_FIELD, fields)]
     return [_column(name.strip(), columns) for name in fields.split(",")]
 
 
@@ -94,14 +94,14 @@ def _column(name: str, columns: Sequence[Column]) -> Column:
 
 
 def _fill(template: str, row: Row, columns: Sequence[Column]) -> str:
-    if re.search(r"[{}]", _FIELD.sub("", template)):
+    if re.search(r"[{}]", re.sub(_FIELD, "", template)):
         raise UsageError(f"{template!r} is no template", cure="write it as '{id} {name}' or '{id:>8} {name}'")
 
     def value(match: re.Match[str]) -> str:
         column = _column(match[1], columns)
         return format(column.show(row.get(column.key)), match[2] or "")
 
-    return _FIELD.sub(value, template)
+    return re.sub(_FIELD, value, template)
 
 
 def _aligned(rows: Sequence[Row], columns: Sequence[Column], width: int | None) -> str:

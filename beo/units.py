@@ -25,16 +25,13 @@ TEXT_LIMIT_CHARS = 64  # no honest duration or size is longer, and an error that
 
 _UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_UNITS = re.compile("".join(rf"(?:({_NUMBER})\s*{unit}\s*)?" for unit in _UNIT_MS), re.ASCII)
-_CLOCK = re.compile(
-    r"(?:(?P<d>[0-9]+)-(?P<dh>[0-9]+)(?::(?P<dm>[0-9]+)(?::(?P<ds>[0-9]+))?)?|(?:(?P<h>[0-9]+):)?(?P<m>[0-9]+):(?P<s>[0-9]+))",
-    re.ASCII,
-)
-_BARE = re.compile(_NUMBER, re.ASCII)
+# Texts, compiled when first used (re keeps them): every verb imports this file, few read a duration.
+_UNITS = "".join(rf"(?:({_NUMBER})\s*{unit}\s*)?" for unit in _UNIT_MS)
+_CLOCK = r"(?:(?P<d>[0-9]+)-(?P<dh>[0-9]+)(?::(?P<dm>[0-9]+)(?::(?P<ds>[0-9]+))?)?|(?:(?P<h>[0-9]+):)?(?P<m>[0-9]+):(?P<s>[0-9]+))"
 _DURATION_FORMS = "write it as 90 (seconds), 500ms, 30s, 1h30m, 2d, 01:30:00 or 2-12:00:00"
 
 _PREFIXES = "KMGTPE"
-_SIZE = re.compile(rf"({_NUMBER})\s*(?:([{_PREFIXES}])(?:i?B)?|B)", re.ASCII | re.IGNORECASE)
+_SIZE = rf"({_NUMBER})\s*(?:([{_PREFIXES}])(?:i?B)?|B)"
 _SIZE_FORMS = "write it as 100B, 512M, 4GiB or 1.5TiB (each prefix is a power of 1024)"
 
 
@@ -45,13 +42,13 @@ def parse_duration(text: str) -> float:
     Slurm's `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM` and `D-HH:MM:SS`. Raises `UsageError` for anything else.
     """
     whole = _checked(text, "duration", _DURATION_FORMS)
-    if _BARE.fullmatch(whole):
+    if re.fullmatch(_NUMBER, whole, re.ASCII):
         seconds = float(whole)
-    elif match := _CLOCK.fullmatch(whole):
+    elif match := re.fullmatch(_CLOCK, whole, re.ASCII):
         part = {name: int(digits) for name, digits in match.groupdict(default="0").items()}
         hours, minutes, late = part["h"] + part["dh"], part["m"] + part["dm"], part["s"] + part["ds"]
         seconds = float(part["d"] * 86400 + hours * 3600 + minutes * 60 + late)
-    elif (match := _UNITS.fullmatch(whole)) and match.lastindex:
+    elif (match := re.fullmatch(_UNITS, whole, re.ASCII)) and match.lastindex:
         # The sum is taken in whole milliseconds, so that 3s1ms is exactly the float 3.001.
         numbers = zip(match.groups(default="0"), _UNIT_MS.values(), strict=True)
         seconds = sum(float(number) * unit_ms for number, unit_ms in numbers) / 1000
@@ -85,9 +82,9 @@ def parse_size(text: str) -> int:
     Slurm. Raises `UsageError` for anything else, a bare number included.
     """
     whole = _checked(text, "size", _SIZE_FORMS)
-    match = _SIZE.fullmatch(whole)
+    match = re.fullmatch(_SIZE, whole, re.ASCII | re.IGNORECASE)
     if match is None:
-        why = "a bare number could mean bytes or MiB" if _BARE.fullmatch(whole) else ""
+        why = "a bare number could mean bytes or MiB" if re.fullmatch(_NUMBER, whole, re.ASCII) else ""
         raise UsageError(f"{text!r} is no size", why, _SIZE_FORMS)
     number, prefix = match.groups()
     unit = 1 << 10 * (_PREFIXES.index(prefix.upper()) + 1) if prefix else 1

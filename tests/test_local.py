@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from beo.config import Home
 from beo.errors import BeoError, Conflict, Refused, UsageError
 from beo.lockfile import Process
 from beo.supervisor import delay_s
+from tests.cluster import is_alive, wait_for
 
 # A head that knows a node while its agent holds the node's lock, and as many jobs as a file says.
 HEAD = """
@@ -407,3 +409,26 @@ def test_a_pid_left_by_an_earlier_holder_is_never_taken_for_the_holder(
         path.write_text(f"{os.getppid()} 1\n")
         with pytest.raises(Conflict, match="its holder is not to be seen"):
             lockfile.holder(path)
+
+
+def test_a_cluster_whose_folder_is_removed_ends(tmp_path: Path) -> None:
+    home = Home(tmp_path / "beo")
+    local.up(home, 1, 1, lambda _: None)
+    everything = [process.pid for process in [*supervisor.heads(home), *supervisor.agents(home)]]
+    everything += [process.pid for process in supervisor.wardens(home)]
+    watcher = lockfile.Process(lockfile.holder(supervisor.lock_path(home)) or 0)
+    shutil.rmtree(home.path)
+    assert watcher.wait(60)
+    watcher.close()
+    assert len(everything) >= 3
+    wait_for(lambda: not any(map(is_alive, everything)), "the end of everything")
+
+
+def test_a_daemon_that_was_started_just_before_its_supervisor_died_is_ended_too(tmp_path: Path) -> None:
+    home = Home(tmp_path / "beo")
+    birth.make_folder(home)
+    birth.make_cluster(home)
+    argv = [sys.executable, "-c", "import time; time.sleep(1000)", *local.AGENT_ARGV]
+    process = subprocess.Popen(argv, env=supervisor.environment(home))
+    supervisor.end(home, [], [])
+    assert process.wait(10) == -signal.SIGKILL

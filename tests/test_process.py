@@ -28,7 +28,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def _running(agent: Agent) -> int:
     """Start a rank that goes on; its number outside."""
     agent.start(["sleep", "1000"])
-    return int(agent.wait("started")["pids"]["0"])
+    return agent.pids()["0"]
 
 
 def test_a_stopped_warden_is_not_dead_however_often_it_does_not_answer(agent: Agent) -> None:
@@ -65,7 +65,6 @@ def test_a_warden_that_hung_up_on_nonsense_is_not_dead_and_can_be_found_again(ag
 @pytest.mark.parametrize("victim", ["keeper", "PID 1"])
 def test_when_a_warden_is_said_to_be_dead_its_ranks_are_dead(agent: Agent, victim: str) -> None:
     agent.start(["sh", "-c", "for i in $(seq 50); do sleep 1000 & done; wait"])
-    agent.wait("started")
     wait_for(lambda: len(agent.processes()) > 50, "all its processes to run")
     everything = agent.processes()
     os.kill(agent.keeper if victim == "keeper" else int(agent.hello["pid"]), signal.SIGKILL)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
-    0: "errors nodeset units spec settings events messages records selector table",
+    0: "errors nodeset units spec settings results events messages records selector table",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.views headnode.waiters headnode.core worker.acts worker.core worker.told worker.launch worker.pmi "
     "worker.frames worker.peers",

@@ -173,7 +173,7 @@ def test_a_rank_that_fails_lets_the_others_go_on_and_one_that_is_killed_does_not
     env_of = {str(rank): {"R": str(rank)} for rank in range(3)}
     agent.start(program, ranks=[0, 1, 2], size=3, env_of=env_of, cwd=str(tmp_path))
     wait_for(lambda: (tmp_path / "1").exists() and (tmp_path / "2").exists(), "ranks 1 and 2")
-    pids = agent.wait("started")["pids"]
+    pids = agent.pids()
     os.kill(pids["2"], signal.SIGKILL)
     result = agent.wait("ended")["result"]
     assert [rank["status"] for rank in result["ranks"]] == [3, 137, 137]
@@ -245,7 +245,7 @@ def test_an_end_may_be_repeated_and_a_shorter_grace_counts(agent: Agent) -> None
 
 def test_a_job_that_is_stopped_still_hears_its_end(agent: Agent) -> None:
     agent.start(shell("trap 'exit 7' TERM; echo up; while :; do read nothing; done"), stdin=True)
-    pid = agent.wait("started")["pids"]["0"]
+    pid = agent.pids()["0"]
     wait_for(lambda: agent.output(), "the rank")
     agent.say("signal", serial=1, signal=int(signal.SIGSTOP))
     wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "the stop")

@@ -190,7 +190,7 @@ def test_agents_that_are_replaced_are_noticed_by_no_rank(two: Cluster) -> None:
 def test_a_killed_rank_ends_the_attempt_on_every_node(two: Cluster) -> None:
     two.start(WAIT.format(then=""), 2)
     two.until_printed(b"up", 4)
-    victim = next(m for m in two.agents["node02"].heard if m["op"] == "started")["pids"]["3"]
+    victim = two.agents["node02"].pids()["3"]
     killed_at = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     first, second = two.results()

@@ -118,6 +118,12 @@ class Agent:
         result: dict[str, Any] = self.wait("ended", job=job)["result"]
         return result
 
+    def pids(self) -> dict[str, int]:
+        """Rank -> number of its process outside, of those that run now."""
+        self.say("state")
+        pids: dict[str, int] = self.wait("state")["pids"]
+        return pids
+
     def commit(self, job: int = 1) -> None:
         """Tell the warden that the result is safe."""
         self.say("committed", job=job, attempt=1)

@@ -46,6 +46,10 @@ class FromHead(msgspec.Struct, frozen=True):
     message: ms.HeadCommand
 
 
+class Reconnected(msgspec.Struct, frozen=True):
+    """There is a new connection to a head: it, or its successor, has heard nothing of this node yet."""
+
+
 class FromPeer(msgspec.Struct, frozen=True):
     """A word of another agent; `channel` is what an answer goes to."""
 
@@ -93,7 +97,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 Input = Union[  # noqa: UP007
-    Begin, FromHead, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
+    Begin, FromHead, Reconnected, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
 ]
 
 

@@ -197,6 +197,9 @@ class Agent:
                 self._handle(news)
 
     def _read_head(self) -> None:
+        if self._head.renewed:
+            self._handle(acts.Reconnected())
+            self._handle(acts.Tick())
         while received := self._head.receive():
             try:
                 message = ms.to_agent.decode(received[1])

@@ -125,7 +125,6 @@ class Attempt:
             self._start_rank(rank, failure)
         if order.mem_bytes or order.cgroup:
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
-        self.tell("started")
         if not self._by_pid:
             self._loop.after(0, "reap", self.reap)
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from beo import messages as ms
-from beo.events import PartResult
+from beo.results import PartResult
 from beo.settings import WorkerConfig
 from beo.worker import told
 from beo.worker.acts import (
@@ -35,6 +35,7 @@ from beo.worker.acts import (
     Node,
     Now,
     Reborn,
+    Reconnected,
     Remember,
     Seen,
     Ship,
@@ -117,6 +118,8 @@ class Worker:
                 self._from_head(item.message, now)
             case FromWarden():
                 self._from_warden(item.warden, item.message, now)
+            case Reconnected():
+                self._pinged_ns = 0  # so that the next tick says who and what is here
             case WardenClosed():
                 self._closed(item, now)
             case Shipped():

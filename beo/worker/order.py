@@ -73,7 +73,7 @@ def _environment(value: Any) -> dict[str, str]:
         raise ValueError("an environment must be an object of strings") from None
     if "" in value or "=" in names or "\0" in names or "\0" in words:
         raise ValueError("an environment has a name that cannot be, or a zero byte")
-    return value
+    return dict(value)
 
 
 def whole(message: dict[str, Any], key: str) -> int:

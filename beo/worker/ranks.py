@@ -60,7 +60,7 @@ def find(program: str, path: str) -> str:
         places = [program]
     else:
         # An empty entry is the current directory, as in every shell.
-        places = [os.path.join(folder or ".", program) for folder in path.split(":")] if program else []
+        places = [f"{folder or '.'}/{program}" for folder in path.split(":")] if program else []
     for place in places:
         if os.access(place, os.X_OK, effective_ids=True) and not os.path.isdir(place):
             return place

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from beo.events import PartResult, RankResult
+from beo.results import PartResult, RankResult
 
 NOTE_LENGTH_MAX = 500  # of a reason's text: it is kept in the journal
 ENDED = "ended: "  # how a warden is told a reason by its agent, and by which prefix it is recognised in the result
@@ -117,7 +117,7 @@ def read(message: dict[str, Any]) -> Told | None:
 
 
 def part_result(told: Result) -> PartResult:
-    """A warden's result in the journal's words (events.PartResult)."""
+    """A warden's result in the journal's words (results.PartResult)."""
     ranks = tuple(
         # As a shell does: an exit code has 8 bits, whatever MPI_Abort was called with.
         RankResult(r.rank, 255 if r.status is None else r.status & 255, r.user_s, r.system_s, r.peak_bytes)
