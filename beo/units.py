@@ -27,7 +27,10 @@ _UNIT_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 # Texts, compiled when first used (re keeps them): every verb imports this file, few read a duration.
 _UNITS = "".join(rf"(?:({_NUMBER})\s*{unit}\s*)?" for unit in _UNIT_MS)
-_CLOCK = r"(?:(?P<d>[0-9]+)-(?P<dh>[0-9]+)(?::(?P<dm>[0-9]+)(?::(?P<ds>[0-9]+))?)?|(?:(?P<h>[0-9]+):)?(?P<m>[0-9]+):(?P<s>[0-9]+))"
+_CLOCK = (
+    r"(?:(?P<d>[0-9]+)-(?P<dh>[0-9]+)(?::(?P<dm>[0-9]+)(?::(?P<ds>[0-9]+))?)?"
+    r"|(?:(?P<h>[0-9]+):)?(?P<m>[0-9]+):(?P<s>[0-9]+))"
+)
 _DURATION_FORMS = "write it as 90 (seconds), 500ms, 30s, 1h30m, 2d, 01:30:00 or 2-12:00:00"
 
 _PREFIXES = "KMGTPE"
