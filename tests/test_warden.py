@@ -494,8 +494,8 @@ def test_what_is_no_message_closes_the_connection_and_nothing_else(agent: Agent)
 
 
 def test_a_leash_that_runs_out_kills_everything_even_if_all_of_it_is_stopped(agent: Agent) -> None:
-    # Put on with the start, which waits until the kernel holds it. A later one may find the keeper stopped already, which
-    # is safe, since a leash is only ever made longer.
+    # Put on with the start, which waits until the kernel holds it. A later one may find the keeper stopped already,
+    # which is safe, since a leash is only ever made longer.
     until_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 2 * 10**9
     agent.start(shell("setsid sleep 1001 & echo up; sleep 1001"), leash_until_ns=until_ns)
     wait_for(lambda: agent.output(), "the rank")
@@ -505,8 +505,7 @@ def test_a_leash_that_runs_out_kills_everything_even_if_all_of_it_is_stopped(age
     wait_for(lambda: not alive(pids), "the leash")
     late_s = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - until_ns) / 1e9
     assert 0 <= late_s < 5
-    agent.poll(1)
-    assert agent.link.closed
+    wait_for(lambda: agent.poll(0.1) is not None and agent.link.closed, "the connection's end")
 
 
 def test_a_leash_is_off_once_the_attempt_has_ended(agent: Agent) -> None:
