@@ -430,5 +430,6 @@ def test_a_daemon_that_was_started_just_before_its_supervisor_died_is_ended_too(
     birth.make_cluster(home)
     argv = [sys.executable, "-c", "import time; time.sleep(1000)", *local.AGENT_ARGV]
     process = subprocess.Popen(argv, env=supervisor.environment(home))
+    wait_for(lambda: Path(f"/proc/{process.pid}/environ").read_bytes(), "its environment, which exec sets late")
     supervisor.end(home, [], [])
     assert process.wait(10) == -signal.SIGKILL
