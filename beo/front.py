@@ -16,15 +16,29 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 # Loading makes many objects and no garbage: looking for some over and over takes its time. Few verbs make so many more.
 GARBAGE_LOOKED_FOR_AFTER = 100_000
 
-# What click, msgspec and zmq import and a verb makes no use of: a quarter of the time that loading them takes. The list
-# is about speed alone: each is loaded as soon as anything is asked of it.
-SELDOM_USED = ("inspect", "ipaddress", "json", "random", "textwrap", "tomllib")
+# What click, msgspec and zmq import and a verb makes no use of: a third of the time that loading them takes. The list
+# is about speed alone: each is loaded as soon as anything is asked of it but what stands here.
+SELDOM_USED: dict[str, dict[str, object]] = {
+    "inspect": {},
+    "ipaddress": {},
+    "json": {},
+    "msgspec.inspect": {},
+    "pickle": {"DEFAULT_PROTOCOL": 4},
+    "platform": {"system": lambda: os.uname().sysname},
+    "random": {},
+    "textwrap": {},
+    "tomllib": {},
+}
 # msgspec takes these names from typing where this is not installed.
 SUPERFLUOUS = "typing_extensions"
 
 
 class _Later(ModuleType):
-    """A module in name only, until it is asked for something."""
+    """A module in name only, until it is asked for something that it wasn't given."""
+
+    def __init__(self, name: str, given: dict[str, object]) -> None:
+        super().__init__(name)
+        self.__dict__.update(given)
 
     def __getattr__(self, name: str) -> object:
         if sys.modules.get(self.__name__) is self:
@@ -48,12 +62,8 @@ def main() -> None:
 def in_process(argv: list[str]) -> int:
     """Do the work here: return the exit code of the command line `argv` (without the program's name)."""
     gc.set_threshold(GARBAGE_LOOKED_FOR_AFTER)
-    for name in SELDOM_USED:
-        sys.modules.setdefault(name, _Later(name))
-    if "platform" not in sys.modules:  # uuid, which msgspec wants, asks it for one word
-        platform = _Later("platform")
-        platform.__dict__["system"] = lambda: os.uname().sysname
-        sys.modules["platform"] = platform
+    for name, given in SELDOM_USED.items():
+        sys.modules.setdefault(name, _Later(name, given))
     if SUPERFLUOUS not in sys.modules:
         sys.modules[SUPERFLUOUS] = None  # type: ignore[assignment]  # how import is told that there is none
         import_module("msgspec")

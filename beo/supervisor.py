@@ -245,7 +245,7 @@ class Supervisor:
                     self._tell()
             if now >= looked_s + LOOK_S:
                 looked_s = now
-                if not self._home.path.exists():
+                if not self._home.cluster_file.exists():  # not the folder: a daemon may have made that again
                     self._log.error("the cluster's folder is gone: ending everything")
                     break
                 for path in (log_path(self._home), *(watch.daemon.log for watch in self._watches)):
