@@ -32,7 +32,7 @@ DELAY_FIRST_S = 0.1  # before the second restart in a row; the first comes at on
 DELAY_MAX_S = 5.0
 
 LOG_SIZE_MAX_BYTES = 10 * 1024 * 1024  # of each daemon, and the same again for what came before
-LOOK_S = 10.0  # between two looks at the sizes of the logs, and whether the folder is still there
+LOOK_S = 5.0  # between two looks at the sizes of the logs, and whether the folder is still there
 
 AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
 HEAD_END_S = 5.0  # for a last write to the journal
