@@ -74,26 +74,6 @@ def unpack(data: bytes) -> Iterator[Record]:
         start += length
 
 
-class Parser:
-    """Takes bytes as they come, cut anywhere, and gives whole records. It holds less than one record."""
-
-    def __init__(self) -> None:
-        """Begin at a record's first byte."""
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[Record]:
-        """Return the records that are whole with `data`; raises DamagedRecord, and then nothing more can be parsed."""
-        data = self._rest + data
-        length = whole_length(data)
-        self._rest = data[length:]
-        return list(unpack(data[:length]))
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of a record that is not whole yet."""
-        return len(self._rest)
-
-
 def _is_sound(rank: int, fd: int, length: int) -> bool:
     return rank < RANKS_MAX and STDOUT <= fd <= STDERR and length <= RECORD_SIZE_MAX_BYTES
 

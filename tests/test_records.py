@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from beo import records
 from beo.messages import CHUNK_SIZE_MAX_BYTES
-from beo.records import DamagedRecord, Parser, Record
+from beo.records import DamagedRecord, Record
 from beo.spec import RANKS_MAX
 from beo.worker import spool
 
@@ -22,19 +22,6 @@ def test_what_is_packed_is_unpacked(some: list[Record]) -> None:
     data = b"".join(records.pack(*record) for record in some)
     assert list(records.unpack(data)) == some
     assert records.whole_length(data) == len(data)
-
-
-@given(RECORDS, st.lists(st.integers(1, 30), min_size=1))
-def test_a_stream_cut_anywhere_gives_the_same_records(some: list[Record], cuts: list[int]) -> None:
-    data = b"".join(records.pack(*record) for record in some)
-    parser = Parser()
-    found: list[Record] = []
-    while data:
-        piece, data = data[: cuts[0]], data[cuts[0] :]
-        cuts = cuts[1:] + cuts[:1]
-        found += parser.feed(piece)
-    assert found == some
-    assert parser.pending_bytes == 0
 
 
 def test_a_record_that_is_cut_off_is_not_whole() -> None:

@@ -78,7 +78,9 @@ def run(context: click.Context, /, **_: object) -> int:
         raise
     finally:
         signals.close()
-    return signals.exit_code or exit_code_of([view])
+    # What ended by the signal that it was sent needs no explanation.
+    as_told = view.code_by == "job" and view.exit_code - 128 in signals.delivered
+    return signals.exit_code or exit_code_of([view], quiet=as_told)
 
 
 def _has_input() -> bool:
@@ -97,6 +99,7 @@ class Signals:
     def __init__(self, cluster: Cluster, watch: Watch) -> None:
         """Take the signals over."""
         self.exit_code = 0  # of a job that was cancelled before it ran
+        self.delivered: set[int] = set()
         self._cluster = cluster
         self._watch = watch
         self._pending: deque[tuple[int, str, float]] = deque(maxlen=PENDING_MAX)  # number, key, when it came
@@ -141,6 +144,7 @@ class Signals:
             self._cluster.cancel([str(self._watch.job)], FORWARD_PATIENCE_S)
         elif view and view.attempt:
             self._cluster.signal(self._watch.job, number, key, FORWARD_PATIENCE_S)
+            self.delivered.add(number)
         elif number in ENDING:
             self._cluster.cancel([str(self._watch.job)], FORWARD_PATIENCE_S)
             self.exit_code = 128 + number
