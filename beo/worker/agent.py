@@ -15,6 +15,7 @@ import secrets
 import shutil
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -86,6 +87,7 @@ class Agent:
         self._waker = wire.Waker()
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._shipping: set[tuple[int, int]] = set()
+        self._sweepers: list[threading.Thread] = []
         self._stopping = 0
         self._poller = wire.Poller()
         self._begin()
@@ -149,6 +151,8 @@ class Agent:
                 time.sleep(0.005)
             for key in self._core.held:
                 self._sweep(*key)
+        for thread in self._sweepers:
+            thread.join(END_S)
         self._shipper.stop()
         for link in self._links.values():
             link.close()
@@ -286,7 +290,7 @@ class Agent:
                 case acts.Ship():
                     self._ship(effect)
                 case acts.Remember():
-                    self._memory.remember(effect.order)
+                    self._remember(effect.order)
                 case acts.Drop():
                     self._drop(effect.job, effect.attempt)
                 case acts.ToPeer():
@@ -328,9 +332,19 @@ class Agent:
     def _spool(self, warden: int, job: int, attempt: int) -> str:
         return f"{self._wardens}/{warden}/{job}.{attempt}.spool"
 
+    def _remember(self, order: ms.Start) -> None:
+        try:
+            self._memory.remember(order)
+        except OSError as error:  # a full disk, say: what can't be remembered is not started
+            reason = f"can't be started: {error.strerror}"
+            self._handle(acts.LaunchFailed(order.job, order.attempt, reason))
+
     def _launch(self, effect: acts.Launch) -> None:
         order = effect.order
         warden = effect.warden
+        held = self._core.held.get((order.job, order.attempt))
+        if not held or held.end is not None:
+            return  # it couldn't be remembered
         try:
             message = self._start_message(order, effect.leash_until_ns)
             if warden not in self._links:
@@ -420,12 +434,21 @@ class Agent:
             shutil.rmtree(left, ignore_errors=True)
 
     def _sweep(self, job: int, attempt: int) -> None:
-        """Remove what an attempt has outside the node's folder; its warden has done so unless it was killed."""
-        tmp = self._tmp(job, attempt)
-        if os.path.exists(tmp):
-            shutil.rmtree(tmp, ignore_errors=True)
-        if self._cgroups and os.path.isdir(self._cgroup(job, attempt)):
-            probe.remove_cgroup(self._cgroup(job, attempt))
+        """Remove what an attempt has outside the node's folder; its warden has done so unless it was killed.
+
+        By a thread of its own: a million files, or a cgroup that the kernel holds on to, must not delay a heartbeat.
+        """
+        tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
+        if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
+            self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
+            thread = threading.Thread(target=_remove, args=(tmp, cgroup), name="beo-sweeper", daemon=True)
+            thread.start()
+            self._sweepers.append(thread)
+
+
+def _remove(tmp: str, cgroup: str) -> None:
+    shutil.rmtree(tmp, ignore_errors=True)
+    probe.remove_cgroup(cgroup)
 
 
 def main(arguments: list[str] | None = None) -> int:
