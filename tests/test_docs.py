@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from beo.settings import Config
+from tests.cluster import running
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "jobs" / "README.md"]
@@ -79,3 +80,21 @@ def test_every_test_that_a_page_names_exists() -> None:
     for page in PAGES:
         for name in re.findall(r"`(tests/[\w/.]+)`", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_python_and_the_script_that_the_readme_shows_work(tmp_path: Path) -> None:
+    readme, place = ROOT / "README.md", tmp_path / "place"
+    place.mkdir()
+    (place / "jobs").symlink_to(ROOT / "jobs")
+    (script,) = [block for block in _blocks(readme, "sh") if block.startswith("#!")]
+    (place / "job.sh").write_text(script)
+    (program,) = _blocks(readme, "python")
+    with running(tmp_path / "beo") as cluster:
+        env = {**cluster.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for words in (
+            [sys.executable, "-c", program],
+            [sys.executable, "-m", "beo.front", "submit", "--wait", "job.sh"],
+        ):
+            done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=STEP_S_MAX)
+            assert done.returncode == 0, done.stderr
+        assert "pi 3.14159265358" in (place / "pi.2.out").read_text()
