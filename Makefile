@@ -62,6 +62,7 @@ demo: venv ## show what beo does, on this machine, in a minute
 	$(LIMIT) 300 $(BIN)/python tests/demo.py
 
 bench: venv ## measure what the documents claim, beside the bare thing, into docs/performance.md
+	$(BIN)/python -m compileall -q beo
 	$(LIMIT) 900 $(BIN)/python -m tests.bench --write
 
 clean: ## remove what can be made again
