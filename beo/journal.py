@@ -17,24 +17,21 @@ The rolling hash makes (index, hash) a position: two journals with the same posi
 
 import fcntl
 import functools
-import hashlib
 import os
 import sqlite3
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal
 
+from beo.entries import BEGINNING, Entry, Position, Snapshot, crc_of, hash_of, is_whole
 from beo.errors import BeoError, DamagedJournal
+from beo.mark import CURE_DAMAGE, Mark
 
 __all__ = ["Entry", "Journal", "Snapshot"]
 
 FORMAT: Final = 1  # of the tables and of the bytes under hash and CRC; kept in SQLite's user_version
-HASH_BYTES: Final = 16  # 128 bits: against accidents and divergence, not against a forger
 
 ENTRY_LIMIT_BYTES: Final = 16 << 20  # a submission of a large array with its scripts fits; a misdirected file does not
 SNAPSHOT_LIMIT_BYTES: Final = 256 << 20  # entries behind a snapshot wait for its commit: seconds at most
@@ -55,110 +52,7 @@ _SCHEMA: Final = {
     "entry": f"CREATE TABLE entry ({_COLUMNS}, data BLOB) STRICT",
     "snapshot": f"CREATE TABLE snapshot ({_COLUMNS}, state BLOB) STRICT",
 }
-_CURE_DAMAGE: Final = "rebuild this head from its standby or from a copy of its folder (keep the damaged one aside)"
 _CURE_WRITE: Final = "free space or replace the disk, then start the head again: what it acknowledged is safe"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry: its place (from 1), the epoch of the head that wrote it, the rolling hash up to it, and its bytes."""
-
-    index: int
-    epoch: int
-    hash: bytes
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state after applying every entry up to `index`, with that entry's epoch and rolling hash."""
-
-    index: int
-    epoch: int
-    hash: bytes
-    state: bytes
-
-
-class _Position(NamedTuple):
-    idx: int
-    epoch: int
-    hash: bytes
-
-
-_BEGINNING: Final = _Position(0, 0, bytes(HASH_BYTES))
-_HEADER: Final = struct.Struct(">QQ")  # index, epoch
-
-
-def _hash(previous: bytes, index: int, epoch: int, data: bytes) -> bytes:
-    digest = hashlib.blake2b(previous, digest_size=HASH_BYTES)
-    digest.update(_HEADER.pack(index, epoch))
-    digest.update(data)
-    return digest.digest()
-
-
-def _crc(index: int, epoch: int, hash: bytes, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(_HEADER.pack(index, epoch) + hash))
-
-
-def _is_whole(row: tuple[Any, ...]) -> bool:
-    index, epoch, hash, crc, data = row
-    try:
-        return bool(_crc(index, epoch, hash, data) == crc)
-    except (TypeError, struct.error):  # a flipped bit can change a value's type, too
-        return False
-
-
-class _Mark:
-    """The position up to which durability was acknowledged, in two slots written in turn, so that one is always whole.
-
-    It is not synced with each commit. A kill of the process leaves it exact; after a power cut it may be older, and is
-    then still true: a lower bound.
-    """
-
-    _SLOT: Final = struct.Struct(f">8sQQ{HASH_BYTES}s")  # magic, sequence number, index, hash; a CRC32 follows
-    _MAGIC: Final = b"beomark1"
-    _STRIDE_BYTES: Final = 4096  # slots never share a disk sector
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        found = self._whole_slots(path)
-        self._sequence = found[-1][0] if found else 0
-
-    @classmethod
-    def _whole_slots(cls, path: Path) -> list[tuple[int, int, bytes]]:
-        content, found = path.read_bytes()[: 2 * cls._STRIDE_BYTES], []
-        for start in (0, cls._STRIDE_BYTES):
-            packed, crc = content[start:][: cls._SLOT.size], content[start + cls._SLOT.size :][:4]
-            if len(crc) == 4 and zlib.crc32(packed) == int.from_bytes(crc) and packed.startswith(cls._MAGIC):
-                found.append(cls._SLOT.unpack(packed)[1:])
-        return sorted(found)
-
-    @classmethod
-    def read(cls, path: Path) -> tuple[int, bytes] | None:
-        """Return the acknowledged (index, hash), None if there is no mark; raise DamagedJournal if no slot is whole."""
-        if not path.exists() or path.stat().st_size == 0:
-            return None
-        if not (found := cls._whole_slots(path)):
-            cure = f"{_CURE_DAMAGE}; to trust what {path.parent} still holds, move {path.name} aside"
-            raise DamagedJournal(f"{path} is damaged", "it tells up to which entry the journal must reach", cure)
-        return found[-1][1:]
-
-    def write(self, index: int, hash: bytes) -> None:
-        self._sequence += 1
-        packed = self._SLOT.pack(self._MAGIC, self._sequence, index, hash)
-        os.pwrite(self._fd, packed + zlib.crc32(packed).to_bytes(4), self._sequence % 2 * self._STRIDE_BYTES)
-
-    def settle(self, index: int, hash: bytes) -> None:
-        """Write both slots and sync: from now on this is what the disk says too, even where it is lower than before."""
-        self.write(index, hash)
-        self.write(index, hash)
-        self.sync()
-
-    def sync(self) -> None:
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 class Journal:
@@ -221,7 +115,7 @@ class Journal:
             _prepare_writing(self._writer)
             if not self._checkpoint("TRUNCATE"):  # syncs what an earlier process wrote and perhaps never synced
                 raise sqlite3.OperationalError("another program has the database open")
-            self._mark = _Mark(mark_path)
+            self._mark = Mark(mark_path)
             files.callback(self._mark.close)
             self._mark.settle(tip.idx, tip.hash)
             _sync_folder(self._folder)
@@ -236,27 +130,27 @@ class Journal:
 
     def _read_mark(self, path: Path, exists: bool) -> tuple[int, bytes] | None:
         if exists:
-            return _Mark.read(path)
+            return Mark.read(path)
         wal = self._database.with_name("journal.db-wal")
         try:
-            mark = _Mark.read(path)
+            mark = Mark.read(path)
         except DamagedJournal:
             return None  # a power cut during the very first start: the database comes after a synced mark
         if (mark and mark[0]) or (wal.exists() and wal.stat().st_size):
             why = f"entries up to {mark[0]} were acknowledged" if mark else f"{wal.name} is there"
-            raise DamagedJournal(f"{self._database} is missing", why, _CURE_DAMAGE)
+            raise DamagedJournal(f"{self._database} is missing", why, CURE_DAMAGE)
         return mark
 
-    def _verify(self, mark: tuple[int, bytes] | None) -> _Position:
+    def _verify(self, mark: tuple[int, bytes] | None) -> Position:
         """Read everything, set the oldest and the snapshot's index, and return the newest entry's position."""
-        tip = _BEGINNING
+        tip = BEGINNING
         try:
             self._check_format()
-            snapshots: dict[int, _Position] = {}
+            snapshots: dict[int, Position] = {}
             for row in self._reader.execute("SELECT idx, epoch, hash, crc, state FROM snapshot ORDER BY idx"):
-                if not _is_whole(row):
+                if not is_whole(row):
                     raise self._damaged(f"the snapshot at entry {row[0]} is damaged", "its CRC is wrong")
-                snapshots[row[0]] = _Position(*row[:3])
+                snapshots[row[0]] = Position(*row[:3])
             if len(snapshots) > 1:  # entries are cut behind the snapshot before the newest
                 tip = snapshots[min(snapshots)]
             self.oldest_index = tip.idx + 1
@@ -268,11 +162,11 @@ class Journal:
                 index, epoch, hash, _, data = row
                 if index != tip.idx + 1:
                     raise self._damaged(f"entry {tip.idx + 1} is missing", f"entry {index} follows {tip.idx}")
-                if not _is_whole(row):
+                if not is_whole(row):
                     raise self._damaged(f"entry {index} is damaged", "its CRC is wrong")
-                if hash != _hash(tip.hash, index, epoch, data) or epoch < tip.epoch:
+                if hash != hash_of(tip.hash, index, epoch, data) or epoch < tip.epoch:
                     raise self._damaged(f"entry {index} does not follow from those before", "its hash is wrong")
-                tip = _Position(index, epoch, hash)
+                tip = Position(index, epoch, hash)
                 if snapshots.get(index, tip) != tip:
                     raise self._damaged(f"the snapshot at entry {index} is of another history", "its hash is wrong")
                 if marks.get(index, hash) != hash:
@@ -285,7 +179,7 @@ class Journal:
         lowest = max(mark[0] if mark else 0, self.snapshot_index)
         if tip.idx < lowest:
             why = "its write-ahead log is damaged, cut or missing"
-            cure = f"{_CURE_DAMAGE}; to accept the loss of entries {tip.idx + 1} to {lowest}, move journal.mark aside"
+            cure = f"{CURE_DAMAGE}; to accept the loss of entries {tip.idx + 1} to {lowest}, move journal.mark aside"
             raise self._damaged(f"it ends at entry {tip.idx}, but entry {lowest} was acknowledged", why, cure)
         return tip
 
@@ -293,11 +187,11 @@ class Journal:
         (version,) = self._reader.execute("PRAGMA user_version").fetchone()
         if version != FORMAT:
             why = f"its format is {version}, this beo reads {FORMAT}"
-            raise self._damaged("it cannot be read", why, f"start the beo that wrote it, or {_CURE_DAMAGE}")
+            raise self._damaged("it cannot be read", why, f"start the beo that wrote it, or {CURE_DAMAGE}")
         if dict(self._reader.execute("SELECT name, sql FROM sqlite_schema")) != _SCHEMA:
             raise self._damaged("its tables are damaged", "they are not the ones that beo makes")
 
-    def _damaged(self, what: str, why: str = "", cure: str = _CURE_DAMAGE) -> DamagedJournal:
+    def _damaged(self, what: str, why: str = "", cure: str = CURE_DAMAGE) -> DamagedJournal:
         return DamagedJournal(f"{self._database}: {what}", why, cure)
 
     # Reading
@@ -308,7 +202,7 @@ class Journal:
         rows = cursor.fetchall()
         if not rows:
             return None, self._entries_after(0)
-        if not _is_whole(rows[0]):
+        if not is_whole(rows[0]):
             raise self._damaged(f"the snapshot at entry {rows[0][0]} is damaged", "its CRC is wrong")
         index, epoch, hash, _, state = rows[0]
         return Snapshot(index, epoch, hash, state), self._entries_after(index)
@@ -335,7 +229,7 @@ class Journal:
                 index, epoch, hash, _, data = row
                 if index != first and not found:
                     raise BeoError(f"entry {first} is cut", f"the journal begins at {index}", "take the snapshot first")
-                if index != first + len(found) or not _is_whole(row):
+                if index != first + len(found) or not is_whole(row):
                     raise self._damaged(f"entry {first + len(found)} is damaged", "it was whole at opening")
                 found.append(Entry(index, epoch, hash, data))
                 size_bytes += len(data)
@@ -362,7 +256,7 @@ class Journal:
             why = f"the journal is at epoch {self.last_epoch}"
             raise BeoError(f"an entry of epoch {epoch} comes too late", why, "let this head step down")
         index = self.last_index + 1
-        entry = Entry(index, epoch, _hash(self.last_hash, index, epoch, data), data)
+        entry = Entry(index, epoch, hash_of(self.last_hash, index, epoch, data), data)
         with self._wake:
             self._check_open()
             if self._backlog_bytes >= BACKLOG_LIMIT_BYTES:
@@ -409,7 +303,7 @@ class Journal:
                 why = f"the newest snapshot is at {self.snapshot_index}, the newest entry is {self.last_index}"
                 raise BeoError(f"the journal cannot be cut after entry {index}", why, "rebuild it from a snapshot")
             select = "SELECT idx, epoch, hash FROM entry WHERE idx = ?"
-            tip = _Position(*(self._writer.execute(select, (index,)).fetchone() or _BEGINNING))
+            tip = Position(*(self._writer.execute(select, (index,)).fetchone() or BEGINNING))
             try:
                 self._mark.settle(tip.idx, tip.hash)  # first: a mark beyond the end would look like a loss
                 self._writer.execute("DELETE FROM entry WHERE idx > ?", (index,))
@@ -503,13 +397,13 @@ class Journal:
         rows = 1 << (len(entries) - 1).bit_length()
         values: list[object] = []
         for e in entries:
-            values += (e.index, e.epoch, e.hash, _crc(e.index, e.epoch, e.hash, e.data), e.data)
+            values += (e.index, e.epoch, e.hash, crc_of(e.index, e.epoch, e.hash, e.data), e.data)
         values += [None] * (5 * (rows - len(entries)))
         self._writer.execute(_insert_sql(rows), values)
 
     def _insert_snapshot(self, index: int, state: bytes) -> None:
         epoch, hash = self._writer.execute("SELECT epoch, hash FROM entry WHERE idx = ?", (index,)).fetchone()
-        row = (index, epoch, hash, _crc(index, epoch, hash, state), state)
+        row = (index, epoch, hash, crc_of(index, epoch, hash, state), state)
         self._writer.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)", row)
         self._writer.execute("DELETE FROM snapshot WHERE idx < ?", (self.snapshot_index,))
         self._writer.execute("DELETE FROM entry WHERE idx <= ?", (self.snapshot_index,))
@@ -568,8 +462,8 @@ def _create(database: Path, mark_path: Path) -> None:
     os.fsync(fd)
     os.close(fd)
     mark_path.unlink(missing_ok=True)
-    mark = _Mark(mark_path)
-    mark.settle(0, _BEGINNING.hash)  # before the database, so that a database without a mark has lost it
+    mark = Mark(mark_path)
+    mark.settle(0, BEGINNING.hash)  # before the database, so that a database without a mark has lost it
     mark.close()
     _sync_folder(database.parent)
     new.rename(database)

@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
-    0: "errors nodeset units spec settings results events messages records selector table",
+    0: "errors nodeset units spec settings results events entries messages records selector table",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.views headnode.waiters headnode.core worker.acts worker.core worker.told worker.launch worker.pmi "
     "worker.frames worker.peers",
-    2: "config log wire journal lockfile birth worker.memory worker.process worker.probe worker.contain worker.loop "
-    "worker.order worker.ranks worker.spool worker.pipes headnode.output",
+    2: "config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
+    "worker.loop worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
     "worker.shipper local supervisor",
     4: "client job follow cli.* front",
