@@ -15,7 +15,6 @@ A folder holds `journal.db` (SQLite in WAL mode, synchronous=FULL), `journal.mar
 The rolling hash makes (index, hash) a position: two journals with the same position hold the same entries.
 """
 
-import fcntl
 import functools
 import os
 import sqlite3
@@ -25,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal
 
+from beo import lockfile
 from beo.entries import BEGINNING, Entry, Position, Snapshot, crc_of, hash_of, is_whole
 from beo.errors import BeoError, DamagedJournal
 from beo.mark import CURE_DAMAGE, Mark
@@ -100,7 +100,7 @@ class Journal:
         mark_path = self._folder / "journal.mark"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.callback(os.close, _lock(self._folder))
+            files.callback(os.close, lockfile.hold(self._folder / "journal.lock"))
             exists = self._database.exists()
             mark = self._read_mark(mark_path, exists)
             if not exists:
@@ -421,21 +421,6 @@ def _insert_sql(rows: int) -> str:
     """Return an INSERT of up to `rows` entries; powers of two, filled up with NULLs, keep the prepared ones few."""
     values = ",".join(["(?,?,?,?,?)"] * rows)
     return f"INSERT INTO entry SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL"
-
-
-def _lock(folder: Path) -> int:
-    """Return a descriptor that holds the folder for this process, whose end, however it comes, releases it."""
-    fd = os.open(folder / "journal.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        why = f"process {holder} holds it"
-        raise BeoError(f"{folder} is in use", why, "stop that head first, or give this one its own folder") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
-    return fd
 
 
 def _connect(database: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:

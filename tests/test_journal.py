@@ -271,7 +271,7 @@ def test_a_second_head_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         fill(journal, watch, 5)
         second = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT_S)
-        assert f"is in use (process {os.getpid()} holds it)" in second.stderr
+        assert f"is locked (by process {os.getpid()})" in second.stderr
         fill(journal, watch, 10)
     assert subprocess.run(command, env=ENVIRONMENT, timeout=WAIT_S).returncode == 0
 
