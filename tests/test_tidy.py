@@ -23,7 +23,7 @@ FLOORS = {
     "worker.frames worker.peers",
     2: "config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
     "worker.loop worker.order worker.ranks worker.spool worker.pipes headnode.output",
-    3: "headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
+    3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
     "worker.shipper local supervisor",
     4: "client job follow cli.* front",
 }

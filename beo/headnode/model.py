@@ -99,7 +99,6 @@ class Node(msgspec.Struct, array_like=True):
     facts: dict[str, str]
     state: str = "up"
     joined_s: float = 0.0
-    lost_s: float = 0.0
     dead: list[str] = []
     used_slots: int = 0
     used_bytes: int = 0

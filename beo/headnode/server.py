@@ -11,13 +11,12 @@ import gc
 import logging
 import os
 import secrets
-import signal
 import sys
 import time
 
 import msgspec
 
-from beo import __version__, events, lockfile, wire
+from beo import __version__, daemon, events, lockfile, wire
 from beo import messages as ms
 from beo.config import Home, home
 from beo.errors import BeoError, Conflict, Internal
@@ -26,14 +25,14 @@ from beo.headnode.model import ENDED
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
-from beo.log import setup
 from beo.spec import JobSpec
 
 TICK_S = 0.05
 SNAPSHOT_ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to the jobs on record: rarer with more of them
 DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs must still be able to end on record
-# The commit thread asks for the interpreter a few times per commit; at Python's usual 5 ms each, a busy control loop
-# would make it wait: measured, time to durable fell from 10.6 ms to 1.6 ms (median), the loop's throughput by a sixth.
+# The commit thread asks for the interpreter a few times per commit; at Python's usual 5 ms each, a control loop that never
+# rests would make it wait: time to durable fell from 10.6 ms to 1.6 ms (median), and the loop's throughput by a sixth. At
+# the rates of docs/performance.md, where the loop does rest, no difference was seen.
 SWITCH_S = 0.0005
 EVENTS_MAX = 1_000  # journal entries in one answer
 
@@ -303,26 +302,8 @@ def _user_name() -> str:
 
 def main() -> int:
     """Run a head until SIGTERM or SIGINT; 0 for a clean end."""
-    setup("head")
     sys.setswitchinterval(SWITCH_S)
-    try:
-        server = Server(home())
-    except BeoError as error:
-        log.error("%s", error)
-        return error.exit_code
-    signal.signal(signal.SIGTERM, server.stop)
-    signal.signal(signal.SIGINT, server.stop)
-    try:
-        server.run()
-    except BeoError as error:
-        log.error("%s", error)
-        return error.exit_code
-    except Exception:
-        log.exception("the head ends")
-        return Internal.exit_code
-    server.close()
-    log.info("ended")
-    return 0
+    return daemon.main("head", lambda: Server(home()))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ from pathlib import Path
 
 import msgspec
 
-from beo import birth, lockfile, nodeset, wire
+from beo import birth, daemon, lockfile, nodeset, wire
 from beo import messages as ms
 from beo.config import Home, home, write_durably
-from beo.errors import BeoError, Internal
-from beo.log import setup
 from beo.worker import acts, core, launch, probe, process
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
@@ -458,22 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=probe.cores(), help="ranks at one time (default: the cores)")
     parser.add_argument("--mem", type=int, default=probe.memory_bytes(), metavar="BYTES", help="memory for jobs")
     chosen = parser.parse_args(arguments)
-    setup("agent")
-    try:
-        agent = Agent(home(), chosen.node, chosen.slots, chosen.mem)
-    except BeoError as error:
-        log.error("%s", error)
-        return error.exit_code
-    signal.signal(signal.SIGTERM, agent.stop)
-    signal.signal(signal.SIGINT, agent.stop)
-    try:
-        agent.run()
-    except Exception:
-        log.exception("the agent ends")
-        return Internal.exit_code
-    agent.close()
-    log.info("ended")
-    return 0
+    return daemon.main("agent", lambda: Agent(home(), chosen.node, chosen.slots, chosen.mem))
 
 
 if __name__ == "__main__":
