@@ -30,9 +30,9 @@ from beo.spec import JobSpec
 TICK_S = 0.05
 SNAPSHOT_ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to the jobs on record: rarer with more of them
 DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs must still be able to end on record
-# The commit thread asks for the interpreter a few times per commit; at Python's usual 5 ms each, a control loop that never
-# rests would make it wait: time to durable fell from 10.6 ms to 1.6 ms (median), and the loop's throughput by a sixth. At
-# the rates of docs/performance.md, where the loop does rest, no difference was seen.
+# The commit thread asks for the interpreter a few times per commit; at Python's usual 5 ms each, a control loop that
+# never rests would make it wait: time to durable fell from 10.6 ms to 1.6 ms (median), its throughput by a sixth.
+# At the rates of docs/performance.md, where the loop does rest, no difference was seen.
 SWITCH_S = 0.0005
 EVENTS_MAX = 1_000  # journal entries in one answer
 
