@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.cluster import BEO, ROOT, running
+from tests.net import hosts
 
 # The same examples every time: a failure seen elsewhere is seen here, and nothing is written beside the code.
 settings.register_profile("beo", derandomize=True, database=None, deadline=None, max_examples=100)
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let fail, with the cure, what is marked `net` where root lacks a program to make hosts with: never skip it."""
+    if item.get_closest_marker("net") and (what := hosts.missing()):
+        pytest.fail(what, pytrace=False)
 
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
