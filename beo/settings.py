@@ -20,6 +20,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queued_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = (
         100_000  # about 10 kB of RAM each with a usual environment
     )
+    private: bool = False  # whether the names of others' jobs are hidden in `beo queue`
     attached_grace_s: Seconds = 60.0  # a job of `beo run` ends when its client was silent for so long
 
 

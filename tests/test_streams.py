@@ -20,6 +20,7 @@ from beo.config import ClusterFile
 from beo.errors import BeoError, NotFound, Refused, UsageError, from_dict
 from beo.follow import Console, follow
 from beo.headnode import streams
+from beo.headnode.decide import User
 from beo.headnode.streams import Streams
 from beo.spec import JobSpec
 from beo.worker import shipper as shipper_module
@@ -41,9 +42,9 @@ class View:
         self.gone: set[int] = set()
         self.keys = {public: name.split(":") for name, (public, _) in KEYS.items()}
 
-    def user_of_key(self, key: str) -> tuple[str, str] | None:
+    def user_of_key(self, key: str) -> User | None:
         found = self.keys.get(key)
-        return (found[0], found[1]) if found else None
+        return User(found[0], found[1]) if found else None
 
     def owner(self, job: int) -> str | None:
         return "ann" if 0 < job <= JOBS_MAX and job not in self.gone else None
@@ -143,10 +144,10 @@ def test_output_is_for_its_owner_and_admins_alone(cluster: Cluster) -> None:
     fetch = ms.Fetch(1, 1, 0, 0.0)
     for name in ("ann:user", "root:admin"):
         assert isinstance(ask(cluster.connect(name), fetch), ms.Fetched)
-    for name in ("bob:user", "nodes:worker"):
-        with pytest.raises(Refused, match="belongs to ann"):
+    for name, why in (("bob:user", "belongs to ann.*you are bob.*ask ann"), ("nodes:worker", "use a user's key")):
+        with pytest.raises(Refused, match=why):
             ask(cluster.connect(name), fetch)
-        with pytest.raises(Refused, match="belongs to ann"):
+        with pytest.raises(Refused, match=why):
             ask(cluster.connect(name), ms.Stdin(1, 1, 0, b"x", False))
     with pytest.raises(NotFound, match="no job 91"):
         ask(cluster.connect("ann:user"), ms.Fetch(91, 1, 0, 0.0))
@@ -154,7 +155,7 @@ def test_output_is_for_its_owner_and_admins_alone(cluster: Cluster) -> None:
 
 def test_only_workers_bring_output(cluster: Cluster) -> None:
     for message in (chunk(numbered(0, 1)), ms.BulkHello("n1", "i1"), ms.StdinAck(1, 1, 0, False)):
-        with pytest.raises(Refused, match="only workers"):
+        with pytest.raises(Refused, match="only a worker's key"):
             ask(cluster.connect("ann:user"), message)
 
 

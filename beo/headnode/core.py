@@ -16,8 +16,8 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
-from beo.errors import BeoError, Refused, UsageError
-from beo.headnode import decide, views
+from beo.errors import BeoError, UsageError
+from beo.headnode import decide, permissions, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -130,17 +130,11 @@ class Head:
 
     def _asked(self, item: Asked, now: Now) -> None:
         message = item.message
-        user = decide.user_of(self.state, item.key)
         try:
-            if user is None:
-                raise Refused("this key is not authorized", "", "ask the cluster's operator")
+            user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
             if isinstance(message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered):
-                if user.role != "worker":
-                    raise Refused("only a worker's key can speak for a node", "", "")
                 self._told(item.peer, message, now)
                 return
-            if user.role == "worker":
-                raise Refused("a worker's key can't ask for this", "", "use a user's key")
             answer = self._answer(item, message, user, now)
         except BeoError as error:
             answer = decide.failure(error)
@@ -162,7 +156,7 @@ class Head:
                 events, jobs = decide.cancel(state, user, message.select, now.wall_s)
                 for event in events:
                     self._append(event)
-                return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX]), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+                return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
             case ms.Signal():
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
@@ -176,7 +170,7 @@ class Head:
             case ms.ShowJob():
                 jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
                 outlook = Outlook(state, self._ready)
-                answer = ms.DetailsAre(tuple(views.detail(job, outlook, user.may(job)) for job in jobs))
+                answer = ms.DetailsAre(tuple(views.detail(job, outlook, self._sight(user, job)) for job in jobs))
             case ms.ListNodes():
                 answer = ms.NodesAre(
                     tuple(
@@ -190,9 +184,12 @@ class Head:
             self._append(event)
         return answer
 
-    def _rows(self, jobs: Iterable[Job]) -> tuple[ms.JobView, ...]:
+    def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
         outlook = Outlook(self.state, self._ready)
-        return tuple(views.job_row(job, outlook) for job in jobs)
+        return tuple(views.job_row(job, outlook, self._sight(user, job)) for job in jobs)
+
+    def _sight(self, user: User, job: Job) -> views.Sight:
+        return "own" if user.may(job) else "private" if self._config.head.private else "open"
 
     def _list(self, message: ms.ListJobs, user: User) -> ms.JobsAre:
         if message.select:
@@ -202,7 +199,7 @@ class Head:
         limit = max(1, min(message.limit, ms.LIST_LENGTH_MAX))
         more = max(0, len(jobs) - limit)
         shown = jobs[-limit:] if message.ended else jobs[:limit]
-        return ms.JobsAre(self._rows(shown), more)
+        return ms.JobsAre(self._rows(shown, user), more)
 
     def _wait(self, item: Asked, message: ms.WaitJobs, user: User, now: Now) -> ms.HeadAnswer | None:
         if len(message.jobs) > ms.LIST_LENGTH_MAX:
@@ -217,15 +214,15 @@ class Head:
         left = {job.id for job in jobs if job.state not in ENDED}
         known = message.known if len(jobs) == 1 else ""
         changed = known and views.progress(jobs[0]) != known
-        waiter = Waiter(item.peer, item.request, tuple(job.id for job in jobs), left, now.boot_s + wait_s, known)
+        waiter = Waiter(item.peer, item.request, tuple(job.id for job in jobs), left, now.boot_s + wait_s, known, user)
         if left and not changed and wait_s > 0 and self._waiters.add(waiter):
             return None
-        return ms.JobsAre(self._rows(jobs))
+        return ms.JobsAre(self._rows(jobs, user))
 
     def _wake(self, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:
             jobs = [self.state.jobs[number] for number in waiter.jobs if number in self.state.jobs]
-            self._send(waiter.peer, ms.JobsAre(self._rows(jobs)), waiter.request)
+            self._send(waiter.peer, ms.JobsAre(self._rows(jobs, waiter.user)), waiter.request)
 
     # ---- workers
 

@@ -20,7 +20,7 @@ from beo import __version__, daemon, events, lockfile, wire
 from beo import messages as ms
 from beo.config import Home, home
 from beo.errors import BeoError, Conflict, Internal
-from beo.headnode import acts, core, decide, explain
+from beo.headnode import acts, core, decide, permissions, views
 from beo.headnode.model import ENDED
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
@@ -45,9 +45,8 @@ class _Jobs:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def user_of_key(self, key: str) -> tuple[str, str] | None:
-        user = decide.user_of(self._state, key)
-        return (user.name, user.role) if user else None
+    def user_of_key(self, key: str) -> decide.User | None:
+        return decide.user_of(self._state, key)
 
     def owner(self, job: int) -> str | None:
         found = self._state.jobs.get(job)
@@ -275,9 +274,10 @@ class Server:
         return ms.DetailsAre(tuple(details))
 
     def _events(self, key: str, message: ms.ListEvents) -> ms.EventsAre | ms.Failed:
-        user = decide.user_of(self._state, key)
-        if not user or user.role == "worker":
-            return decide.failure(Conflict("a worker's key can't ask for this", "", "use a user's key"))
+        try:
+            user = permissions.check(self._state, decide.user_of(self._state, key), message)
+        except BeoError as error:
+            return decide.failure(error)
         limit = max(1, min(message.limit, EVENTS_MAX))
         last = self._journal.durable_index
         first = max(self._journal.oldest_index, message.after + 1 if message.after > 0 else last - limit + 1)
@@ -285,9 +285,7 @@ class Server:
         for entry in self._journal.entries(first, limit):
             if entry.index > last:
                 break
-            event = events.decode(entry.data)
-            kind, job, node, text = explain.describe(event)
-            rows.append(ms.EventView(entry.index, entry.epoch, event.time_s, kind, job, node, text))
+            rows.append(views.event_row(entry.index, entry.epoch, events.decode(entry.data), self._state, user))
         return ms.EventsAre(tuple(rows))
 
 

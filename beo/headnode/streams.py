@@ -23,7 +23,9 @@ from typing import Protocol
 import msgspec
 
 from beo import messages, records, wire
-from beo.errors import EXIT_INTERNAL, BeoError, Conflict, Internal, NotFound, Refused, UsageError
+from beo.errors import EXIT_INTERNAL, BeoError, Conflict, Internal, NotFound, UsageError
+from beo.headnode import permissions
+from beo.headnode.decide import User
 from beo.headnode.export import Exports, Jobs
 from beo.headnode.output import Full, Output
 
@@ -42,8 +44,8 @@ log = logging.getLogger("beo.streams")
 class View(Jobs, Protocol):
     """What the bulk plane asks the head's state; answered from any thread, from committed entries."""
 
-    def user_of_key(self, key: str) -> tuple[str, str] | None:
-        """Return (user, role) of a public key, None for an unknown one. Roles: admin, user, worker."""
+    def user_of_key(self, key: str) -> User | None:
+        """Return who holds a public key, None for an unknown one."""
 
     def owner(self, job: int) -> str | None:
         """Return whose job it is, None for an unknown (or forgotten) one."""
@@ -187,17 +189,12 @@ class Streams:
             message = messages.bulk_to_head.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UsageError("a message that is none of the bulk plane", str(error), "use the same version") from None
-        user, role = self._view.user_of_key(key) or ("", "")
+        owner = None if isinstance(message, messages.BulkHello) else self._view.owner(message.job)
+        permissions.check_bulk(self._view.user_of_key(key), owner, message)
         if isinstance(message, messages.Fetch):
-            self._check_owner(user, role, message.job)
             self._take_fetch(peer, request, message)
         elif isinstance(message, messages.Stdin):
-            self._check_owner(user, role, message.job)
             self._take_stdin(peer, request, message)
-        elif role != "worker":
-            raise Refused(
-                "only workers say that", f"this key is of role {role or 'none'}", "join with the worker's key"
-            )
         elif isinstance(message, messages.StdinAck):
             if client := self._feeders.get((message.job, message.attempt)):
                 self._send(client, 0, message)
@@ -208,13 +205,6 @@ class Streams:
                 self._agents.popitem(last=False)
             if isinstance(message, messages.Chunk):
                 self._take_chunk(peer, message)
-
-    def _check_owner(self, user: str, role: str, job: int) -> None:
-        owner = self._view.owner(job)
-        if owner is None:
-            raise NotFound(f"no job {job}", "it never was, or was forgotten long after its end", "see 'beo queue'")
-        if role != "admin" and (role != "user" or user != owner):
-            raise Refused(f"job {job} belongs to {owner}", f"you are {user or 'nobody'}", "ask its owner or an admin")
 
     # ---- output
 

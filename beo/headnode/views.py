@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Literal
 
+from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
-from beo.headnode.explain import Outlook
+from beo.headnode.decide import User
+from beo.headnode.explain import Outlook, describe
 from beo.headnode.model import ENDED, Job, Node
 from beo.headnode.state import State
+from beo.spec import JobSpec
+
+Sight = Literal["own", "open", "private"]  # of a job: one's own (or an admin's), another's, another's without its name
+OPEN_EVENTS = frozenset({"Started"})  # kinds of which everybody may read the sentence, whosever job it is
 
 
 def progress(job: Job) -> str:
@@ -16,14 +22,14 @@ def progress(job: Job) -> str:
     return f"{job.state}/{job.attempt_number}"
 
 
-def job_row(job: Job, outlook: Outlook) -> ms.JobView:
-    """One row of `beo queue`."""
+def job_row(job: Job, outlook: Outlook, sight: Sight) -> ms.JobView:
+    """One row of `beo queue`. Of others' jobs it tells why they wait, not how they ended: that quotes them."""
     attempt = job.attempt
     shown = attempt if attempt and job.state != "queued" else None
-    reasons = outlook.why(job)
+    reasons = outlook.why(job) if sight == "own" or job.state == "queued" else ()
     return ms.JobView(
         id=job.id,
-        name=job.spec.title,
+        name="-" if sight == "private" else job.spec.title,
         user=job.user,
         state=job.state,
         ranks=job.spec.ranks,
@@ -39,9 +45,11 @@ def job_row(job: Job, outlook: Outlook) -> ms.JobView:
     )
 
 
-def detail(job: Job, outlook: Outlook, private: bool) -> ms.JobDetail:
-    """Everything about a job; environment and script only for its owner and admins (`private`)."""
-    spec = job.spec if private else msgspec.structs.replace(job.spec, env={}, script="")
+def detail(job: Job, outlook: Outlook, sight: Sight) -> ms.JobDetail:
+    """Everything about a job; of another's job, what its row shows and what it asked of the cluster."""
+    row = job_row(job, outlook, sight)
+    if sight != "own":
+        return ms.JobDetail(row, _asked_for(job, row.name), job.uid, (), (row.reason,) if row.reason else ())
     attempts = tuple(
         ms.AttemptView(
             number=attempt.number,
@@ -53,7 +61,32 @@ def detail(job: Job, outlook: Outlook, private: bool) -> ms.JobDetail:
         )
         for attempt in job.attempts
     )
-    return ms.JobDetail(job_row(job, outlook), spec, job.uid, attempts, tuple(outlook.why(job)))
+    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)))
+
+
+def _asked_for(job: Job, name: str) -> JobSpec:
+    spec = job.spec
+    return JobSpec(
+        argv=(),
+        cwd="",
+        name=name,
+        ranks=spec.ranks,
+        nodes=spec.nodes,
+        cpus=spec.cpus,
+        mem_bytes=spec.mem_bytes,
+        time_limit_s=spec.time_limit_s,
+        requeue=spec.requeue,
+        priority=spec.priority,
+        batch=spec.batch,
+    )
+
+
+def event_row(index: int, epoch: int, event: ev.Event, state: State, user: User) -> ms.EventView:
+    """One line of `beo events`. Of others' jobs it tells that something happened, and not in which words."""
+    kind, job, node, text = describe(event)
+    if job and not user.may_see(state.jobs.get(job)) and kind not in OPEN_EVENTS:
+        text = ""
+    return ms.EventView(index, epoch, event.time_s, kind, job, node, text)
 
 
 def node_row(state: State, node: Node, silent_s: float, ready: bool) -> ms.NodeView:

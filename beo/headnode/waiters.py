@@ -6,11 +6,16 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from beo.headnode.decide import User
+
 WAITS_MAX = 100_000  # jobs waited for at one time, over all long polls: about 30 MB; more are answered at once
 
 
 class Waiter(msgspec.Struct, eq=False):
-    """One long poll. open: those of its jobs that have not ended. known: the progress that it has seen, or empty."""
+    """One long poll. open: those of its jobs that have not ended. known: the progress that it has seen, or empty.
+
+    user: who asked.
+    """
 
     peer: bytes
     request: int
@@ -18,6 +23,7 @@ class Waiter(msgspec.Struct, eq=False):
     open: set[int]
     until_s: float
     known: str
+    user: User
 
 
 class Waiters:

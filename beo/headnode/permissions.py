@@ -1,0 +1,94 @@
+"""Who may say what: one table for every message that the head reads, on both planes. Pure.
+
+A message that isn't in the table is refused, and a test fails until it has its line: nobody can add a kind of message
+and forget to say whose it is. What the deciders look at in addition (whose uid a submission names, say) stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from beo import messages as ms
+from beo.errors import BeoError, Internal, NotFound, Refused
+from beo.headnode.decide import User, find, pick
+from beo.headnode.model import Job
+from beo.headnode.state import State
+
+WORKER = "worker"  # a worker's key, for its node
+ADMIN = "admin"  # admins alone
+OWNER = "owner"  # the owner of each job that it names, by `job` or `select`, and admins
+SEEN = "seen"  # everybody but workers; of others' jobs the answer holds no more than views.py lets strangers see
+SELF = "self"  # everybody but workers, for himself
+
+RULES: dict[type, str] = {
+    ms.Info: SEEN,
+    ms.Submit: SELF,
+    ms.ListJobs: SEEN,
+    ms.ShowJob: SEEN,
+    ms.WaitJobs: SEEN,
+    ms.Cancel: OWNER,
+    ms.Signal: OWNER,
+    ms.ListNodes: SEEN,
+    ms.ListEvents: SEEN,
+    ms.DeclareGone: ADMIN,
+    ms.Join: WORKER,
+    ms.Ping: WORKER,
+    ms.Ended: WORKER,
+    ms.Gone: WORKER,
+    ms.Delivered: WORKER,
+    ms.Chunk: WORKER,
+    ms.StdinAck: WORKER,
+    ms.BulkHello: WORKER,
+    ms.Fetch: OWNER,
+    ms.Stdin: OWNER,
+}
+
+
+def check_role(user: User | None, message: object) -> tuple[User, str]:
+    """Return who says it and the rule for it, or raise Refused where this user may say none of its kind."""
+    rule = RULES.get(type(message))
+    if user is None:
+        raise Refused("this key is not authorized", "", "ask the cluster's operator")
+    if rule is None:
+        kind = type(message).__name__
+        raise Internal(f"nobody may say {kind}", "it has no line in the table of permissions", "update this beo")
+    if rule == WORKER and user.role != "worker":
+        raise Refused("only a worker's key can speak for a node", f"this key is {user.name}'s", "use the worker's key")
+    if rule != WORKER and user.role not in ("admin", "user"):
+        raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
+    if rule == ADMIN and user.role != "admin":
+        raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")
+    return user, rule
+
+
+def check(state: State, user: User | None, message: Any) -> User:
+    """Return who says it; raise Refused where he may not, NotFound where it names a job that isn't there."""
+    user, rule = check_role(user, message)
+    if rule == OWNER:
+        several = hasattr(message, "select")
+        check_owner(user, pick(state, user, message.select) if several else [find(state, message.job)])
+    return user
+
+
+def check_owner(user: User, jobs: Iterable[Job]) -> None:
+    """Raise Refused at the first job that isn't this user's own; admins have all."""
+    for job in jobs:
+        if not user.may(job):
+            raise stranger(job.id, job.user, user.name)
+
+
+def stranger(job: int, owner: str, name: str) -> BeoError:
+    """The refusal for a job of somebody else."""
+    return Refused(f"job {job} belongs to {owner}", f"you are {name or 'nobody'}", f"ask {owner}, or an admin")
+
+
+def check_bulk(user: User | None, owner: str | None, message: Any) -> None:
+    """The same for the bulk plane, which sees no state: owner is that of the job which the message names."""
+    user, rule = check_role(user, message)
+    if rule == OWNER:
+        if owner is None:
+            why = "it never was, or was forgotten long after its end"
+            raise NotFound(f"no job {message.job}", why, "see 'beo queue'")
+        if user.role != "admin" and user.name != owner:
+            raise stranger(message.job, owner, user.name)
