@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from beo import wire
-from beo.config import ClusterFile, Home
-from beo.errors import Refused, UsageError
+from beo.config import ClusterFile, Home, is_address
+from beo.errors import Refused, UsageError, reason
 
 KEYS = ("head", "admin", "worker")
 
@@ -32,7 +32,7 @@ def make_folder(home: Home) -> None:
         for folder in (home.head, home.nodes, home.logs, home.path / "run"):
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Refused(f"can't make {home.path}", str(error).lower(), "set BEO_DIR to a folder of your own") from None
+        raise Refused(f"can't make {home.path}", reason(error), "set BEO_DIR to a folder of your own") from None
 
 
 def check_owner(home: Home) -> None:
@@ -52,7 +52,10 @@ def make_cluster(home: Home) -> None:
     for name in KEYS:
         if not (home.keys / f"{name}.secret").exists():
             home.write_secret(name, wire.new_keypair()[1])
-    host, _, port = home.config().head.listen.rpartition(":")
+    listen = home.config().head.listen
+    if not is_address(listen):
+        raise UsageError(f"[head] listen is {listen!r}", "it must be HOST:PORT", 'write "127.0.0.1:0" for any port')
+    host, _, port = listen.rpartition(":")
     old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
     head = f"{host}:{port}" if port != "0" else _kept(old.heads, host) or free_address(host)
     bulk = _kept(old.bulk, host) or free_address(host)
@@ -80,8 +83,8 @@ def free_address(host: str) -> str:
                 return _bound_address(host, port)
     try:
         return _bound_address(host, 0)
-    except OSError as error:
-        raise UsageError(f"can't listen on {host!r}", str(error).lower(), "mend [head] listen in beo.toml") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"can't listen on {host!r}", reason(error), "mend [head] listen in beo.toml") from None
 
 
 def _bound_address(host: str, port: int) -> str:

@@ -17,7 +17,8 @@ import msgspec
 
 from beo import config, spec, units, wire
 from beo import messages as m
-from beo.errors import Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict
+from beo.errors import Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict, reason
+from beo.table import escape
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def new_key() -> str:
 
 def tell(text: str) -> None:
     """Say one line on standard error, as beo."""
-    print(f"beo: {text}", file=sys.stderr, flush=True)
+    try:
+        print(f"beo: {escape(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody can hear it, which must not change what is done or how it ends
 
 
 # One for all connections of the process: each context has an I/O thread of its own.
@@ -99,7 +103,10 @@ class Cluster:
         """
         connection = self._connected()
         self._requests += 1
-        body = m.encode(message)
+        try:
+            body = m.encode(message)
+        except UnicodeEncodeError as error:  # what the shell hands over of a word that is no UTF-8 has surrogates
+            raise UsageError(f"{error.object[:80]!r} is not UTF-8", "beo keeps text only", "write it as text") from None
         began_s = time.monotonic()
         sent, told = 0, False
         while True:
@@ -148,7 +155,7 @@ class Cluster:
             try:
                 answer: object = m.to_client.decode(body)
             except msgspec.DecodeError as error:
-                why = str(error).lower()
+                why = reason(error)
                 raise Internal("the head's answer makes no sense", why, "install the same beo on both") from None
             if isinstance(answer, m.Failed):
                 raise from_dict(answer.error)
@@ -323,8 +330,12 @@ def new_spec(
     for word in words:
         if not _is_text(word):
             raise UsageError(f"a word of the command is not UTF-8: {word!r}", "", "name the file otherwise")
-    folder = os.path.abspath(cwd)
-    if not os.path.isdir(folder):
+    try:
+        folder = os.path.abspath(cwd)
+    except FileNotFoundError:
+        cure = "go to one that is there, or use --chdir"
+        raise UsageError("this folder is gone", "the job would run in it", cure) from None
+    if len(folder) <= spec.PATH_LENGTH_MAX and not os.path.isdir(folder):  # what is longer, spec.check refuses
         raise UsageError(f"no folder {folder}", "the job would run there", "make it, or change --chdir")
     return spec.check(
         spec.JobSpec(

@@ -12,12 +12,14 @@ The folder holds everything, so that several clusters live side by side:
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tomllib
 
 import msgspec
 
-from beo.errors import BeoError, NoHead, Refused, UsageError
+from beo.errors import BeoError, NoHead, Refused, UsageError, reason
 from beo.settings import Config
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECRET_LENGTH = 40
+CLUSTER_SIZE_MAX_BYTES = 1024 * 1024  # of cluster.json: a few hundred bytes per head
+TOML_SIZE_MAX_BYTES = 1024 * 1024  # of beo.toml, which has a dozen lines
 
 
 class ClusterFile(msgspec.Struct, frozen=True):
@@ -83,28 +87,40 @@ class Home:
     def config(self) -> Config:
         """Read beo.toml; raises UsageError that names the faulty key, like ``$.worker.lease_s``."""
         try:
-            text = self.toml.read_text()
+            if not stat.S_ISREG(os.stat(self.toml).st_mode):  # a pipe, say, would be waited for
+                raise UsageError(f"can't read {self.toml}", "it is not a file", "make it a readable text")
+            with self.toml.open("rb") as file:
+                data = file.read(TOML_SIZE_MAX_BYTES + 1)
+            if len(data) > TOML_SIZE_MAX_BYTES:
+                why = f"it has more than {TOML_SIZE_MAX_BYTES} bytes"
+                raise UsageError(f"{self.toml} is no settings file", why, "move it aside")
+            text = data.decode()
         except FileNotFoundError:
             return Config()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"can't read {self.toml}", str(error).lower(), "make it a readable text") from None
+            raise UsageError(f"can't read {self.toml}", reason(error), "make it a readable text") from None
         try:
             return msgspec.convert(tomllib.loads(text), Config)
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise UsageError(f"{self.toml} is faulty", str(error).lower(), "mend or remove that line") from None
+        except (ValueError, RecursionError) as error:  # of tomllib and of msgspec
+            raise UsageError(f"{self.toml} is faulty", reason(error), "mend or remove that line") from None
 
     def cluster(self) -> ClusterFile:
         """Read cluster.json; raises NoHead where there is no cluster."""
         path = f"{self._folder}/cluster.json"
         try:
             with open(path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=ClusterFile)
+                found = msgspec.json.decode(file.read(CLUSTER_SIZE_MAX_BYTES), type=ClusterFile)
+            if not found.heads or len(found.key) != SECRET_LENGTH or not all(map(is_address, found.heads)):
+                raise ValueError("it names no head, or no key of one")
+            return found
         except FileNotFoundError:
             raise NoHead(f"no cluster in {self._folder}", "", "make one with 'beo up', or set BEO_DIR") from None
         except PermissionError:
             raise Refused(f"{path} is not readable for you", "", "ask its owner") from None
-        except (OSError, msgspec.DecodeError) as error:
-            raise BeoError(f"{path} is damaged", str(error).lower(), "restore it, or 'beo up' anew") from None
+        except NotADirectoryError:
+            raise NoHead(f"{self._folder} is not a folder", "", "set BEO_DIR to a cluster's folder") from None
+        except (OSError, ValueError) as error:  # of msgspec
+            raise BeoError(f"{path} is damaged", reason(error), "restore it, or 'beo up' anew") from None
 
     def write_cluster(self, cluster: ClusterFile) -> None:
         """Replace cluster.json in one step."""
@@ -122,7 +138,7 @@ class Home:
                 f"no key {path}", "", "make the cluster with 'beo up', or ask its operator for a key"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise Refused(f"can't read the key {path}", str(error).lower(), "ask the cluster's operator") from None
+            raise Refused(f"can't read the key {path}", reason(error), "ask the cluster's operator") from None
         if mode & 0o077:
             raise Refused(f"the key {path} is open to others (mode {mode:04o})", "", f"chmod 600 {path}")
         if len(text) != SECRET_LENGTH:
@@ -133,6 +149,12 @@ class Home:
         """Write a secret key, mode 0600 from its first moment on."""
         self.keys.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(self.keys / f"{name}.secret", secret.encode() + b"\n", 0o600)
+
+
+def is_address(text: str) -> bool:
+    """Say whether a text is host:port."""
+    host, _, port = text.rpartition(":")
+    return bool(host) and " " not in host and port.isdecimal() and len(port) <= 5 and int(port) < 1 << 16
 
 
 def home() -> Home:
@@ -146,8 +168,12 @@ def write_durably(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
-        os.write(fd, data)
+        if os.write(fd, data) != len(data):  # a disk that fills takes a part first
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(fd)
+    except OSError:
+        os.unlink(temporary)
+        raise
     finally:
         os.close(fd)
     os.replace(temporary, path)

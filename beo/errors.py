@@ -32,6 +32,7 @@ __all__ = [
     "UsageError",
     "from_dict",
     "nearest",
+    "reason",
 ]
 
 # Where a number has a meaning elsewhere, beo keeps it: 1 and 2 are the shell's, 69-77 sysexits.h's, 124 timeout(1)'s.
@@ -151,6 +152,12 @@ def from_dict(parts: Mapping[str, object]) -> BeoError:
 
     kind = _KINDS.get(text("kind"), BeoError)
     return kind(text("what", "an error without a description"), text("why"), text("cure"))
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed, in lower case; of an OSError without its number and path, which beo says itself."""
+    told = error.strerror if isinstance(error, OSError) else ""
+    return (told or str(error)).lower()
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

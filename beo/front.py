@@ -50,6 +50,7 @@ class _Later(ModuleType):
 
 def main() -> None:
     """Run the command line in `sys.argv` and leave with its exit code. Never returns."""
+    _open_what_is_closed()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `beo queue | head` ends as coreutils do: of the signal, silently
     try:
         code = in_process(sys.argv[1:])
@@ -57,6 +58,22 @@ def main() -> None:
         code = EXIT_INTERRUPTED
     # Nothing is left to do, and taking a whole interpreter down in good order takes longer than many a verb.
     os._exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Open standard descriptors that the caller has closed, or the first socket would be taken for one of them.
+
+    There is nothing to read from the input, the output refuses to be written, and complaints go nowhere.
+    """
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest that is free: this very one
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def in_process(argv: list[str]) -> int:

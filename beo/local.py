@@ -22,7 +22,7 @@ import msgspec
 
 from beo import lockfile, log, supervisor
 from beo.config import Home, write_durably
-from beo.errors import BeoError, Conflict, TimedOut, UsageError, from_dict
+from beo.errors import BeoError, Conflict, TimedOut, UsageError, from_dict, reason
 from beo.supervisor import Daemon
 
 if TYPE_CHECKING:
@@ -203,15 +203,20 @@ def _daemons(home: Home, plan: Plan) -> tuple[Daemon, list[Daemon]]:
 
 @contextmanager
 def _alone(home: Home) -> Iterator[None]:
-    """One `up` or `down` of a folder at a time."""
+    """One `up` or `down` of a folder at a time; raises BeoError for a disk that takes nothing."""
+    fd = -1
     try:
         fd = lockfile.hold(home.path / "run" / "up.lock")
-    except Conflict as error:
-        raise Conflict("another 'beo up' or 'beo down' is at work here", error.why, "wait for it") from None
-    try:
         yield
+    except Conflict as error:
+        if fd >= 0:
+            raise
+        raise Conflict("another 'beo up' or 'beo down' is at work here", error.why, "wait for it") from None
+    except OSError as error:
+        raise BeoError(f"can't write in {home.path}", reason(error), "free space there, or mend that disk") from None
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _is_running(home: Home) -> bool:

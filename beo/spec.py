@@ -24,6 +24,7 @@ ARGV_SIZE_MAX_BYTES = 128 * 1024  # what execve takes for one argument (MAX_ARG_
 ENV_SIZE_MAX_BYTES = 256 * 1024  # ten times a heavy login environment
 SCRIPT_SIZE_MAX_BYTES = 256 * 1024
 NAME_LENGTH_MAX = 128
+QUOTE_LENGTH_MAX = 80  # of a faulty number, in an error
 PATH_LENGTH_MAX = 4_096  # PATH_MAX
 MEM_MAX_BYTES = 1 << 50
 TIME_LIMIT_MAX_S = 366 * 86_400.0
@@ -68,7 +69,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
 def _bounded(what: str, value: float, low: float, high: float, option: str) -> None:
     if not low <= value <= high:
-        raise UsageError(f"{what} is {value:.16g}", f"it must be from {low:.16g} to {high:.16g}", f"change {option}")
+        shown = str(value)[:QUOTE_LENGTH_MAX] if isinstance(value, int) else f"{value:.16g}"
+        raise UsageError(f"{what} is {shown}", f"it must be from {low:.16g} to {high:.16g}", f"change {option}")
 
 
 def _size_bytes(what: str, text: str) -> int:

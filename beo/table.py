@@ -62,6 +62,7 @@ def render(
     if quiet:
         return _lines(columns[0].show(row.get(columns[0].key)) for row in rows)
     if "{" in fields and not json:
+        _check(fields, columns)  # here, since a mistake is one where there are no rows, too
         return _lines([_fill(fields, row, columns) for row in rows])
     chosen = _chosen(fields, columns)
     if json:
@@ -93,10 +94,14 @@ def _column(name: str, columns: Sequence[Column]) -> Column:
     raise NotFound.among("column", name, known, cure=f"choose from {','.join(known)}")
 
 
-def _fill(template: str, row: Row, columns: Sequence[Column]) -> str:
+def _check(template: str, columns: Sequence[Column]) -> None:
     if re.search(r"[{}]", re.sub(_FIELD, "", template)):
         raise UsageError(f"{template!r} is no template", cure="write it as '{id} {name}' or '{id:>8} {name}'")
+    for match in re.finditer(_FIELD, template):
+        _column(match[1], columns)
 
+
+def _fill(template: str, row: Row, columns: Sequence[Column]) -> str:
     def value(match: re.Match[str]) -> str:
         column = _column(match[1], columns)
         return format(column.show(row.get(column.key)), match[2] or "")

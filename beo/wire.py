@@ -18,7 +18,7 @@ from collections.abc import Callable
 import zmq
 from zmq.utils import z85
 
-from beo.errors import Internal
+from beo.errors import BeoError, Internal
 from beo.messages import MESSAGE_SIZE_MAX_BYTES, PROTOCOL
 
 POLLIN = zmq.POLLIN
@@ -32,6 +32,7 @@ HEARTBEAT_TIMEOUT_MS = 3_000
 RECONNECT_IVL_MS = 20
 RECONNECT_IVL_MAX_MS = 250
 HANDSHAKE_IVL_MS = 5_000
+CURE_KEY = "restore cluster.json and keys/ of the cluster's folder"
 
 _request = struct.Struct(">Q")
 # Flags as plain numbers: each `|` and `&` of pyzmq's own enums costs more than what it is for.
@@ -201,15 +202,23 @@ class Connection:
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for an absent peer, to be delivered as stale later
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_IVL_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_IVL_MAX_MS)
-        self._socket.curve_serverkey = server_key.encode()
-        self._socket.curve_secretkey = secret.encode()
-        self._socket.curve_publickey = zmq.curve_public(secret.encode())
+        try:
+            self._socket.curve_serverkey = server_key.encode()
+            self._socket.curve_secretkey = secret.encode()
+            self._socket.curve_publickey = public_of(secret).encode()
+        except (zmq.ZMQError, ValueError):
+            self._socket.close(linger=0)
+            raise BeoError("a key is no key", "it must be 40 characters of Z85", CURE_KEY) from None
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED
         )
         self._refused = False
         self._lives = self._asked_in_life = 0  # successful handshakes; how many there had been at the last send
-        self._socket.connect(f"tcp://{address}")
+        try:
+            self._socket.connect(f"tcp://{address}")
+        except zmq.ZMQError as error:
+            self.close()
+            raise BeoError(f"can't connect to {address}", (error.strerror or "").lower(), CURE_KEY) from None
 
     def register(self, poller: zmq.Poller) -> None:
         """Add to a loop; call `receive` after each poll."""

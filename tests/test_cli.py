@@ -166,7 +166,7 @@ def test_a_script_of_another_language_runs_once_per_rank(head: FakeHead, beo: Be
 def test_a_program_without_such_lines_is_left_alone(head: FakeHead, beo: Beo, tmp_path: Path) -> None:
     head.on(m.Submit, m.SubmittedIs(1))
     (tmp_path / "job.sh").write_text("#!/bin/sh\necho '#BEO'\n")
-    (tmp_path / "binary").write_bytes(b"#!/x\n#BEO -n 4\n\0")
+    (tmp_path / "binary").write_bytes(b"\x7fELF\n#BEO -n 4\n\0")
     for name in ("./job.sh", "./binary"):
         beo("submit", name)
         assert (submitted(head).script, submitted(head).argv) == ("", (name,))

@@ -1,5 +1,6 @@
 """A cluster's folder: settings are checked by name, keys are for their owner alone, files are replaced whole."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,15 @@ def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("BEO_DIR", "")
     monkeypatch.setenv("HOME", "/somewhere")
     assert home().path == Path("/somewhere/.beo")
+
+
+def test_a_disk_that_takes_only_a_part_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cluster.json"
+    write_durably(path, b"whole", 0o600)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(path, b"another", 0o600)
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("cluster.json", b"whole")]

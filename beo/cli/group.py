@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import click
 
 import beo
-from beo.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, BeoError, NotFound
+from beo.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, BeoError, NotFound, reason
+from beo.table import escape
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
@@ -83,6 +85,14 @@ class Verb(click.Command):
         self.params.append(_help_option())
         self.examples = examples
         self.exits = exits
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; a complaint of the parser itself, which forgets to name the verb, names it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections below the options."""
@@ -158,7 +168,12 @@ def main(argv: Sequence[str]) -> int:
         return _complain(in_our_words(error), EXIT_USAGE)
     except OSError as error:  # the disk below stdout is full, or a file may not be read
         where = f" ({error.filename})" if error.filename else ""
-        return _complain(f"{(error.strerror or str(error)).lower()}{where}", EXIT_FAILED)
+        return _complain(f"{reason(error)}{where}", EXIT_FAILED)
+    except Exception as error:
+        if os.environ.get("BEO_TRACE"):
+            raise
+        what = f"a fault of beo itself ({type(error).__name__}: {error})"
+        return _complain(f"{what}: say it again with BEO_TRACE=1, and report what it prints", EXIT_INTERNAL)
 
 
 def _run(argv: list[str]) -> int:
@@ -177,7 +192,10 @@ def _complain(text: str, code: int) -> int:
         sys.stdout.flush()  # what was printed before comes before, where both are one file
     except OSError:
         sys.stdout = sys.stderr  # it can't be written, now or later
-    print(f"beo: {text}", file=sys.stderr, flush=True)
+    try:
+        print(f"beo: {escape(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody can hear it; the code says it too
     return code
 
 

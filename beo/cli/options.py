@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 STOP_AT_COMMAND: dict[str, Any] = {"allow_interspersed_args": False, "ignore_unknown_options": False}
 ONLY_TYPED = ("key", "command")  # a key names one submission, and a script is submitted many times
 
-_DIRECTIVE = re.compile(r"^\s*#BEO(\s|$)", re.MULTILINE)
+_DIRECTIVE = re.compile(rb"^\s*#BEO(\s|$)", re.MULTILINE)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
@@ -107,17 +109,25 @@ def _script(path: str) -> str:
         return ""
     with open(path, "rb") as file:
         data = file.read(spec.SCRIPT_SIZE_MAX_BYTES + 1)
-    if b"#BEO" not in data or b"\0" in data or len(data) > spec.SCRIPT_SIZE_MAX_BYTES:
+    if not _DIRECTIVE.search(data):
         return ""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return ""
-    if not _DIRECTIVE.search(text):
-        return ""
-    if not text.startswith("#!"):
+    if data.startswith(_BYTE_ORDER_MARK):
+        raise UsageError(f"{path} begins with a byte order mark", "no kernel takes it for a script", "save it without")
+    if not data.startswith(b"#!"):
+        if b"\0" in data:
+            return ""  # a program that has such bytes in it
         raise UsageError(f"{path} has #BEO lines but no '#!' line", "", "begin it with the line '#!/bin/sh'")
-    return text
+    if b"\r" in data[: data.find(b"\n")]:
+        why = "no interpreter is named so"
+        raise UsageError(f"{path} has the line ends of Windows", why, f"sed -i 's/\\r$//' {shlex.quote(path)}")
+    if len(data) > spec.SCRIPT_SIZE_MAX_BYTES:
+        why = f"it has over {spec.SCRIPT_SIZE_MAX_BYTES} bytes"
+        raise UsageError(f"{path} is too long for a script with #BEO lines", why, "call a program from it")
+    try:
+        return data.decode()  # a NUL in it is complained about by spec.check
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start} is none"
+        raise UsageError(f"{path} has #BEO lines but is not UTF-8", why, "save it as UTF-8") from None
 
 
 def _take_directives(context: click.Context, text: str) -> None:
@@ -128,7 +138,7 @@ def _take_directives(context: click.Context, text: str) -> None:
         return
     if help_option := set(words) & {"-h", "--help"}:
         raise UsageError(f"{help_option.pop()} asks for help", "", "leave it out")
-    inner = type(context)(context.command, info_name=context.info_name)
+    inner = type(context)(context.command, context.parent, context.info_name)
     context.command.parse_args(inner, [*words])
     if inner.params["command"]:
         raise UsageError(f"{inner.params['command'][0]!r} is no option", "", "the command comes below, in the script")

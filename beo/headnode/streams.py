@@ -23,7 +23,7 @@ from typing import Protocol
 import msgspec
 
 from beo import messages, records, wire
-from beo.errors import EXIT_INTERNAL, BeoError, Conflict, Internal, NotFound, UsageError
+from beo.errors import EXIT_INTERNAL, BeoError, Conflict, Internal, NotFound, UsageError, reason
 from beo.headnode import permissions
 from beo.headnode.decide import User
 from beo.headnode.export import Exports, Jobs
@@ -188,7 +188,8 @@ class Streams:
         try:
             message = messages.bulk_to_head.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UsageError("a message that is none of the bulk plane", str(error), "use the same version") from None
+            why = reason(error)
+            raise UsageError("a message that is none of the bulk plane", why, "use the same version") from None
         owner = None if isinstance(message, messages.BulkHello) else self._view.owner(message.job)
         permissions.check_bulk(self._view.user_of_key(key), owner, message)
         if isinstance(message, messages.Fetch):
