@@ -22,9 +22,9 @@ FLOORS = {
     "headnode.views headnode.waiters headnode.permissions headnode.core worker.acts worker.core worker.told "
     "worker.launch worker.pmi worker.frames worker.peers",
     2: "config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
-    "worker.loop worker.order worker.ranks worker.spool worker.pipes headnode.output",
+    "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
-    "worker.shipper local supervisor",
+    "worker.shipper worker.rsh local supervisor",
     4: "client job follow cli.* front",
 }
 PURE_FLOORS = {0, 1}
@@ -40,7 +40,7 @@ PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__
 
 # These run without site-packages (`python -I -S`), so they and all that they import from beo, however deep, import only
 # the standard library.
-STDLIB_ONLY = {"worker.warden", "worker.pmi"}
+STDLIB_ONLY = {"worker.warden", "worker.pmi", "worker.rsh"}
 
 # One owner for each of these: everybody else goes through that file.
 OWNERS = {"zmq": "wire"}

@@ -68,7 +68,7 @@ def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = Fal
     words: tuple[str, ...] = context.params["command"]
     if not words:
         raise UsageError("no command", "a job needs a program to run", f"put it last: {context.command_path} CMD ...")
-    script = _script(words[0])
+    script = script_text(words[0])
     if script:
         try:
             _take_directives(context, script)
@@ -84,7 +84,7 @@ def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = Fal
         mem=asked["mem"] or 0,
         time_limit=asked["time_limit"] or 0.0,
         name=asked["name"],
-        env=dict(map(_variable, asked["env"])),
+        env=dict(map(variable, asked["env"])),
         cwd=asked["chdir"],
         requeue=asked["requeue"],
         priority=asked["priority"],
@@ -96,14 +96,15 @@ def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = Fal
     )
 
 
-def _variable(text: str) -> tuple[str, str]:
+def variable(text: str) -> tuple[str, str]:
+    """Divide the word of an --env; raises `UsageError` where it sets nothing."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise UsageError(f"--env {text!r} sets nothing", "", "write it as NAME=VALUE")
     return key, value
 
 
-def _script(path: str) -> str:
+def script_text(path: str) -> str:
     """Return the text of a script with `#BEO` lines, or "" where the word names anything else: a program."""
     if not os.path.isfile(path):
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import sys
 import time
 from collections import deque
@@ -13,23 +12,13 @@ import click
 
 from beo.cli.group import Verb, option
 from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of
+from beo.cli.steps import ENDING, INSIST_COUNT, INSIST_S, TAKEN_OVER, run_step
 from beo.cli.waiting import exit_code_of
 from beo.cli.watch import Printer, Watch, follow_job
 from beo.client import ENDED, Cluster, new_key, tell
 from beo.errors import BeoError, NoHead
+from beo.worker.caller import STEPS, has_input, knock
 
-FORWARDED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
-ENDING = frozenset(FORWARDED[:4])  # what ends a program that does nothing about it
-# A program may take its time over one SIGINT, or a second; who presses a third time within this span means it.
-INSIST_S = 2.0
-INSIST_COUNT = 3
 FORWARD_PATIENCE_S = 1.0  # for one try; output goes on in between
 GIVE_UP_S = 5.0  # a signal to end that no head takes for so long ends this program alone
 PENDING_MAX = 100  # signals under way; those beyond are the same over and over
@@ -42,10 +31,12 @@ PENDING_MAX = 100  # signals under way; those beyond are the same over and over
         ("beo run -n 4 python pi.py", "four ranks, their output here"),
         ("sort words | beo run ./count", "rank 0 reads this program's input"),
         ("beo run -l -n 3 hostname", "who says what"),
+        ("beo run -n 2 ./a & beo run -n 2 ./b & wait", "in a job's script: two steps at once"),
     ],
     exits=[("program's", "the program's own, 128 + signal for a killed one")],
 )
 @option("-l", "--label", is_flag=True, help="Put the rank in front of each line.")
+@option("--new-job", is_flag=True, help="Within a job: submit another one all the same.")
 @job_options(requeue="never")
 @click.pass_context
 def run(context: click.Context, /, **_: object) -> int:
@@ -56,8 +47,14 @@ def run(context: click.Context, /, **_: object) -> int:
 
     Restarts of the head are waited out with no line lost or doubled. If this program is killed, the job ends a little
     later.
+
+    Called by a job's own script or program, it makes no new job but a step: CMD takes slots of those that the job has,
+    on all of its nodes, and waits while others have them. A step takes -n, -N, -c, --env and --chdir.
     """
-    job = spec_of(context, stdin=_has_input(), attached=True)
+    inside = None if context.params["new_job"] else knock(os.environ.get(STEPS, ""))
+    if inside:
+        return run_step(context, inside)
+    job = spec_of(context, stdin=has_input(), attached=True)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a reader that has gone must end the job, not this program alone
     cluster = Cluster()
     number = cluster.submit(job, context.params["key"] or None)
@@ -83,16 +80,6 @@ def run(context: click.Context, /, **_: object) -> int:
     return signals.exit_code or exit_code_of([view], quiet=as_told)
 
 
-def _has_input() -> bool:
-    """Say whether standard input is there and is not /dev/null."""
-    try:
-        found = os.fstat(0)
-    except OSError:
-        return False
-    null = os.stat(os.devnull)
-    return not (stat.S_ISCHR(found.st_mode) and found.st_rdev == null.st_rdev)
-
-
 class Signals:
     """Takes this program's signals and forwards each to the job, once."""
 
@@ -104,7 +91,7 @@ class Signals:
         self._watch = watch
         self._pending: deque[tuple[int, str, float]] = deque(maxlen=PENDING_MAX)  # number, key, when it came
         self._interrupts_s: deque[float] = deque(maxlen=INSIST_COUNT)
-        self._before = {number: signal.signal(number, self._take) for number in FORWARDED}
+        self._before = {number: signal.signal(number, self._take) for number in TAKEN_OVER}
 
     def close(self) -> None:
         """Give the signals back."""

@@ -75,7 +75,7 @@ class Printer:
         """Print records; what was printed has left this process when it returns."""
         for rank, fd, data in found:
             if self._rank is None or rank == self._rank:
-                self._put(fd, self._labelled(rank, fd, data) if self._label else data)
+                self._put(fd, self.labelled(rank, fd, data) if self._label else data)
         sys.stdout.flush()
         sys.stderr.flush()
 
@@ -90,7 +90,8 @@ class Printer:
     def _put(self, fd: int, data: bytes) -> None:
         (sys.stdout if fd == STDOUT else sys.stderr).buffer.write(data)
 
-    def _labelled(self, rank: int, fd: int, data: bytes) -> bytes:
+    def labelled(self, rank: int, fd: int, data: bytes) -> bytes:
+        """Return the lines that `data` completes, each with its rank in front."""
         *lines, rest = (self._begun.pop((rank, fd), b"") + data).split(b"\n")
         if len(rest) > LINE_SIZE_MAX_BYTES:
             lines.append(rest)
