@@ -187,14 +187,15 @@ class Cluster:
         key: str | None = None,
         on_warning: Callable[[str], None] = tell,
         patience_s: float = SUBMIT_PATIENCE_S,
+        hold: bool = False,
     ) -> int:
-        """Hand a job to the cluster and return its id; from then on it is durable.
+        """Hand a job to the cluster and return its id; from then on it is durable. `hold`: it waits for `release`.
 
         The same `key` gives the same job, however often it is sent. Where nobody answered in the end, the error tells
         the key, since the job may exist.
         """
         key = key or new_key()
-        message = m.Submit(key, spec.check(job), os.getuid(), os.getgid(), tuple(os.getgroups()))
+        message = m.Submit(key, spec.check(job), os.getuid(), os.getgid(), tuple(os.getgroups()), hold)
         try:
             answer = self._ask(message, m.SubmittedIs, patience_s)
         except Unanswered as error:
@@ -261,6 +262,33 @@ class Cluster:
         """End the selected jobs; returns those that were meant."""
         return self._ask(m.Cancel(tuple(select)), m.JobsAre, patience_s).jobs
 
+    def hold(self, select: Iterable[str], patience_s: float = SUBMIT_PATIENCE_S) -> tuple[m.JobView, ...]:
+        """Let the selected jobs, as far as they wait, not start until released; returns those that were meant."""
+        return self._ask(m.Hold(tuple(select)), m.JobsAre, patience_s).jobs
+
+    def release(self, select: Iterable[str], patience_s: float = SUBMIT_PATIENCE_S) -> tuple[m.JobView, ...]:
+        """Let the selected jobs start that are held; returns those that were meant."""
+        return self._ask(m.Release(tuple(select)), m.JobsAre, patience_s).jobs
+
+    def requeue(
+        self, select: Iterable[str], hold: bool = False, patience_s: float = SUBMIT_PATIENCE_S
+    ) -> tuple[m.JobView, ...]:
+        """Queue the selected jobs again, as new attempts: what runs is ended first. 'all' are those that run.
+
+        `hold`: until they are released. Returns those that were meant. A job whose input came from `beo run` can't be
+        run again: raises `Conflict`.
+        """
+        words = tuple(select)
+        found = self._ask(m.ListJobs(words, limit=m.LIST_LENGTH_MAX), m.JobsAre, patience_s).jobs
+        jobs = tuple((job.id, job.attempt) for job in found if words != ("all",) or job.state == "running")
+        return self._ask(m.Requeue(jobs, hold), m.JobsAre, patience_s).jobs if jobs else ()
+
+    def set_priority(
+        self, select: Iterable[str], priority: int, patience_s: float = SUBMIT_PATIENCE_S
+    ) -> tuple[m.JobView, ...]:
+        """Give the selected jobs, as far as they wait, another priority; returns those that were meant."""
+        return self._ask(m.SetPriority(tuple(select), priority), m.JobsAre, patience_s).jobs
+
     def signal(self, job: int, number: int, key: str | None = None, patience_s: float = SUBMIT_PATIENCE_S) -> None:
         """Send a signal to every rank of a job, once per key."""
         self._ask(m.Signal(job, number, key or new_key()), m.Done, patience_s)
@@ -279,6 +307,18 @@ class Cluster:
         while page := self.events(last, EVENTS_PAGE):
             yield from page
             last = page[-1].index
+
+    def drain(self, nodes: str, reason: str = "") -> tuple[m.NodeView, ...]:
+        """Give the nodes of a node set no new work until they are resumed; what runs there goes on. Returns them."""
+        return self._ask(m.Drain(nodes, reason), m.NodesAre, SUBMIT_PATIENCE_S).nodes
+
+    def resume(self, nodes: str) -> tuple[m.NodeView, ...]:
+        """Give drained nodes work again; returns them."""
+        return self._ask(m.Resume(nodes), m.NodesAre, SUBMIT_PATIENCE_S).nodes
+
+    def forget(self, nodes: str) -> None:
+        """Take lost nodes off the record; raises `Conflict` where something of one may be alive."""
+        self._ask(m.ForgetNodes(nodes), m.NodesAre, SUBMIT_PATIENCE_S)
 
     def gone(self, node: str) -> None:
         """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""

@@ -63,6 +63,7 @@ class Submitted(_Event, frozen=True):
     groups: tuple[int, ...]
     spec: JobSpec
     time_s: float
+    hold: bool = False  # it waits until its owner releases it
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -125,6 +126,42 @@ class SignalRequested(_Event, frozen=True):
     time_s: float
 
 
+class JobHeld(_Event, frozen=True):
+    """A job that waits is not to start until it is released. by: 'owner', or 'admin', whom the owner can't overrule."""
+
+    job: int
+    user: str
+    by: str
+    time_s: float
+
+
+class JobReleased(_Event, frozen=True):
+    """A held job may start again."""
+
+    job: int
+    user: str
+    time_s: float
+
+
+class RequeueRequested(_Event, frozen=True):
+    """A job is to be queued again: what runs of this attempt is ended first. hold: as JobHeld.by, or empty."""
+
+    job: int
+    attempt: int  # the present or last one, 0 before the first: a later one is not meant
+    user: str
+    time_s: float
+    hold: str = ""
+
+
+class PrioritySet(_Event, frozen=True):
+    """A job that waits got another priority."""
+
+    job: int
+    priority: int
+    user: str
+    time_s: float
+
+
 class NodeJoined(_Event, frozen=True):
     """A node told a new incarnation of itself, and what it still runs of earlier ones: what it doesn't name is gone.
 
@@ -161,6 +198,32 @@ class NodeGone(_Event, frozen=True):
     time_s: float
 
 
+class NodeDrained(_Event, frozen=True):
+    """A node gets no new work, in this and all later incarnations; what runs there goes on."""
+
+    node: str
+    user: str
+    reason: str
+    time_s: float
+
+
+class NodeResumed(_Event, frozen=True):
+    """A drained node gets work again."""
+
+    node: str
+    user: str
+    time_s: float
+
+
+class NodeForgotten(_Event, frozen=True):
+    """A lost node of which nothing can be alive is off the record. A node of its name may join as a new one."""
+
+    node: str
+    incarnation: str
+    user: str
+    time_s: float
+
+
 class Forgotten(_Event, frozen=True):
     """Records of jobs that ended long ago were dropped."""
 
@@ -182,6 +245,13 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     NodeLost,
     NodeGone,
     Forgotten,
+    JobHeld,
+    JobReleased,
+    RequeueRequested,
+    PrioritySet,
+    NodeDrained,
+    NodeResumed,
+    NodeForgotten,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

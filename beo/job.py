@@ -58,7 +58,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """Its state: queued, running, ending, done, failed, cancelled or lost."""
+        """Its state: queued, held, running, ending, done, failed, cancelled or lost."""
         return self.view.state
 
     @property
@@ -75,6 +75,18 @@ class Job:
         """End it."""
         self.cluster.cancel([str(self.id)])
 
+    def hold(self) -> None:
+        """Let it not start before `release`; raises `Conflict` where it doesn't wait."""
+        self.cluster.hold([str(self.id)])
+
+    def release(self) -> None:
+        """Let it start, if it is held."""
+        self.cluster.release([str(self.id)])
+
+    def requeue(self, hold: bool = False) -> None:
+        """Run it again, as a new attempt; what runs of it is ended first. `hold`: after a `release`."""
+        self.cluster.requeue([str(self.id)], hold)
+
     def logs(self) -> str:
         """Return what its last attempt has written so far, stdout and stderr, in the order in which it came."""
         return b"".join(data for _, data in self.output()).decode(errors="replace")
@@ -90,14 +102,20 @@ class Job:
 
 
 def submit(
-    argv: Sequence[str], *, key: str | None = None, cluster: Cluster | None = None, **options: Unpack[Options]
+    argv: Sequence[str],
+    *,
+    key: str | None = None,
+    hold: bool = False,
+    cluster: Cluster | None = None,
+    **options: Unpack[Options],
 ) -> Job:
     """Submit a job and return it at once; `options` are those of `new_spec`.
 
-    When this returns, the job is durable. See `Cluster.submit` for `key` and the errors.
+    When this returns, the job is durable. `hold`: it starts after a `release`. See `Cluster.submit` for `key`
+    and the errors.
     """
     cluster = cluster or Cluster()
-    return Job(cluster.submit(new_spec(argv, **options), key), cluster)
+    return Job(cluster.submit(new_spec(argv, **options), key, hold=hold), cluster)
 
 
 def run(

@@ -46,6 +46,7 @@ class Submit(_Message, frozen=True):
     uid: int
     gid: int
     groups: tuple[int, ...]
+    hold: bool = False  # it waits until it is released
 
 
 class ListJobs(_Message, frozen=True):
@@ -77,6 +78,32 @@ class Cancel(_Message, frozen=True):
     select: tuple[str, ...]
 
 
+class Hold(_Message, frozen=True):
+    """Let jobs that wait not start until they are released. → JobsAre (those that were meant)"""
+
+    select: tuple[str, ...]
+
+
+class Release(_Message, frozen=True):
+    """Let held jobs start. → JobsAre (those that were meant)"""
+
+    select: tuple[str, ...]
+
+
+class Requeue(_Message, frozen=True):
+    """Queue jobs again, each as (job, the attempt that is not to be the last): repeated, it does nothing. → JobsAre"""
+
+    jobs: tuple[tuple[int, int], ...]
+    hold: bool = False  # until they are released
+
+
+class SetPriority(_Message, frozen=True):
+    """Give jobs that wait another priority. → JobsAre (those that were meant)"""
+
+    select: tuple[str, ...]
+    priority: int
+
+
 class Signal(_Message, frozen=True):
     """Send a signal to every rank of a job, once per key. → Done"""
 
@@ -100,6 +127,25 @@ class DeclareGone(_Message, frozen=True):
     """The operator's word that a silent node's machine is off. → Done"""
 
     node: str
+
+
+class Drain(_Message, frozen=True):
+    """Give these nodes (a node set) no new work, until they are resumed. → NodesAre (those that were meant)"""
+
+    nodes: str
+    reason: str = ""
+
+
+class Resume(_Message, frozen=True):
+    """Give drained nodes work again. → NodesAre (those that were meant)"""
+
+    nodes: str
+
+
+class ForgetNodes(_Message, frozen=True):
+    """Take lost nodes off the record. → NodesAre (none of them)"""
+
+    nodes: str
 
 
 # ---- the head answers -------------------------------------------------------------------------------------------
@@ -134,7 +180,7 @@ class SubmittedIs(_Message, frozen=True):
 
 
 class JobView(msgspec.Struct, frozen=True, array_like=True):
-    """One row of `beo queue`. state: queued, running, ending, done, failed, cancelled or lost."""
+    """One row of `beo queue`. state: queued, held, running, ending, done, failed, cancelled or lost."""
 
     id: int
     name: str
@@ -187,7 +233,7 @@ class DetailsAre(_Message, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, array_like=True):
-    """One row of `beo nodes`. state: up, silent or lost."""
+    """One row of `beo nodes`. state: up, draining (drained, and jobs still run there), drained, silent or lost."""
 
     name: str
     state: str
@@ -199,6 +245,7 @@ class NodeView(msgspec.Struct, frozen=True, array_like=True):
     facts: dict[str, str]
     silent_s: float  # since the last sign of life
     incarnation: str
+    drain: str = ""  # by whom it was drained, and why
 
 
 class NodesAre(_Message, frozen=True):
@@ -466,7 +513,23 @@ class BulkHello(_Message, frozen=True):
 
 
 ClientRequest = Union[  # noqa: UP007
-    Info, Submit, ListJobs, ShowJob, WaitJobs, Cancel, Signal, ListNodes, ListEvents, DeclareGone
+    Info,
+    Submit,
+    ListJobs,
+    ShowJob,
+    WaitJobs,
+    Cancel,
+    Signal,
+    ListNodes,
+    ListEvents,
+    DeclareGone,
+    Hold,
+    Release,
+    Requeue,
+    SetPriority,
+    Drain,
+    Resume,
+    ForgetNodes,
 ]
 AgentReport = Union[Join, Ping, Ended, Gone, Delivered]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007

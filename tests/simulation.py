@@ -9,14 +9,16 @@ Assumed, as in reality: a message is delayed by less than a machine takes to boo
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from beo import events as ev
 from beo import messages as ms
 from beo.headnode import acts as headacts
 from beo.headnode import core as headcore
-from beo.headnode.model import ENDED, Job
+from beo.headnode.model import ENDED, WAITING, Job
 from beo.headnode.state import State
 from beo.worker import acts
 from beo.worker import core as workercore
@@ -30,6 +32,15 @@ BOOT_S = 2.5  # more than any delay
 TROUBLE_S = 40.0  # then everything heals
 PATIENCE_S = 120.0  # for everything to end after that
 NODES = ("n1", "n2", "n3")
+OPERATIONS = (
+    ev.JobHeld,
+    ev.JobReleased,
+    ev.RequeueRequested,
+    ev.PrioritySet,
+    ev.NodeDrained,
+    ev.NodeResumed,
+    ev.NodeForgotten,
+)
 
 
 class Violation(AssertionError):
@@ -291,6 +302,7 @@ class Simulation:
         self.started: set[tuple[str, int, int]] = set()  # (node, job, attempt)
         self.acknowledged: dict[str, int] = {}  # key -> job
         self.wishes: dict[str, ms.Submit] = {}
+        self.operated: Counter[str] = Counter()  # entries by which somebody ran the cluster
         self.ends = 0  # parts that ended by themselves and are on record
         self.start_head()
         self.machines: dict[str, Machine] = {}
@@ -350,6 +362,7 @@ class Simulation:
             if isinstance(effect, headacts.Append):
                 self.disk.append(effect.index, effect.event)
                 appended = True
+                self._look_at_entry(effect.event)
             elif isinstance(effect, headacts.Send):
                 self._deliver(effect)
         if appended:
@@ -362,6 +375,8 @@ class Simulation:
             self._handle(headacts.Durable(self.disk.durable))
 
     def _deliver(self, effect: headacts.Send) -> None:
+        if effect.peer == b"operator":
+            return
         if effect.peer == b"client":
             if isinstance(effect.message, ms.SubmittedIs):
                 key = f"{effect.request}"
@@ -408,7 +423,50 @@ class Simulation:
             job = self.random.choice(sorted(self.acknowledged.values()))
             self.send(False, lambda: self.to_head(b"client", "ann", ms.Cancel((str(job),))))
 
+    def _operate(self) -> None:
+        """Somebody runs the cluster: holds jobs, lets them run again, drains nodes, forgets lost ones."""
+        if self.healed:
+            return
+        random = self.random
+        job, node = str(random.randint(1, max(1, len(self.wishes)))), random.choice(NODES)
+        known = self.head.state.jobs.get(int(job)) if self.head else None
+        wishes: list[ms.ClientRequest] = [
+            ms.Hold((job,)),
+            ms.Release((job,)),
+            ms.Requeue(((int(job), known.attempt_number if known else 0),), random.random() < 0.3),
+            ms.SetPriority((job,), random.randint(-5, 5)),
+            ms.Drain(node, "a new disk"),
+            ms.Resume(node),
+            ms.ForgetNodes(node),
+        ]
+        self._say(random.choice(wishes))
+        self.clock.after(random.uniform(0.1, 1.5), self._operate)
+
+    def _say(self, wish: ms.ClientRequest) -> None:
+        who = "ann" if isinstance(wish, ms.Hold) and self.random.random() < 0.5 else "root"
+        self.send(False, lambda: self.to_head(b"operator", who, wish))
+
+    def _let_all_go(self) -> None:
+        """What is held is released and what is drained takes work again, so that everything can end."""
+        if self.head:
+            state = self.head.state
+            held = tuple(str(job.id) for job in state.jobs.values() if job.state == "held")
+            drained = ",".join(node.name for node in state.nodes.values() if node.drain)
+            if held:
+                self._say(ms.Release(held))
+            if drained:
+                self._say(ms.Resume(drained))
+        self.clock.after(1.0, self._let_all_go)
+
     # ---- the truth
+
+    def _look_at_entry(self, event: ev.Event) -> None:
+        assert self.head
+        nodes = self.head.state.nodes
+        if isinstance(event, ev.Started) and any(nodes[part.node].drain for part in event.parts):
+            raise Violation(f"job {event.job} is placed on a drained node")
+        if isinstance(event, OPERATIONS):
+            self.operated[type(event).__name__] += 1
 
     def starts(self, machine: Machine, order: ms.Start) -> None:
         """A warden starts a part: it may, if that never happened before and no other attempt of the job lives."""
@@ -421,7 +479,7 @@ class Simulation:
                 if warden.alive and warden.alive[0] == order.job and warden.alive[1] != order.attempt:
                     raise Violation(f"{what} starts while {warden.alive} lives on {other.name}")
         job = self._on_record(order.job)
-        if job.state in ENDED or job.attempt_number > order.attempt:
+        if job.state in ENDED | WAITING or job.attempt_number > order.attempt:
             raise Violation(f"{what} starts though the job is {job.state}, attempt {job.attempt_number}")
 
     def forgets(self, warden: Warden) -> None:
@@ -482,11 +540,13 @@ class Simulation:
         for _ in range(3):
             self.clock.after(self.random.uniform(0.0, TROUBLE_S), self._cancel)
         self.clock.after(self.random.uniform(0.0, 3.0), self._trouble)
+        self.clock.after(self.random.uniform(0.0, 3.0), self._operate)
         while self.clock.s < begin_s + TROUBLE_S:
             self.clock.step()
         self.healed = True
         for machine in self.machines.values():
             machine.cut = False
+        self._let_all_go()
         while not self._all_ended():
             self.clock.step()
             if self.clock.s > begin_s + TROUBLE_S + PATIENCE_S:

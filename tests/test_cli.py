@@ -63,7 +63,7 @@ def test_help_lists_every_verb_and_each_has_a_page_of_its_own(beo: Beo) -> None:
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["quue"], "no command 'quue': did you mean queue?"),
+        (["quue"], "no command 'quue': did you mean queue or requeue?"),
         (["xyzzy"], "no command 'xyzzy': see 'beo --help'"),
         (["queue", "--jsn"], "no option '--jsn': did you mean --json?"),
         (["queue", "x"], "'x' names no job: use an id, 'last', a range like 1-3, or 'all'"),
@@ -291,8 +291,8 @@ def test_nodes_are_listed_with_their_facts(head: FakeHead, beo: Beo) -> None:
     node = m.NodeView("node01", "up", 2, 1, 1 << 34, (3, 4), "h:1", {"leash": "yes"}, 0.25, "i1")
     head.on(m.ListNodes, m.NodesAre((node,)))
     assert beo("nodes")[1].splitlines() == [
-        "NAME    STATE  SLOTS  USED  MEMORY  JOBS  SILENT  FACTS",
-        "node01  up         2     1   16GiB  3,4     0.2s  leash=yes",
+        "NAME    STATE  SLOTS  USED  MEMORY  JOBS  SILENT  DRAIN  FACTS",
+        "node01  up         2     1   16GiB  3,4     0.2s  -      leash=yes",
     ]
     (row,) = json.loads(beo("nodes", "--json")[1])
     assert (row["jobs"], row["facts"], row["incarnation"]) == ([3, 4], {"leash": "yes"}, "i1")
@@ -351,6 +351,66 @@ def test_cancel_says_which_jobs_were_meant(head: FakeHead, beo: Beo) -> None:
     assert beo("cancel", "4-5") == (0, "job 4 ending\njob 5 cancelled\n", "")
     assert beo("cancel", "4-5", "-q")[1] == "4\n5\n"
     assert head.received[0] == m.Cancel(("4-5",))
+
+
+@pytest.mark.parametrize(
+    ("argv", "sent"),
+    [
+        (["hold", "4-5"], m.Hold(("4-5",))),
+        (["release", "4", "5"], m.Release(("4", "5"))),
+        (["set", "4-5", "--priority", "-3"], m.SetPriority(("4-5",), -3)),
+    ],
+)
+def test_a_verb_that_changes_jobs_says_which_were_meant(
+    head: FakeHead, beo: Beo, argv: list[str], sent: object
+) -> None:
+    head.on(type(sent), m.JobsAre((view(4, "held"), view(5, "queued"))))
+    assert beo(*argv) == (0, "job 4 held\njob 5 queued\n", "")
+    assert beo(*argv, "-q")[1] == "4\n5\n"
+    assert [row["state"] for row in json.loads(beo(*argv, "--json")[1])] == ["held", "queued"]
+    assert head.received == [sent] * 3
+
+
+def test_requeue_names_the_attempts_that_it_saw(head: FakeHead, beo: Beo) -> None:
+    rows = (view(4, "running", attempt=2), view(5, "done"), view(6, "queued"))
+    head.on(m.ListJobs, m.JobsAre(rows))
+    head.on(m.Requeue, m.JobsAre((view(4, "ending"), view(5, "queued"))))
+    assert beo("requeue", "--hold", "4-6") == (0, "job 4 ending\njob 5 queued\n", "")
+    beo("requeue", "all")
+    assert head.messages(m.Requeue) == [m.Requeue(((4, 2), (5, 1), (6, 0)), True), m.Requeue(((4, 2),))]
+
+
+def test_submit_can_hold_the_job(head: FakeHead, beo: Beo) -> None:
+    head.on(m.Submit, m.SubmittedIs(7))
+    assert beo("submit", "--hold", "true") == (0, "job 7\n", "")
+    (sent,) = head.messages(m.Submit)
+    assert isinstance(sent, m.Submit) and sent.hold
+
+
+def test_drain_and_resume_say_how_the_nodes_are(head: FakeHead, beo: Beo) -> None:
+    node = m.NodeView("n1", "draining", 2, 1, 0, (3, 4), "h:1", {}, 0.25, "i1", "by ada: new disk")
+    idle = m.NodeView("n2", "drained", 2, 0, 0, (), "h:1", {}, 0.25, "i1", "by ada: new disk")
+    head.on(m.Drain, m.NodesAre((node, idle)))
+    assert beo("drain", "n1", "n2", "--reason", "new disk") == (
+        0,
+        "n1 draining: jobs 3,4 may end there\nn2 drained\n",
+        "",
+    )
+    assert beo("drain", "n[1-2]", "-q")[1] == "n1\nn2\n"
+    head.on(m.Resume, m.NodesAre((m.NodeView("n1", "up", 2, 1, 0, (3,), "h:1", {}, 0.25, "i1"),)))
+    assert beo("resume", "n1") == (0, "n1 up\n", "")
+    assert json.loads(beo("resume", "n1", "--json")[1])[0]["drain"] == ""
+    assert [head.received[0], head.received[1], head.received[2]] == [
+        m.Drain("n1,n2", "new disk"),
+        m.Drain("n[1-2]"),
+        m.Resume("n1"),
+    ]
+
+
+def test_forget_names_the_nodes(head: FakeHead, beo: Beo) -> None:
+    head.on(m.ForgetNodes, m.NodesAre(()))
+    assert beo("forget", "n1", "n[3-4]") == (0, "", "")
+    assert head.received == [m.ForgetNodes("n1,n[3-4]")]
 
 
 def test_gone_takes_the_operators_word(head: FakeHead, beo: Beo) -> None:

@@ -24,6 +24,13 @@ FACTS: list[ev.Event] = [
     ev.NodeLost("n1", "i1", "silent for 16 s", 9.0),
     ev.NodeGone("n1", "i1", "root", 9.0),
     ev.Forgotten((1, 2), 9.0),
+    ev.JobHeld(1, "root", "admin", 2.0),
+    ev.JobReleased(1, "root", 2.0),
+    ev.RequeueRequested(1, 2, "ann", 2.0, "owner"),
+    ev.PrioritySet(1, 5, "ann", 2.0),
+    ev.NodeDrained("n1", "root", "a new disk", 2.0),
+    ev.NodeResumed("n1", "root", 2.0),
+    ev.NodeForgotten("n1", "i1", "root", 2.0),
 ]
 
 

@@ -32,10 +32,17 @@ SAMPLES: dict[str, Any] = {
     "ShowJob": ms.ShowJob((str(JOB),)),
     "WaitJobs": ms.WaitJobs((JOB,), 0.0),
     "Cancel": ms.Cancel((str(JOB),)),
+    "Hold": ms.Hold((str(JOB),)),
+    "Release": ms.Release((str(JOB),)),
+    "Requeue": ms.Requeue(((JOB, 1),)),
+    "SetPriority": ms.SetPriority((str(JOB),), 5),
     "Signal": ms.Signal(JOB, 9, "key"),
     "ListNodes": ms.ListNodes(),
     "ListEvents": ms.ListEvents(),
     "DeclareGone": ms.DeclareGone("n1"),
+    "Drain": ms.Drain("n1"),
+    "Resume": ms.Resume("n1"),
+    "ForgetNodes": ms.ForgetNodes("n1"),
     "Join": ms.Join("n9", "i", "b", "a", "k", 1, 1, {}, ()),
     "Ping": ms.Ping("n1", "n1-1", 1, (), ()),
     "Ended": ms.Ended("n1", "n1-1", JOB, 1, PartResult((), "", -1, "")),
@@ -119,7 +126,8 @@ def test_a_refusal_names_the_owner_and_whom_to_ask(world: World, name: str) -> N
 @pytest.mark.parametrize("name", sorted(name for name in KINDS if RULES[KINDS[name]] == OWNER))
 def test_a_job_that_never_was_is_nobodys(world: World, name: str) -> None:
     fields = {f: getattr(SAMPLES[name], f) for f in SAMPLES[name].__struct_fields__}
-    foreign = KINDS[name](**{**fields, **({"select": ("77",)} if "select" in fields else {"job": 77})})
+    others = {"select": ("77",), "jobs": ((77, 0),), "job": 77}
+    foreign = KINDS[name](**{f: others.get(f, value) for f, value in fields.items()})
     bob = User("bob", "user")
     with pytest.raises(NotFound, match="no job"):
         permissions.check_bulk(bob, None, foreign) if name in BULK else permissions.check(world.state, bob, foreign)

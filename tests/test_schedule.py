@@ -171,7 +171,7 @@ def test_a_job_that_is_lost_at_once_again_and_again_is_slowed_down_and_another_i
     def lost_after(*lasted_s: float) -> Job:
         found = job()
         found.attempts = [
-            Attempt(number, number, "nonce", START_S - lasting, [], ended_s=START_S)
+            Attempt(number, number, "nonce", START_S - lasting, [], ended_s=START_S, cause=("lost", 75, "gone"))
             for number, lasting in enumerate(lasted_s, 1)
         ]
         return found

@@ -6,6 +6,7 @@ violation: it shows that the simulation has teeth.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from beo.headnode import state
 from beo.worker import acts
 from beo.worker import core as workercore
 from tests import simulation
-from tests.simulation import Simulation, Violation
+from tests.simulation import OPERATIONS, Simulation, Violation
 
 SEEDS = 320
 SEEDS_PER_TEST = 20
@@ -30,12 +31,16 @@ MUTANT_SEEDS = 120
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
 def test_every_acknowledged_job_ends_and_no_two_attempts_live_together(first: int) -> None:
     ends = 0
+    operated: Counter[str] = Counter()
     for seed in range(first, first + SEEDS_PER_TEST):
         try:
-            ends += Simulation(seed).run().ends
+            run = Simulation(seed).run()
+            ends += run.ends
+            operated += run.operated
         except Violation as violation:
             pytest.fail(f"seed {seed}: {violation}")
     assert ends > SEEDS_PER_TEST, "hardly anything ran: nothing was tested"
+    assert set(operated) == {kind.__name__ for kind in OPERATIONS}, operated
 
 
 def test_a_seed_says_everything_that_happens() -> None:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "errors nodeset units spec settings results events entries messages records selector table",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
-    "headnode.views headnode.waiters headnode.permissions headnode.core worker.acts worker.core worker.told "
-    "worker.launch worker.pmi worker.frames worker.peers",
+    "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.core worker.acts worker.core "
+    "worker.told worker.launch worker.pmi worker.frames worker.peers",
     2: "config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
     "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "

@@ -54,7 +54,7 @@ def same(state: State, other: State) -> bool:
             node: {key: (found[0].id, found[1].number, found[2]) for key, found in parts.items()}
             for node, parts in sorted(some.live.items())
         }
-        return live, list(some.queue), len(some.queue), some.running, list(some.jobs), list(some.keys)
+        return live, list(some.queue), len(some.queue), some.running, some.held, list(some.jobs), list(some.keys)
 
     return state.encode() == other.encode() and derived(state) == derived(other)
 

@@ -27,9 +27,16 @@ VERBS = {
     "wait": ("jobs", "wait until jobs ended"),
     "logs": ("logs", "print what a job wrote"),
     "cancel": ("jobs", "end jobs"),
+    "hold": ("change", "let jobs that wait not start"),
+    "release": ("change", "let held jobs start"),
+    "requeue": ("change", "run jobs again"),
+    "set": ("change", "change jobs that wait"),
     "nodes": ("nodes", "list the nodes"),
+    "drain": ("nodes", "give nodes no new work"),
+    "resume": ("nodes", "give drained nodes work again"),
     "events": ("nodes", "list what happened, from the journal"),
     "gone": ("nodes", "declare a silent node's machine to be off"),
+    "forget": ("nodes", "take lost nodes off the record"),
     "info": ("admin", "tell which cluster answers"),
 }
 

@@ -10,12 +10,12 @@ import click
 from beo import messages as m
 from beo import selector, units
 from beo.cli.group import Verb, option
-from beo.cli.tables import JOB_COLUMNS, JOB_JSON_ONLY, job_row, listing, moment, span
+from beo.cli.tables import JOB_COLUMNS, JOB_JSON_ONLY, job_row, listing, moment, span, tell_meant
 from beo.cli.tables import show as print_rows
 from beo.cli.waiting import Progress, exit_code_of
 from beo.client import Cluster, tell
 from beo.errors import UsageError
-from beo.table import cell, escape
+from beo.table import escape
 
 JOBS_SHOWN = 1_000  # rows of one listing unless told: more is no longer read by anyone
 
@@ -208,8 +208,4 @@ def cancel(jobs: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     The jobs that are meant are printed. One that has ended already is left as it is.
     """
     selector.parse(jobs)
-    views = Cluster().cancel(jobs)
-    if as_json or quiet:
-        print_rows([job_row(view) for view in views], JOB_COLUMNS, "", as_json, quiet, JOB_JSON_ONLY)
-    else:
-        sys.stdout.writelines(f"job {view.id} {cell(view.state)}\n" for view in views)
+    tell_meant(Cluster().cancel(jobs), as_json, quiet)

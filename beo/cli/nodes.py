@@ -1,11 +1,13 @@
-"""The verbs about machines and what happened: nodes, gone, events."""
+"""The verbs about machines and what happened: nodes, drain, resume, forget, gone, events."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
+from beo import messages as m
 from beo import table, units
 from beo.cli.group import Verb, option
 from beo.cli.tables import listing, moment, show
@@ -21,8 +23,10 @@ NODE_COLUMNS = (
     table.Column("memory", lambda value: units.approximate_size(value) if isinstance(value, int) else "-"),
     table.Column("jobs"),
     table.Column("silent", lambda value: f"{value:.1f}s" if isinstance(value, float) else "-"),
+    table.Column("drain"),
     table.Column("facts", lambda value: table.cell([f"{k}={v}" for k, v in _pairs(value)])),
 )
+NODE_JSON_ONLY = ("address", "incarnation")
 EVENT_COLUMNS = (
     table.Column("index"),
     table.Column("epoch"),
@@ -46,25 +50,82 @@ def _pairs(value: object) -> list[tuple[str, str]]:
 def nodes(fields: str, as_json: bool, quiet: bool) -> None:
     """List the nodes: how many slots each has and uses, and what runs there.
 
-    A node is up, silent (not heard of for SILENT seconds) or lost. FACTS are what it found out about its machine: how
-    well it holds a job's processes together, and how it limits their memory.
+    A node is up, silent (not heard of for SILENT seconds) or lost. One that was drained gets no new work: it is
+    draining while jobs run there, then drained; DRAIN says by whom and why. FACTS are what it found out about its
+    machine: how well it holds a job's processes together, and how it limits their memory.
     """
-    rows = [
-        {
-            "name": node.name,
-            "state": node.state,
-            "slots": node.slots,
-            "used": node.used,
-            "memory": node.mem_bytes,
-            "jobs": node.jobs,
-            "silent": node.silent_s,
-            "facts": node.facts,
-            "address": node.address,
-            "incarnation": node.incarnation,
-        }
-        for node in Cluster().nodes()
-    ]
-    show(rows, NODE_COLUMNS, fields, as_json, quiet, ("address", "incarnation"))
+    show(list(map(_node_row, Cluster().nodes())), NODE_COLUMNS, fields, as_json, quiet, NODE_JSON_ONLY)
+
+
+def _node_row(node: m.NodeView) -> dict[str, object]:
+    return {
+        "name": node.name,
+        "state": node.state,
+        "slots": node.slots,
+        "used": node.used,
+        "memory": node.mem_bytes,
+        "jobs": node.jobs,
+        "silent": node.silent_s,
+        "drain": node.drain,
+        "facts": node.facts,
+        "address": node.address,
+        "incarnation": node.incarnation,
+    }
+
+
+NODES = click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
+AS_JSON = option("--json", "as_json", is_flag=True, help="Print the nodes as a list of JSON objects.")
+QUIET = option("-q", "--quiet", is_flag=True, help="Print the names only.")
+
+
+def _tell_meant(meant: Sequence[m.NodeView], as_json: bool, quiet: bool) -> None:
+    if as_json or quiet:
+        show(list(map(_node_row, meant)), NODE_COLUMNS, "", as_json, quiet, NODE_JSON_ONLY)
+        return
+    for node in meant:
+        runs = f": job{'s' * (len(node.jobs) > 1)} {table.cell(node.jobs)} may end there" if node.jobs else ""
+        print(f"{table.escape(node.name)} {node.state}{runs if node.drain else ''}")
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        ("beo drain node03 --reason 'new disk'", "no new jobs for node03"),
+        ("beo drain node[01-04]", "for these four"),
+        ("beo nodes --format name,state,jobs", "see whether they are empty"),
+    ],
+)
+@NODES
+@option("--reason", default="", metavar="TEXT", help="Why, for who looks at 'beo nodes'.")
+@AS_JSON
+@QUIET
+def drain(nodes: tuple[str, ...], reason: str, as_json: bool, quiet: bool) -> None:
+    """Give nodes no new work, for as long as it takes: to update, repair or remove them. What runs there goes on.
+
+    NODE is a name or a set of them, like node[01-04]. They stay drained over restarts of the head and of the nodes
+    themselves, until 'beo resume'. The nodes are printed: one on which nothing runs any more is 'drained'.
+    """
+    _tell_meant(Cluster().drain(",".join(nodes), reason), as_json, quiet)
+
+
+@click.command(cls=Verb, examples=[("beo resume node[01-04]", "these take work again")])
+@NODES
+@AS_JSON
+@QUIET
+def resume(nodes: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Give nodes work again that were drained. NODE is a name or a set of them, like node[01-04]."""
+    _tell_meant(Cluster().resume(",".join(nodes)), as_json, quiet)
+
+
+@click.command(cls=Verb, examples=[("beo forget node07", "node07 was given away")])
+@NODES
+def forget(nodes: tuple[str, ...]) -> None:
+    """Take lost nodes off the record. NODE is a name or a set of them, like node[01-04].
+
+    It is refused while anything may still run there: then 'beo gone NODE' is to be said first. A node of that name may
+    join again later.
+    """
+    Cluster().forget(",".join(nodes))
 
 
 @click.command(

@@ -23,6 +23,7 @@ from beo.client import Cluster
 )
 @option("--wait", is_flag=True, help="Wait until it ended, and exit with its code.")
 @option("-q", "--quiet", is_flag=True, help="Print the job's id and nothing else.")
+@option("--hold", is_flag=True, help="Don't start it before 'beo release'.")
 @job_options(requeue="confirm")
 @click.pass_context
 def submit(context: click.Context, /, **_: object) -> int:
@@ -38,7 +39,7 @@ def submit(context: click.Context, /, **_: object) -> int:
     job = spec_of(context)
     asked = context.params
     cluster = Cluster()
-    number = cluster.submit(job, asked["key"] or None)
+    number = cluster.submit(job, asked["key"] or None, hold=asked["hold"])
     print(number if asked["quiet"] else f"job {number}", flush=True)
     if not asked["wait"]:
         return 0

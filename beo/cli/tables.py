@@ -64,6 +64,14 @@ JOB_COLUMNS = (
 JOB_JSON_ONLY = ("attempt", "priority", "submitted_s", "started_s", "ended_s", "exit_code", "origin")
 
 
+def tell_meant(views: Sequence[m.JobView], as_json: bool, quiet: bool) -> None:
+    """Print the jobs that a verb was about, and the states that they are in now."""
+    if as_json or quiet:
+        show([job_row(view) for view in views], JOB_COLUMNS, "", as_json, quiet, JOB_JSON_ONLY)
+    else:
+        sys.stdout.writelines(f"job {view.id} {table.cell(view.state)}\n" for view in views)
+
+
 def job_row(view: m.JobView) -> dict[str, object]:
     """Return one job as a row; times are seconds since 1970, `time` is how long it has run, and what isn't yet is None.
 

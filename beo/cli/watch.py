@@ -143,7 +143,7 @@ def _wait_for(watch: Watch, line: StatusLine, on_wake: Callable[[], None], attem
         if view and (view.state in ENDED or view.attempt >= attempt):
             line.show("")
             return view
-        if view and view.state == "queued" and time.monotonic() - began_s >= PATIENT_S:
+        if view and view.state in ("queued", "held") and time.monotonic() - began_s >= PATIENT_S:
             line.show(f"job {watch.job}: {escape(view.reason) or 'waits for its turn'}")
         watch.wait(STEP_S)
         on_wake()

@@ -17,7 +17,7 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo.errors import BeoError, UsageError
-from beo.headnode import decide, permissions, views
+from beo.headnode import decide, operate, permissions, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -153,10 +153,15 @@ class Head:
                 if message.spec.attached and events:
                     self._attached_s[state.next_job] = now.boot_s
             case ms.Cancel():
-                events, jobs = decide.cancel(state, user, message.select, now.wall_s)
+                return self._change(user, *decide.cancel(state, user, message.select, now.wall_s))
+            case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority():
+                return self._change(user, *operate.jobs(state, user, message, self._config.head, now.wall_s))
+            case ms.Drain() | ms.Resume() | ms.ForgetNodes():
+                events, names = operate.nodes(state, user, message, now.wall_s)
                 for event in events:
                     self._append(event)
-                return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+                self._dirty = True
+                return self._nodes([name for name in names if name in state.nodes], now)
             case ms.Signal():
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
@@ -172,17 +177,27 @@ class Head:
                 outlook = Outlook(state, self._ready)
                 answer = ms.DetailsAre(tuple(views.detail(job, outlook, self._sight(user, job)) for job in jobs))
             case ms.ListNodes():
-                answer = ms.NodesAre(
-                    tuple(
-                        views.node_row(state, node, now.boot_s - self._heard_s(node.name), name in self._ready)
-                        for name, node in sorted(state.nodes.items())
-                    )
-                )
+                answer = self._nodes(sorted(state.nodes), now)
             case _:
                 raise UsageError(f"the head can't answer {type(message).__name__}", "", "update this beo")
         for event in events:
             self._append(event)
         return answer
+
+    def _change(self, user: User, events: list[ev.Event], jobs: list[Job]) -> ms.JobsAre:
+        """Take the events of a wish about jobs; the answer shows what became of those that were meant."""
+        for event in events:
+            self._append(event)
+        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+
+    def _nodes(self, names: Iterable[str], now: Now) -> ms.NodesAre:
+        nodes = self.state.nodes
+        return ms.NodesAre(
+            tuple(
+                views.node_row(self.state, nodes[name], now.boot_s - self._heard_s(name), name in self._ready)
+                for name in names
+            )
+        )
 
     def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
         outlook = Outlook(self.state, self._ready)
@@ -329,7 +344,7 @@ class Head:
     def _end(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:
         """Make a part end: gently for a cancelled job, at once for what is left of a broken attempt."""
         broken = attempt.cause is not None
-        reason = attempt.cause[2] if attempt.cause else job.cancel
+        reason = attempt.cause[2] if attempt.cause else job.cancel or job.requeue
         grace_s = 0.0 if broken else self._config.worker.grace_s
         key = (job.id, attempt.number)
         message = ms.Kill(self.state.epoch, session.incarnation, *key, reason, grace_s, attempt.index)

@@ -13,7 +13,7 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset, selector
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
-from beo.headnode.model import ENDED, LEASHABLE, Authorized, Job, Node
+from beo.headnode.model import ENDED, LEASHABLE, WAITING, Authorized, Job, Node
 from beo.headnode.schedule import capacity, place
 from beo.headnode.state import KEYS_KEEP_S, State
 from beo.settings import HeadConfig
@@ -110,19 +110,19 @@ def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s:
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
     spec = check(wish.spec)
-    if len(state.queue) >= limits.queued_max:
+    if state.waiting >= limits.queued_max:
         raise Conflict(
-            f"{len(state.queue)} jobs are queued already", "the limit is head.queued_max", "try later, or raise it"
+            f"{state.waiting} jobs are queued already", "the limit is head.queued_max", "try later, or raise it"
         )
     warnings = []
-    up = [node for node in state.nodes.values() if node.state == "up"]
+    up = [node for node in state.nodes.values() if node.takes_work]
     job = Job(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s)
     if up and not place(job, capacity(up)):
         slots = sum(node.slots for node in up)
         warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
-    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s)
+    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s, wish.hold)
     return [event], ms.SubmittedIs(event.job, tuple(warnings))
 
 
@@ -144,7 +144,7 @@ def signal(state: State, user: User, wish: ms.Signal, now_s: float) -> _Decision
         raise UsageError(f"no signal {wish.signal}", f"signals are 1 to {SIGNAL_MAX}", "")
     if job.state in ENDED or any(wish.key == asked.key for asked in job.signals):
         return [], ms.Done()
-    if job.state == "queued":
+    if job.state in WAITING:
         return [ev.CancelRequested(job.id, user.name, f"cancelled by {user.name}", now_s)], ms.Done()
     event = ev.SignalRequested(
         job.id, job.attempt_number, job.signal_serial + 1, wish.signal, user.name, wish.key, now_s

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from beo import events as ev
 from beo import nodeset
-from beo.headnode.model import ENDED, Attempt, Job, Node
+from beo.headnode.model import ENDED, WAITING, Attempt, Job, Node
 from beo.headnode.queue import Shape, shape_of
 from beo.headnode.schedule import back_off_s, capacity, place
 from beo.headnode.state import State
@@ -43,7 +43,11 @@ class Outlook:
 
     @cached_property
     def _up(self) -> list[Node]:
-        return [node for node in self._state.nodes.values() if node.state == "up"]
+        return [node for node in self._state.nodes.values() if node.takes_work]
+
+    @cached_property
+    def _drained(self) -> list[str]:
+        return [node.name for node in self._state.nodes.values() if node.state == "up" and node.drain]
 
     @cached_property
     def _capacity(self) -> dict[str, tuple[int, int]]:
@@ -65,16 +69,21 @@ class Outlook:
         """Sentences on why a job is where it is; the first one fits into a table's column."""
         if job.state in ENDED:
             return [job.reason] if job.reason else []
-        if job.state != "queued" and job.attempt:
+        if job.state not in WAITING and job.attempt:
             return self._why_running(job, job.attempt)
-        return [*self._why_queued(job), *([job.reason] if job.reason else [])]
+        why = self._why_queued(job) if job.state == "queued" else [self._why_held(job)]
+        return [*why, *([job.reason] if job.reason else [])]
+
+    def _why_held(self, job: Job) -> str:
+        who = f"held by {job.held_by}" + (", an admin" if job.hold == "admin" else "")
+        return f"{who}: 'beo release {job.id}' lets it start"
 
     def _why_running(self, job: Job, attempt: Attempt) -> list[str]:
         nodes = self._state.nodes
         silent = [p.node for p in attempt.parts if p.state == "live" and nodes[p.node].state == "lost"]
         sentences = []
         if job.state == "ending":
-            sentences.append(f"is ended: {job.cancel or (attempt.cause[2] if attempt.cause else '')}")
+            sentences.append(f"is ended: {job.cancel or job.requeue or (attempt.cause[2] if attempt.cause else '')}")
         if silent:
             where = nodeset.fold(silent)
             sentences.append(
@@ -92,12 +101,13 @@ class Outlook:
 
     def _why_queued(self, job: Job) -> list[str]:
         if not self._up:
-            return ["no node is up: see 'beo nodes'"]
+            return [self._drain_sentence() or "no node is up: see 'beo nodes'"]
         if not self._fits(job, empty=True):
             has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
             if job.spec.mem_bytes:
                 has += f" with {approximate_size(sum(node.mem_bytes for node in self._up))}"
-            return [f"needs {_wish(job)}; the cluster has {has}: it waits for more nodes"]
+            needs = f"needs {_wish(job)}; the cluster has {has}: it waits for more nodes"
+            return [needs, *filter(None, [self._drain_sentence()])]
         ahead = self._state.queue.ahead_of(job.id, job.spec)
         if self._fits(job, empty=False):
             slowed_s = back_off_s(job, job.attempts[-1].ended_s) if job.attempts else 0.0
@@ -113,7 +123,14 @@ class Outlook:
             sentences.append(f"{nodeset.fold(waiting)} has not told yet what it runs")
         if ahead:
             sentences.append(f"{_counted(ahead, 'job')} ahead of it in the queue")
+        sentences += filter(None, [self._drain_sentence()])
         return sentences or [f"waits for {_wish(job)}"]
+
+    def _drain_sentence(self) -> str:
+        if not self._drained:
+            return ""
+        verb = "is" if len(self._drained) == 1 else "are"
+        return f"{nodeset.fold(self._drained)} {verb} drained: 'beo resume' lets new work in"
 
 
 def describe(event: ev.Event) -> tuple[str, int, str, str]:
@@ -151,5 +168,20 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             return kind, 0, event.node, event.reason
         case ev.NodeGone():
             return kind, 0, event.node, f"{event.user} said that it is off"
+        case ev.JobHeld():
+            return kind, event.job, "", f"held by {event.user}" + (", an admin" if event.by == "admin" else "")
+        case ev.JobReleased():
+            return kind, event.job, "", f"released by {event.user}"
+        case ev.RequeueRequested():
+            held = ", to be held" if event.hold else ""
+            return kind, event.job, "", f"attempt {event.attempt}: requeued by {event.user}{held}"
+        case ev.PrioritySet():
+            return kind, event.job, "", f"priority {event.priority} by {event.user}"
+        case ev.NodeDrained():
+            return kind, 0, event.node, f"drained by {event.user}" + (f": {event.reason}" if event.reason else "")
+        case ev.NodeResumed():
+            return kind, 0, event.node, f"resumed by {event.user}"
+        case ev.NodeForgotten():
+            return kind, 0, event.node, f"off the record by {event.user}"
         case ev.Forgotten():
             return kind, 0, "", f"records of {_counted(len(event.jobs), 'ended job')} dropped"

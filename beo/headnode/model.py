@@ -8,6 +8,7 @@ from beo import events as ev
 from beo.spec import JobSpec
 
 ENDED = frozenset({"done", "failed", "cancelled", "lost"})
+WAITING = frozenset({"queued", "held"})  # nothing of it runs, and it has not ended
 LEASHABLE = frozenset({"pidns", "userns"})  # containments under which the kernel ends a silent node's ranks
 
 
@@ -51,7 +52,7 @@ class Signal(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Job(msgspec.Struct, array_like=True):
-    """One job. state: queued, running, ending, done, failed, cancelled or lost."""
+    """One job. state: queued, held, running, ending, done, failed, cancelled or lost."""
 
     id: int
     key: str
@@ -69,6 +70,9 @@ class Job(msgspec.Struct, array_like=True):
     exit_code: int = -1
     code_by: str = "job"
     reason: str = ""
+    hold: str = ""  # who may release it: 'owner' (or an admin), or 'admin' alone; empty: it isn't held
+    held_by: str = ""
+    requeue: str = ""  # why the present attempt is ended and another one wanted
 
     @property
     def attempt(self) -> Attempt | None:
@@ -84,6 +88,14 @@ class Job(msgspec.Struct, array_like=True):
     def signal_serial(self) -> int:
         """Serial of the last signal, 0 before the first."""
         return self.signals[-1].serial if self.signals else 0
+
+
+class Drain(msgspec.Struct, array_like=True, frozen=True):
+    """Why a node gets no new work, by whose word, and since when."""
+
+    user: str
+    reason: str
+    time_s: float
 
 
 class Node(msgspec.Struct, array_like=True):
@@ -102,6 +114,12 @@ class Node(msgspec.Struct, array_like=True):
     dead: list[str] = []
     used_slots: int = 0
     used_bytes: int = 0
+    drain: Drain | None = None
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it may be given new work, as far as the journal knows."""
+        return self.state == "up" and self.drain is None
 
 
 class Authorized(msgspec.Struct, array_like=True, frozen=True):

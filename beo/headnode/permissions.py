@@ -17,7 +17,7 @@ from beo.headnode.state import State
 
 WORKER = "worker"  # a worker's key, for its node
 ADMIN = "admin"  # admins alone
-OWNER = "owner"  # the owner of each job that it names, by `job` or `select`, and admins
+OWNER = "owner"  # the owner of each job that it names, by `job`, `jobs` or `select`, and admins
 SEEN = "seen"  # everybody but workers; of others' jobs the answer holds no more than views.py lets strangers see
 SELF = "self"  # everybody but workers, for himself
 
@@ -28,10 +28,17 @@ RULES: dict[type, str] = {
     ms.ShowJob: SEEN,
     ms.WaitJobs: SEEN,
     ms.Cancel: OWNER,
+    ms.Hold: OWNER,
+    ms.Release: OWNER,
+    ms.Requeue: OWNER,
+    ms.SetPriority: OWNER,
     ms.Signal: OWNER,
     ms.ListNodes: SEEN,
     ms.ListEvents: SEEN,
     ms.DeclareGone: ADMIN,
+    ms.Drain: ADMIN,
+    ms.Resume: ADMIN,
+    ms.ForgetNodes: ADMIN,
     ms.Join: WORKER,
     ms.Ping: WORKER,
     ms.Ended: WORKER,
@@ -66,9 +73,15 @@ def check(state: State, user: User | None, message: Any) -> User:
     """Return who says it; raise Refused where he may not, NotFound where it names a job that isn't there."""
     user, rule = check_role(user, message)
     if rule == OWNER:
-        several = hasattr(message, "select")
-        check_owner(user, pick(state, user, message.select) if several else [find(state, message.job)])
+        check_owner(user, _named(state, user, message))
     return user
+
+
+def _named(state: State, user: User, message: Any) -> list[Job]:
+    if hasattr(message, "select"):
+        return pick(state, user, message.select)
+    numbers = [number for number, _ in message.jobs] if hasattr(message, "jobs") else [message.job]
+    return [find(state, number) for number in numbers]
 
 
 def check_owner(user: User, jobs: Iterable[Job]) -> None:

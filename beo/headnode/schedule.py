@@ -82,10 +82,11 @@ def back_off_s(job: Job, now_s: float) -> float:
     """How long a job still has to wait before its next attempt: one that is lost again and again is slowed down.
 
     The first attempt that is lost is repeated at once; of those in a row that lasted less than SHORT_S each doubles it.
+    One that was not lost, but ended by who wants another one, delays nothing.
     """
     short = 0
     for attempt in reversed(job.attempts):
-        if attempt.ended_s - attempt.started_s >= SHORT_S:
+        if attempt.ended_s - attempt.started_s >= SHORT_S or not attempt.cause or attempt.cause[0] != "lost":
             break
         short += 1
     delay_s = min(BACK_OFF_MAX_S, 2.0 ** (short - 2)) if short > 1 else 0.0
@@ -104,9 +105,9 @@ def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
     free = {
         name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
         for name, node in sorted(state.nodes.items())
-        if name in ready and node.state == "up" and node.slots > node.used_slots
+        if name in ready and node.takes_work and node.slots > node.used_slots
     }
-    everything = capacity([node for node in state.nodes.values() if node.state == "up"])
+    everything = capacity([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
     placements: list[Placement] = []
     hopeless: set[Shape] = set()

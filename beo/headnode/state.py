@@ -15,7 +15,19 @@ import msgspec
 
 from beo import events as ev
 from beo.errors import Internal
-from beo.headnode.model import ENDED, LEASHABLE, Attempt, Authorized, Job, Node, PartState, Signal, Submission
+from beo.headnode.model import (
+    ENDED,
+    LEASHABLE,
+    WAITING,
+    Attempt,
+    Authorized,
+    Drain,
+    Job,
+    Node,
+    PartState,
+    Signal,
+    Submission,
+)
 from beo.headnode.queue import Queue
 
 ATTEMPTS_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
@@ -70,6 +82,7 @@ class State:
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
+        self.held = 0  # jobs that wait to be released
         self.running = 0
         self.changed: set[int] = set()  # jobs that changed since the core looked last
         self._environments: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
@@ -107,8 +120,8 @@ class State:
         for job in image.jobs:
             state._share_environment(job)
             state.jobs[job.id] = job
-            if job.state == "queued":
-                state.queue.add(job.id, job.spec)
+            if job.state in WAITING:
+                state._await(job)
             elif job.state not in ENDED:
                 state.running += 1
             if job.attempt and job.state not in ENDED:
@@ -129,9 +142,22 @@ class State:
 
     # ---- questions
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait, held ones too."""
+        return len(self.queue) + self.held
+
     def live_parts(self, node: str) -> dict[tuple[int, int], tuple[Job, Attempt, PartState]]:
         """Return what is placed on a node and not over, by (job, attempt)."""
         return self.live.get(node, {})
+
+    def jobs_with(self, node: str) -> list[int]:
+        """Return the jobs that have not ended and need a node on record: START names all nodes of an attempt."""
+        return [
+            job.id
+            for job in self.jobs.values()
+            if job.attempt and job.state in ("running", "ending") and any(p.node == node for p in job.attempt.parts)
+        ]
 
     # ---- changes
 
@@ -168,8 +194,25 @@ class State:
         self.keys[event.key] = Submission(job.id, event.time_s)
         if len(self.keys) > KEYS_MAX:
             self._drop_keys(list(islice(self.keys, KEYS_DROPPED)))
+        if event.hold:
+            job.hold, job.held_by = "owner", job.user
         self.changed.add(job.id)
-        self.queue.add(job.id, job.spec)
+        self._await(job)
+
+    def _await(self, job: Job) -> None:
+        """Let a job wait: in the queue, or to be released."""
+        if job.hold:
+            job.state = "held"
+            self.held += 1
+        else:
+            job.state = "queued"
+            self.queue.add(job.id, job.spec)
+
+    def _await_no_more(self, job: Job) -> None:
+        if job.state == "held":
+            self.held -= 1
+        else:
+            self.queue.remove(job.id, job.spec)
 
     def _drop_keys(self, keys: list[str]) -> None:
         for key in keys:
@@ -261,7 +304,11 @@ class State:
         self.running -= 1
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
-        if job.cancel:
+        if job.requeue and not job.cancel:
+            attempt.outcome = job.reason = job.requeue
+            job.requeue = ""
+            self._await(job)
+        elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
         elif kind != "lost":
             by = "beo" if kind == "time limit" else "job"
@@ -269,11 +316,13 @@ class State:
         elif job.spec.requeue == "never" or attempt.number >= ATTEMPTS_MAX:
             self._end_job(job, "lost", CODE_LOST, text, "beo", time_s)
         else:
-            job.state, job.reason = "queued", f"attempt {attempt.number} was lost ({text})"
-            self.queue.add(job.id, job.spec)
+            job.reason = f"attempt {attempt.number} was lost ({text})"
+            self._await(job)
 
     def _end_job(self, job: Job, state: str, code: int, reason: str, by: str, time_s: float) -> None:
         job.state, job.exit_code, job.reason, job.code_by, job.ended_s = state, code, reason, by, time_s
+        if job.hold == "owner":
+            job.hold = job.held_by = ""
 
     def _cancel_requested(self, event: ev.CancelRequested) -> None:
         job = self.jobs.get(event.job)
@@ -281,11 +330,54 @@ class State:
             return
         job.cancel = event.reason
         self.changed.add(job.id)
-        if job.state == "queued":
-            self.queue.remove(job.id, job.spec)
+        if job.state in WAITING:
+            self._await_no_more(job)
             self._end_job(job, "cancelled", CODE_CANCELLED, event.reason, "beo", event.time_s)
         else:
             job.state = "ending"
+
+    def _job_held(self, event: ev.JobHeld) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state not in WAITING or job.hold == "admin":
+            return
+        self._await_no_more(job)
+        job.hold, job.held_by = event.by, event.user
+        self._await(job)
+        self.changed.add(job.id)
+
+    def _job_released(self, event: ev.JobReleased) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state != "held":
+            return
+        self._await_no_more(job)
+        job.hold = job.held_by = ""
+        self._await(job)
+        self.changed.add(job.id)
+
+    def _requeue_requested(self, event: ev.RequeueRequested) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state in WAITING or job.attempt_number != event.attempt or job.requeue:
+            return
+        if job.state not in ENDED and job.cancel:
+            return
+        if event.hold:
+            job.hold, job.held_by = event.hold, event.user
+        self.changed.add(job.id)
+        reason = f"requeued by {event.user}"
+        if job.state not in ENDED:
+            job.state, job.requeue = "ending", reason
+            return
+        job.cancel, job.reason, job.exit_code, job.code_by, job.ended_s = "", reason, -1, "job", 0.0
+        self._await(job)
+
+    def _priority_set(self, event: ev.PrioritySet) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state not in WAITING:
+            return
+        self._await_no_more(job)
+        job.spec = msgspec.structs.replace(job.spec, priority=event.priority)
+        self._await(job)
+        self.changed.add(job.id)
 
     def _signal_requested(self, event: ev.SignalRequested) -> None:
         job = self.jobs.get(event.job)
@@ -313,7 +405,7 @@ class State:
         if old:
             if event.incarnation in old.dead or (event.incarnation == old.incarnation and old.state != "up"):
                 return
-            node.used_slots, node.used_bytes = old.used_slots, old.used_bytes
+            node.used_slots, node.used_bytes, node.drain = old.used_slots, old.used_bytes, old.drain
             if event.incarnation == old.incarnation:
                 node.joined_s, node.dead = old.joined_s, old.dead
                 self.nodes[node.name] = node
@@ -351,6 +443,22 @@ class State:
             return
         for job, attempt, part in list(self.live_parts(node.name).values()):
             self._lose_part(job, attempt, part, f"{event.user} said that {node.name} is off", event.time_s)
+
+    def _node_drained(self, event: ev.NodeDrained) -> None:
+        node = self.nodes.get(event.node)
+        if node:
+            node.drain = Drain(event.user, event.reason, event.time_s)
+
+    def _node_resumed(self, event: ev.NodeResumed) -> None:
+        node = self.nodes.get(event.node)
+        if node:
+            node.drain = None
+
+    def _node_forgotten(self, event: ev.NodeForgotten) -> None:
+        """Nothing of it lives, so that its incarnations may be forgotten with it: what comes back finds no work."""
+        node = self.nodes.get(event.node)
+        if node and node.incarnation == event.incarnation and node.state == "lost" and not self.jobs_with(node.name):
+            del self.nodes[event.node]
 
     def _forgotten(self, event: ev.Forgotten) -> None:
         for number in event.jobs:
@@ -403,4 +511,11 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.NodeLost: State._node_lost,
     ev.NodeGone: State._node_gone,
     ev.Forgotten: State._forgotten,
+    ev.JobHeld: State._job_held,
+    ev.JobReleased: State._job_released,
+    ev.RequeueRequested: State._requeue_requested,
+    ev.PrioritySet: State._priority_set,
+    ev.NodeDrained: State._node_drained,
+    ev.NodeResumed: State._node_resumed,
+    ev.NodeForgotten: State._node_forgotten,
 }

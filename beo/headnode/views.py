@@ -9,7 +9,7 @@ from beo import messages as ms
 from beo import nodeset
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook, describe
-from beo.headnode.model import ENDED, Job, Node
+from beo.headnode.model import ENDED, WAITING, Job, Node
 from beo.headnode.state import State
 from beo.spec import JobSpec
 
@@ -25,8 +25,8 @@ def progress(job: Job) -> str:
 def job_row(job: Job, outlook: Outlook, sight: Sight) -> ms.JobView:
     """One row of `beo queue`. Of others' jobs it tells why they wait, not how they ended: that quotes them."""
     attempt = job.attempt
-    shown = attempt if attempt and job.state != "queued" else None
-    reasons = outlook.why(job) if sight == "own" or job.state == "queued" else ()
+    shown = attempt if attempt and job.state not in WAITING else None
+    reasons = outlook.why(job) if sight == "own" or job.state in WAITING else ()
     return ms.JobView(
         id=job.id,
         name="-" if sight == "private" else job.spec.title,
@@ -90,9 +90,11 @@ def event_row(index: int, epoch: int, event: ev.Event, state: State, user: User)
 
 
 def node_row(state: State, node: Node, silent_s: float, ready: bool) -> ms.NodeView:
-    """One row of `beo nodes`; a node that is up but not ready is shown as silent."""
-    shown = node.state if node.state != "up" or ready else "silent"
+    """One row of `beo nodes`; a node that is up is shown as silent if it isn't ready, and else by its drain."""
     jobs = tuple(sorted({job for job, _ in state.live_parts(node.name)}))
+    shown = node.state if node.state != "up" or ready else "silent"
+    if shown == "up" and node.drain:
+        shown = "draining" if jobs else "drained"
     return ms.NodeView(
         node.name,
         shown,
@@ -104,4 +106,5 @@ def node_row(state: State, node: Node, silent_s: float, ready: bool) -> ms.NodeV
         node.facts,
         round(silent_s, 3),
         node.incarnation,
+        f"by {node.drain.user}" + (f": {node.drain.reason}" if node.drain.reason else "") if node.drain else "",
     )
