@@ -79,7 +79,7 @@ def test_output_goes_out_and_the_exit_code_is_the_verbs(head: FakeHead) -> None:
     done = subprocess.run([sys.executable, "-m", "beo.front", "queue", "-q"], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"1\n", b"")
     done = subprocess.run([sys.executable, "-m", "beo.front", "quue"], capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, b"beo: no command 'quue': did you mean queue?\n")
+    assert (done.returncode, done.stderr) == (2, b"beo: no command 'quue': did you mean queue or requeue?\n")
 
 
 def test_a_broken_pipe_ends_it_silently_by_the_signal(head: FakeHead) -> None:
