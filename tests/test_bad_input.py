@@ -229,7 +229,7 @@ SELECTORS = [
     Case("queue --format {", "'{{' is no template: write it as '{{id}} {{name}}' or '{{id:>8}} {{name}}'"),
     Case("queue --limit 0", "invalid value for '--limit': 0 is not in the range 1<=x<=10000: see 'beo queue --help'"),
     Case("events -n 0", "invalid value for '-n': 0 is not in the range 1<=x<=1000: see 'beo events --help'"),
-    Case("quue", "no command 'quue': did you mean queue?"),
+    Case("quue", "no command 'quue': did you mean queue or requeue?"),
     Case("--verbos", "no option '--verbos': did you mean --version?"),
     Case("info again", "got unexpected extra argument (again): see 'beo info --help'"),
     Case(

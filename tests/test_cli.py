@@ -376,7 +376,7 @@ def test_requeue_names_the_attempts_that_it_saw(head: FakeHead, beo: Beo) -> Non
     head.on(m.ListJobs, m.JobsAre(rows))
     head.on(m.Requeue, m.JobsAre((view(4, "ending"), view(5, "queued"))))
     assert beo("requeue", "--hold", "4-6") == (0, "job 4 ending\njob 5 queued\n", "")
-    beo("requeue", "all")
+    assert beo("requeue", "all") == (0, "job 4 ending\njob 5 queued\n", "")
     assert head.messages(m.Requeue) == [m.Requeue(((4, 2), (5, 1), (6, 0)), True), m.Requeue(((4, 2),))]
 
 
