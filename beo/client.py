@@ -63,6 +63,27 @@ def tell(text: str) -> None:
 _context = functools.cache(wire.new_context)
 
 
+# Connections that were made before they were asked for, with whom they are to: address, the head's key, our secret.
+_ahead: list[tuple[tuple[str, str, str], wire.Connection]] = []
+
+
+def open_ahead(home: config.Home, count: int) -> None:
+    """Open connections to the control plane of a cluster, for those who will want one in this process.
+
+    Whoever wants one reads the cluster's address and keys anew, and takes none that was made with others.
+    """
+    cluster = home.cluster()
+    whom = (cluster.heads[0], cluster.key, home.secret("admin"))
+    _ahead.extend((whom, wire.Connection(*whom, _context())) for _ in range(count))
+
+
+def close_ahead() -> None:
+    """Close those that nobody wanted."""
+    for _, connection in _ahead:
+        connection.close()
+    _ahead.clear()
+
+
 def _forgotten(job: int) -> NotFound:
     return NotFound(f"no job {job}", "never submitted here, or ended long ago", "see 'beo queue --all'")
 
@@ -137,7 +158,12 @@ class Cluster:
         return self._connection
 
     def _connect(self, address: str) -> wire.Connection:
-        return wire.Connection(address, self.home.cluster().key, self.home.secret("admin"), _context())
+        whom = (address, self.home.cluster().key, self.home.secret("admin"))
+        for number, (known, connection) in enumerate(_ahead):
+            if known == whom and not connection.refused:
+                del _ahead[number]
+                return connection
+        return wire.Connection(*whom, _context())
 
     def bulk(self) -> wire.Connection:
         """Return a new connection to the head's bulk plane, where output and input go."""

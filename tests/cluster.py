@@ -78,7 +78,7 @@ class Cluster:
         self.slots = slots
         self._heads: list[int] = []  # children of ours
         self._commands: list[subprocess.Popen[str]] = []
-        self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT))
+        self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT), BEO_RESIDENT="0")
 
     def up(self) -> None:
         """`beo up`: start what is missing, return when all is ready."""

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from beo import front
 from beo import messages as m
+from beo.cli.group import VERBS
 from tests.fake_head import FakeHead, view
 
 # What answering `beo queue` must never load, for each costs more than all of beo's own code.
@@ -35,11 +37,11 @@ def loaded_by(*argv: str) -> set[str]:
     """Return the modules that are really loaded (not just named) at the end of a command line."""
     code = """
 import os, sys
-from beo import front
+from beo import direct, front
 def leave(code):
     names = [name for name, module in sys.modules.items() if type(module).__name__ != "_Later"]
     print("\\n" + repr(names) + "\\n" + str(code), file=sys.stderr)
-front.os._exit = leave
+direct.os._exit = leave
 front.main()
 """
     done = python(code, *argv)
@@ -49,9 +51,16 @@ front.main()
     return set(found)
 
 
+def test_every_verb_is_done_either_here_or_by_the_resident() -> None:
+    assert not front.HERE & front.THROUGH
+    assert set(VERBS) == front.HERE | front.THROUGH, "add the verb to front.HERE or front.THROUGH"
+    assert front.READING <= front.THROUGH
+
+
 def test_importing_the_front_loads_nothing_heavy() -> None:
-    done = python("import sys; before = set(sys.modules); import beo.front; print(*set(sys.modules) - before)")
-    assert not {"click", "zmq", "msgspec", "typing", "inspect"} & set(done.stdout.split())
+    code = "import sys; before = set(sys.modules); import beo.front; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == {"beo", "beo.front", "_socket"}
 
 
 def test_queue_loads_no_more_than_it_needs(head: FakeHead) -> None:
@@ -68,7 +77,7 @@ def test_help_loads_no_verb() -> None:
 
 def test_a_module_that_is_put_off_is_whole_once_it_is_used() -> None:
     done = python(
-        "from beo import front; front.in_process(['--version']); import inspect, json, random\n"
+        "from beo import direct; direct.run(['--version']); import inspect, json, random\n"
         "print(inspect.signature(lambda a: 0), json.dumps([1]), random.Random(1).random() > 0)\n"
         "from json import JSONDecodeError; import json.decoder; print(JSONDecodeError is json.decoder.JSONDecodeError)"
     )

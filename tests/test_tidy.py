@@ -25,7 +25,7 @@ FLOORS = {
     "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
     "worker.shipper worker.rsh local supervisor",
-    4: "client job follow cli.* front",
+    4: "client job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

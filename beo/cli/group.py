@@ -38,6 +38,7 @@ VERBS = {
     "gone": ("nodes", "declare a silent node's machine to be off"),
     "forget": ("nodes", "take lost nodes off the record"),
     "info": ("admin", "tell which cluster answers"),
+    "resident": ("resident", "tell of the process that makes verbs quick, or end it"),
 }
 
 EXIT_CODES = (
