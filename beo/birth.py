@@ -44,21 +44,22 @@ def check_owner(home: Home) -> None:
         raise Refused(f"others may write to {home.path}", "they could replace its keys", f"chmod 700 {home.path}")
 
 
-def make_cluster(home: Home) -> None:
-    """Make the keys, the id and the address of the cluster where they are missing; the address follows [head] listen.
+def make_cluster(home: Home, listen: str = "") -> None:
+    """Make the keys, the id and the address of the cluster where they are missing; the address follows `listen`.
 
-    cluster.json comes last: with it, a cluster is whole. Raises UsageError for a listen where nobody can listen.
+    listen: "HOST:PORT"; "" is [head] listen of beo.toml, and port 0 a free one. cluster.json comes last: with it, a
+    cluster is whole. Raises UsageError for a listen where nobody can listen.
     """
     for name in KEYS:
         if not (home.keys / f"{name}.secret").exists():
             home.write_secret(name, wire.new_keypair()[1])
-    listen = home.config().head.listen
-    if not is_address(listen):
-        raise UsageError(f"[head] listen is {listen!r}", "it must be HOST:PORT", 'write "127.0.0.1:0" for any port')
-    host, _, port = listen.rpartition(":")
+    where = listen or home.config().head.listen
+    if not is_address(where):
+        raise UsageError(f"[head] listen is {where!r}", "it must be HOST:PORT", 'write "127.0.0.1:0" for any port')
+    host, _, port = where.rpartition(":")
     old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
     head = f"{host}:{port}" if port != "0" else _kept(old.heads, host) or free_address(host)
-    bulk = _kept(old.bulk, host) or free_address(host)
+    bulk = _kept(old.bulk, host) or (listen and _next_port(head)) or free_address(host)
     key = wire.public_of(home.secret("head"))
     cluster = msgspec.structs.replace(old, heads=(head,), key=key, bulk=(bulk,))
     if cluster != old:
@@ -68,6 +69,24 @@ def make_cluster(home: Home) -> None:
 def _kept(addresses: tuple[str, ...], host: str) -> str:
     """The address that was chosen earlier, if it is one of this host; else nothing."""
     return addresses[0] if addresses and addresses[0].rpartition(":")[0] == host else ""
+
+
+def _next_port(address: str) -> str:
+    """The address one port further, if it is free: two ports side by side are easier to tell a firewall."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError, OverflowError):
+        return _bound_address(host, int(port) + 1)
+    return ""
+
+
+def user_name() -> str:
+    """Return who runs this process, by name if it has one."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def free_address(host: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from beo import config, spec, units, wire
+from beo import config, spec, units, version, wire
 from beo import messages as m
 from beo.errors import Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict, reason
 from beo.table import escape
@@ -175,7 +175,7 @@ class Cluster:
         while received := connection.receive(max(0.0, deadline_s - time.monotonic())):
             request, body = received
             if not request and not body:
-                raise Internal("the head speaks another version of beo's protocol", "", "install the same on both")
+                raise version.mismatch("the head", connection.stranger)
             if request != self._requests:
                 continue  # the late answer to a request that was given up
             try:
@@ -345,6 +345,14 @@ class Cluster:
     def forget(self, nodes: str) -> None:
         """Take lost nodes off the record; raises `Conflict` where something of one may be alive."""
         self._ask(m.ForgetNodes(nodes), m.NodesAre, SUBMIT_PATIENCE_S)
+
+    def tokens(self) -> tuple[m.TokenView, ...]:
+        """Return the tokens that newcomers may join with, or could."""
+        return self._ask(m.ListTokens(), m.TokensAre).tokens
+
+    def revoke_tokens(self, numbers: Iterable[int]) -> tuple[m.TokenView, ...]:
+        """End tokens by number; what joined by them stays."""
+        return self._ask(m.RevokeTokens(tuple(numbers)), m.TokensAre, SUBMIT_PATIENCE_S).tokens
 
     def gone(self, node: str) -> None:
         """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""

@@ -14,8 +14,9 @@ import msgspec
 from beo.results import PartResult as PartResult
 from beo.results import RankResult as RankResult
 from beo.spec import JobSpec
+from beo.version import ENTRY_FORMAT
 
-FORMAT = 1  # of the entries; a head refuses a journal with a higher one
+FORMAT = ENTRY_FORMAT
 
 
 class _Event(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -42,7 +43,8 @@ class EpochBegan(_Event, frozen=True):
 class KeyAuthorized(_Event, frozen=True):
     """A CURVE public key (40 characters of Z85) may connect, as `user`, in a role: admin, user or worker.
 
-    uid: whose jobs it may submit; -1: anybody's, which is for admins.
+    uid: whose jobs it may submit; -1: anybody's, which is for admins. node: the only one that a worker's key speaks
+    for; "": those that no other key does. A node has one key: the one before is void.
     """
 
     key: str
@@ -50,6 +52,41 @@ class KeyAuthorized(_Event, frozen=True):
     role: str
     time_s: float
     uid: int = -1
+    node: str = ""
+
+
+class KeyRevoked(_Event, frozen=True):
+    """A key, of a client, a worker or a token, may not connect any more."""
+
+    key: str
+    user: str  # who said so
+    time_s: float
+
+
+class TokenMade(_Event, frozen=True):
+    """Whoever holds this token may have so many keys of his own authorized, as `user` in a role, until it expires.
+
+    key: the public key that belongs to the token, which itself is nowhere on record.
+    """
+
+    number: int
+    key: str
+    role: str
+    user: str
+    uid: int
+    uses: int
+    expires_s: float
+    maker: str
+    time_s: float
+
+
+class Enrolled(_Event, frozen=True):
+    """A token was used: `key` may connect from here on, as the token says; `node`: that of a worker."""
+
+    token: str
+    key: str
+    node: str
+    time_s: float
 
 
 class Submitted(_Event, frozen=True):
@@ -252,6 +289,9 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     NodeDrained,
     NodeResumed,
     NodeForgotten,
+    KeyRevoked,
+    TokenMade,
+    Enrolled,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

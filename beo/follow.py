@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from beo import messages, records, wire
+from beo import messages, records, version, wire
 from beo.errors import Conflict, Internal, NoHead, Refused, from_dict
 from beo.records import Record
 
@@ -137,7 +137,7 @@ class Console:
         while received := self._connection.receive():
             request, body = received
             if not body:
-                raise Internal("the head speaks another version of beo's protocol", "", "install the same on both")
+                raise version.mismatch("the head", self._connection.stranger)
             self._heard_at = time.monotonic()
             try:
                 answer = messages.bulk_from_head.decode(body)

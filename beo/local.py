@@ -1,8 +1,9 @@
-"""`beo up` and `beo down`: a whole cluster as processes of this machine.
+"""`beo up` and `beo down`: what runs of a cluster on this machine, be it all of it, its head or a worker.
 
 `up` makes the folder on its first time, starts the supervisor in the background and returns when the head answers and
-all workers have joined. Nothing of it needs cleaning up by hand: after a power loss, or a kill -9 of whatever you like,
-`up` on the same folder just works again.
+all workers of this machine have joined. Nothing of it needs cleaning up by hand: after a power loss, or a kill -9 of
+whatever you like, `up` on the same folder just works again. How a machine becomes head or worker of a cluster of
+several is in machines.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 
 from beo import lockfile, log, supervisor
 from beo.config import Home, write_durably
-from beo.errors import BeoError, Conflict, TimedOut, UsageError, from_dict, reason
+from beo.errors import BeoError, Conflict, Refused, TimedOut, UsageError, from_dict, reason
 from beo.supervisor import Daemon
 
 if TYPE_CHECKING:
@@ -52,15 +53,19 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     slots: int  # of each worker
     head: tuple[str, ...] = HEAD_ARGV
     agent: tuple[str, ...] = AGENT_ARGV
+    serves: bool = True  # the head runs here
+    listen: str = ""  # where it listens: host:port; "": as beo.toml says
+    name: str = ""  # of the one worker of a machine without the head
 
     @property
     def nodes(self) -> list[str]:
-        """The names of the workers: node01, node02, ..."""
-        return [f"node{number:02d}" for number in range(1, self.workers + 1)]
+        """The names of the workers: node01, node02, ..., or the one that the machine has in the cluster."""
+        return [self.name] if self.name else [f"node{number:02d}" for number in range(1, self.workers + 1)]
 
     def __str__(self) -> str:
         """`2 workers of 4 slots`"""
-        return f"{_count(self.workers, 'worker')} of {_count(self.slots, 'slot')}"
+        where = f", the head at {self.listen}" if self.listen else ""
+        return f"{_count(self.workers, 'worker')} of {_count(self.slots, 'slot')}{where}"
 
 
 def up(
@@ -78,17 +83,28 @@ def up(
     cores. Raises Conflict where it is up with others, and BeoError with the last line of its log where a daemon doesn't
     start; then nothing is left running that wasn't before. head and agent are arguments to the Python interpreter.
     """
+    plan, was_up = start(home, lambda last: choose(last, workers, slots, head, agent))
+    _greet(home, plan, was_up, echo)
+
+
+def start(home: Home, choose: Callable[[Plan | None], Plan]) -> tuple[Plan, bool]:
+    """Start what `choose` makes of the plan of the last time; return it, and whether all was up already.
+
+    Returns when all of it is ready, and raises what `up` raises.
+    """
     from beo import birth  # here: the supervisor, which is this file too, does without zmq and its memory
 
     birth.make_folder(home)
     with _alone(home):
-        plan = _choose(_read_plan(home), workers, slots, head, agent)
-        runs = _is_running(home)
-        if runs and plan != _read_plan(home):
-            raise Conflict(f"already up, with {_read_plan(home)}", "", "'beo down' first, then 'beo up' as you like it")
+        last = read_plan(home)
+        plan = choose(last)
+        runs = is_running(home)
+        if runs and plan != last:
+            raise Conflict(f"already up, with {last}", "", "'beo down' first, then start it as you like it")
         if not runs:
-            birth.make_cluster(home)
-            write_durably(_plan_path(home), msgspec.json.encode(plan) + b"\n", 0o600)
+            if plan.serves:
+                birth.make_cluster(home, plan.listen)
+            write_plan(home, plan)
         was_up = lockfile.holder(supervisor.lock_path(home)) is not None
         try:
             if not was_up:
@@ -100,7 +116,7 @@ def up(
             if not runs:
                 _end_all(home)
             raise
-    _greet(home, plan, was_up, echo)
+    return plan, was_up
 
 
 def down(home: Home, echo: Callable[[str], object] = print) -> None:
@@ -112,30 +128,45 @@ def down(home: Home, echo: Callable[[str], object] = print) -> None:
 
     birth.check_owner(home)
     with _alone(home):
-        if not _is_running(home):
+        if not is_running(home):
             echo(f"nothing is up in {home.path}")
             return
         jobs = _count_running(home)
         _end_all(home)
-    echo(f"the cluster in {home.path} is down")
+        plan = read_plan(home)
+    echo(f"the cluster in {home.path} is down" if not plan or plan.serves else f"{plan.name} is down")
     if jobs:
         were, they = ("was", "it is") if jobs == 1 else ("were", "they are")
         again = f"{they} queued again at the next 'beo up', unless of --requeue never"
         echo(f"{_count(jobs, 'running job')} {were} stopped; {again}")
 
 
-def supervise(home: Home) -> int:
-    """Run the supervisor in the background; return once it holds its lock: 0, or 1 with the reason on stderr."""
+def supervise(home: Home, foreground: bool = False) -> int:
+    """Run the supervisor in the background; return once it holds its lock: 0, or 1 with the reason on stderr.
+
+    foreground: run it in this process, and return when it has been told to stop, as systemd and containers want it.
+    """
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what our caller had open isn't ours to keep open for ever
     os.chdir("/")
+    if foreground:
+        return _run_supervisor(home, lambda: None)
     ready, tell = os.pipe2(os.O_CLOEXEC)
     # Forked while it is small, so that it is nobody's child: whoever started it needn't stay to reap it.
     if os.fork():
         os.close(tell)
         return 0 if os.read(ready, 1) else 1
+
+    def began() -> None:
+        os.write(tell, b"+")
+        os.close(tell)
+
+    return _run_supervisor(home, began)
+
+
+def _run_supervisor(home: Home, began: Callable[[], None]) -> int:
     try:
         lockfile.hold(supervisor.lock_path(home))
-        plan = _read_plan(home)
+        plan = read_plan(home)
         if plan is None:
             raise UsageError(f"no {_plan_path(home)}", "", "start with 'beo up'")
         own = supervisor.Supervisor(home, *_daemons(home, plan))
@@ -145,8 +176,7 @@ def supervise(home: Home) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: own.stop())
     log.setup("beo.supervisor")
-    os.write(tell, b"+")
-    os.close(tell)
+    began()
     own.run()
     return 0
 
@@ -158,7 +188,8 @@ def _plan_path(home: Home) -> Path:
     return home.path / "local.json"
 
 
-def _read_plan(home: Home) -> Plan | None:
+def read_plan(home: Home) -> Plan | None:
+    """Return what runs on this machine when it is up, None where nothing was ever started in this folder."""
     path = _plan_path(home)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Plan)
@@ -168,23 +199,36 @@ def _read_plan(home: Home) -> Plan | None:
         raise UsageError(f"{path} is damaged", str(error).lower(), "remove it, and give --workers again") from None
 
 
-def _choose(
+def write_plan(home: Home, plan: Plan) -> None:
+    """Write down what runs on this machine when it is up."""
+    write_durably(_plan_path(home), msgspec.json.encode(plan) + b"\n", 0o600)
+
+
+def choose(
     last: Plan | None, workers: int | None, slots: int | None, head: tuple[str, ...], agent: tuple[str, ...]
 ) -> Plan:
     """What is asked for, else as the last time, else the default."""
+    if last and not last.serves:
+        if workers not in (None, 1):
+            raise UsageError(f"{_count(workers or 0, 'worker')}", f"this machine is {last.name} alone", "--slots it is")
+        return msgspec.structs.replace(last, slots=_checked_slots(slots or last.slots))
     if workers is None:
         workers = last.workers if last else WORKERS_DEFAULT
-    if not 1 <= workers <= WORKERS_MAX:
+    if not (0 if last and last.listen else 1) <= workers <= WORKERS_MAX:
         raise UsageError(f"{_count(workers, 'worker')}", f"a machine has 1 to {WORKERS_MAX}", "change --workers")
     if slots is None:
         cores = len(os.sched_getaffinity(0))
-        slots = last.slots if last and last.workers == workers else max(1, cores // workers)
+        slots = last.slots if last and last.workers == workers else max(1, cores // max(1, workers))
+    return Plan(workers, _checked_slots(slots), head, agent, listen=last.listen if last else "")
+
+
+def _checked_slots(slots: int) -> int:
     if not 1 <= slots <= SLOTS_MAX:
         raise UsageError(f"{_count(slots, 'slot')} of a worker", f"it has 1 to {SLOTS_MAX}", "change --slots")
-    return Plan(workers, slots, head, agent)
+    return slots
 
 
-def _daemons(home: Home, plan: Plan) -> tuple[Daemon, list[Daemon]]:
+def _daemons(home: Home, plan: Plan) -> tuple[Daemon | None, list[Daemon]]:
     head = Daemon("head", (sys.executable, *plan.head), home.head / "lock", home.logs / "head.log")
     agents = [
         Daemon(
@@ -195,7 +239,7 @@ def _daemons(home: Home, plan: Plan) -> tuple[Daemon, list[Daemon]]:
         )
         for name in plan.nodes
     ]
-    return head, agents
+    return head if plan.serves else None, agents
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -219,7 +263,8 @@ def _alone(home: Home) -> Iterator[None]:
             os.close(fd)
 
 
-def _is_running(home: Home) -> bool:
+def is_running(home: Home) -> bool:
+    """Whether anything of this folder's cluster runs on this machine."""
     found = [supervisor.lock_path(home), home.head / "lock", *home.nodes.glob("*/lock")]
     if any(lockfile.holder(lock) for lock in found):
         return True
@@ -248,7 +293,7 @@ def _end_all(home: Home) -> None:
             own.wait(supervisor.KILLED_END_S)
         own.close()
     supervisor.end(home, supervisor.agents(home), supervisor.heads(home))
-    if _is_running(home):
+    if is_running(home):
         raise BeoError(
             f"something of the cluster in {home.path} doesn't end, not even by SIGKILL",
             "it hangs in the kernel, as with a file server that is away",
@@ -266,7 +311,8 @@ def _connected(home: Home) -> Iterator[wire.Connection]:
     cluster = home.cluster()
     context = wire.new_context()
     try:
-        connection = wire.Connection(cluster.heads[0], cluster.key, home.secret("admin"), context)
+        key = "admin" if (home.keys / "admin.secret").exists() else "worker"
+        connection = wire.Connection(cluster.heads[0], cluster.key, home.secret(key), context)
         try:
             yield connection
         finally:
@@ -277,7 +323,7 @@ def _connected(home: Home) -> Iterator[wire.Connection]:
 
 def _ask(connection: wire.Connection, question: messages.Info | messages.ListJobs | messages.ListNodes) -> object:
     """The head's answer, or None where none came in ASK_S. Raises the error that it answered with."""
-    from beo import messages
+    from beo import messages, version
 
     number = random.getrandbits(63)
     deadline = time.monotonic() + ASK_S
@@ -289,6 +335,8 @@ def _ask(connection: wire.Connection, question: messages.Info | messages.ListJob
             if isinstance(answer, messages.Failed):
                 raise from_dict(answer.error)
             return answer
+    if connection.stranger:
+        raise version.mismatch(f"the head at {connection.address}", connection.stranger)
     return None
 
 
@@ -302,6 +350,12 @@ def _await_ready(home: Home, plan: Plan) -> None:
         with _connected(home) as connection:
             while time.monotonic() < began_s + READY_MAX_S:
                 answer = _ask(connection, messages.ListNodes())
+                if connection.refused:
+                    raise Refused(
+                        f"the head at {connection.address} does not know this machine's key",
+                        "it was removed there",
+                        "'beo worker' with a new token, which 'beo token' makes on the head's machine",
+                    )
                 if isinstance(answer, messages.NodesAre):
                     up = {node.name for node in answer.nodes if node.state == "up"}
                     # A head that begins again takes its nodes for up until it knows better; so ask the locks too.
@@ -325,7 +379,7 @@ def _check_daemons(home: Home, plan: Plan) -> None:
     with suppress(OSError, msgspec.DecodeError):  # it is only news; without it there is still the time limit
         ends = msgspec.json.decode(supervisor.ends_path(home).read_bytes(), type=dict[str, supervisor.Ends])
         head, agents = _daemons(home, plan)
-        for daemon in (head, *agents):
+        for daemon in (*([head] if head else []), *agents):
             its = ends.get(daemon.name, supervisor.Ends())
             if its.count >= ENDS_MAX:
                 why = f"it {its.how}, {its.count} times in a row: {_last_line(daemon.log) or 'its log is empty'}"
@@ -349,6 +403,10 @@ def _count_running(home: Home) -> int:
 
 
 def _greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object]) -> None:
+    if not plan.serves or not plan.workers:
+        what = f"{plan.name}, {_count(plan.slots, 'slot')}" if plan.name else "the head"
+        echo(f"{'already up' if was_up else 'up'}: {what}, of the cluster at {home.cluster().heads[0]}")
+        return
     slots = plan.workers * plan.slots
     names = plan.nodes[0] if plan.workers == 1 else f"{plan.nodes[0]} to {plan.nodes[-1]}"
     echo(f"{'already up' if was_up else 'up'}: {_count(plan.workers, 'node')} ({names}), {_count(slots, 'slot')}")
@@ -384,6 +442,6 @@ def _count(number: int, noun: str) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "supervise":
+    if sys.argv[1:2] != ["supervise"] or sys.argv[3:] not in ([], ["--foreground"]):
         sys.exit("beo: this is started by 'beo up'")
-    sys.exit(supervise(Home(Path(sys.argv[2]))))
+    sys.exit(supervise(Home(Path(sys.argv[2])), foreground=bool(sys.argv[3:])))

@@ -1,7 +1,7 @@
 """What goes over the wire, both planes. Tagged msgspec structs, validated when they are decoded.
 
-Frames of one message (behind a ROUTER's identity): PROTOCOL, request id (8 bytes, big-endian; 0: nothing is asked) and
-body. A peer with another PROTOCOL is told so in this protocol and nothing else happens.
+Frames of one message (behind a ROUTER's identity): a greeting (version.py), request id (8 bytes, big-endian; 0: nothing
+is asked) and body. A peer of another protocol gets our greeting with an empty body, and nothing else happens.
 
 Two planes, two sockets at the head: *control* (small, latency-bound: everything but output) and *bulk* (output and
 stdin), so that a gigabyte of output never delays a heartbeat.
@@ -16,7 +16,6 @@ import msgspec
 from beo.results import PartResult
 from beo.spec import JobSpec
 
-PROTOCOL = b"beo1"
 MESSAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024  # the largest spec fits twice; anything larger is refused by the socket itself
 CHUNK_SIZE_MAX_BYTES = 256 * 1024  # output in one message
 STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unacknowledged
@@ -148,6 +147,40 @@ class ForgetNodes(_Message, frozen=True):
     nodes: str
 
 
+class MakeToken(_Message, frozen=True):
+    """Take a token, by the public key that belongs to it; the head never learns the token itself. → TokensAre
+
+    uses: so many keys may be authorized by it, within expires_s. Repeating it changes nothing.
+    """
+
+    key: str
+    role: str  # worker, user or admin
+    user: str
+    uid: int
+    uses: int
+    expires_s: float
+
+
+class ListTokens(_Message, frozen=True):
+    """→ TokensAre"""
+
+
+class RevokeTokens(_Message, frozen=True):
+    """End tokens by number; keys that were authorized by them stay. → TokensAre (those that were meant)"""
+
+    numbers: tuple[int, ...]
+
+
+class Enrol(_Message, frozen=True):
+    """The one thing that a token's own key can ask for: authorize my `key`. → EnrolledIs
+
+    Repeating it with the same key gives the same answer. node: the name that a worker wants; "": no worker.
+    """
+
+    key: str
+    node: str = ""
+
+
 # ---- the head answers -------------------------------------------------------------------------------------------
 
 
@@ -170,6 +203,39 @@ class InfoIs(_Message, frozen=True):
     user: str
     version: str
     bulk: str  # address of the bulk plane
+
+
+class TokenView(msgspec.Struct, frozen=True, array_like=True):
+    """One row of `beo token list`. state: open, used, expired or revoked."""
+
+    number: int
+    state: str
+    role: str
+    user: str
+    uid: int
+    uses: int
+    used: int
+    left_s: float  # until it expires; 0: it has
+    maker: str
+
+
+class TokensAre(_Message, frozen=True):
+    """Rows in ascending number."""
+
+    tokens: tuple[TokenView, ...]
+
+
+class EnrolledIs(_Message, frozen=True):
+    """The key is authorized, durably. time_s: the head's wall clock."""
+
+    cluster: str
+    head: str
+    bulk: str
+    role: str
+    user: str
+    uid: int
+    node: str
+    time_s: float
 
 
 class SubmittedIs(_Message, frozen=True):
@@ -530,10 +596,14 @@ ClientRequest = Union[  # noqa: UP007
     Drain,
     Resume,
     ForgetNodes,
+    MakeToken,
+    ListTokens,
+    RevokeTokens,
+    Enrol,
 ]
 AgentReport = Union[Join, Ping, Ended, Gone, Delivered]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
-    Failed, Done, InfoIs, SubmittedIs, JobsAre, DetailsAre, NodesAre, EventsAre
+    Failed, Done, InfoIs, SubmittedIs, JobsAre, DetailsAre, NodesAre, EventsAre, TokensAre, EnrolledIs
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007

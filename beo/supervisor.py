@@ -1,4 +1,5 @@
-"""The supervisor: starts the head and the workers of this machine and restarts what dies. Itself replaceable.
+"""The supervisor: starts the head, if it is here, and the workers of this machine and restarts what dies. Itself
+replaceable.
 
 The daemons don't depend on it: each holds a lock of its own (see lockfile), so they live on when their supervisor is
 killed, and the next one finds them by those locks, watches them, and starts only what is missing. A stopped daemon
@@ -218,12 +219,12 @@ class _Watch:
 class Supervisor:
     """Keeps the daemons of one folder running until it is told to stop. All times are of time.monotonic."""
 
-    def __init__(self, home: Home, head: Daemon, agents: Iterable[Daemon]) -> None:
-        """Take what to run; nothing is started yet, but `Ends` are told anew."""
+    def __init__(self, home: Home, head: Daemon | None, agents: Iterable[Daemon]) -> None:
+        """Take what to run, the head unless it is another machine's; nothing is started yet, but `Ends` are told."""
         self._home = home
-        self._head = _Watch(head)
+        self._heads = [_Watch(head)] if head else []
         self._agents = [_Watch(agent) for agent in agents]
-        self._watches = [self._head, *self._agents]
+        self._watches = [*self._heads, *self._agents]
         self._log = logging.getLogger("beo.supervisor")
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._tell()
@@ -305,7 +306,7 @@ class Supervisor:
     def _end(self) -> None:
         """End our own children, which may hold no lock yet, and whoever else holds one."""
         own_agents = [watch.process for watch in self._agents if watch.process]
-        own_heads = [self._head.process] if self._head.process else []
+        own_heads = [watch.process for watch in self._heads if watch.process]
         own = {process.pid for process in own_agents + own_heads}
         other_agents = [process for process in agents(self._home) if process.pid not in own]
         other_heads = [process for process in heads(self._home) if process.pid not in own]

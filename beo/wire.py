@@ -19,7 +19,8 @@ import zmq
 from zmq.utils import z85
 
 from beo.errors import BeoError, Internal
-from beo.messages import MESSAGE_SIZE_MAX_BYTES, PROTOCOL
+from beo.messages import MESSAGE_SIZE_MAX_BYTES
+from beo.version import GREETING, is_ours, is_understood
 
 POLLIN = zmq.POLLIN
 Poller = zmq.Poller
@@ -32,6 +33,9 @@ HEARTBEAT_TIMEOUT_MS = 3_000
 RECONNECT_IVL_MS = 20
 RECONNECT_IVL_MAX_MS = 250
 HANDSHAKE_IVL_MS = 5_000
+REFUSED_RETRY_S = 0.25  # who is refused may be known a moment later
+MISTAKEN_AFTER = 3  # broken handshakes in a row: a head that just ends breaks off one
+STRANGERS_MAX = 64  # greetings of other protocols that are remembered, so that each is told of once
 CURE_KEY = "restore cluster.json and keys/ of the cluster's folder"
 
 _request = struct.Struct(">Q")
@@ -54,6 +58,11 @@ def public_of(secret: str) -> str:
         return zmq.curve_public(secret.encode()).decode()
     except (zmq.ZMQError, ValueError, AssertionError):
         raise ValueError("not a CURVE secret key (40 characters of Z85)") from None
+
+
+def public_of_bytes(secret: bytes) -> str:
+    """Return the public key of a secret one of 32 bytes."""
+    return public_of(z85.encode(secret).decode())
 
 
 def _tune(socket: zmq.Socket[bytes], queue_length: int = QUEUE_LENGTH_MAX) -> None:
@@ -132,6 +141,8 @@ class Server:
         except zmq.ZMQError as error:
             self.close()
             raise OSError(error.errno, f"can't listen on {address}: {error.strerror}") from None
+        self._strangers: set[bytes] = set()
+        self._news: list[bytes] = []
         endpoint = self._router.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
         self.address = endpoint.decode().removeprefix("tcp://").rstrip("\0")
@@ -154,12 +165,20 @@ class Server:
                 frame = self._router.recv(_NOW, copy=False)
                 rest.append(frame.bytes)
             peer = first.bytes
-            if len(rest) == 3 and rest[0] == PROTOCOL and len(rest[1]) == 8:
+            if len(rest) == 3 and is_understood(rest[0]) and len(rest[1]) == 8:
                 key = first.get("User-Id")
                 received.append((peer, str(key), _request.unpack(rest[1])[0], rest[2]))
-            elif rest and rest[0] != PROTOCOL and rest[0].startswith(b"beo"):
-                self._send(peer, PROTOCOL, rest[1] if len(rest) > 1 else bytes(8), b"")
+            elif rest and is_ours(rest[0]) and not is_understood(rest[0]):
+                self._send(peer, GREETING, rest[1] if len(rest) > 1 else bytes(8), b"")
+                if rest[0] not in self._strangers and len(self._strangers) < STRANGERS_MAX:
+                    self._strangers.add(rest[0])
+                    self._news.append(rest[0])
         return received
+
+    def strangers(self) -> list[bytes]:
+        """Return the greetings of peers of other protocols that have come since the last call; each comes once."""
+        news, self._news = self._news, []
+        return news
 
     def _judge(self) -> None:
         while _readable(self._zap):
@@ -180,7 +199,7 @@ class Server:
 
     def send(self, peer: bytes, request: int, body: bytes) -> bool:
         """Send, or say False where the peer has gone or doesn't read."""
-        return self._send(peer, PROTOCOL, _request.pack(request), body)
+        return self._send(peer, GREETING, _request.pack(request), body)
 
     def close(self) -> None:
         """Close at once; what is still queued is dropped."""
@@ -188,15 +207,18 @@ class Server:
 
 
 class Connection:
-    """A DEALER to one server. Reconnects by itself for ever.
+    """A DEALER to one server. Reconnects by itself for ever, also where it was refused.
 
-    `refused` tells that the server doesn't know our key. `renewed` tells that the connection was made anew since the
-    last `send`: whoever asked before it waits in vain.
+    `refused` tells that the server doesn't know our key, `mistaken` that who is there can't be the server: it doesn't
+    have its key. `stranger` is the greeting of a server of another protocol. `renewed` tells that the connection was
+    made anew since the last `send`: whoever asked before it waits in vain.
     """
 
     def __init__(self, address: str, server_key: str, secret: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Start to connect to "host:port"; returns at once. One context (`new_context`) per process is enough."""
         self.address = address
+        self.server_key = server_key
+        self.stranger = b""
         self._socket = context.socket(zmq.DEALER)
         _tune(self._socket)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for an absent peer, to be delivered as stale later
@@ -210,9 +232,14 @@ class Connection:
             self._socket.close(linger=0)
             raise BeoError("a key is no key", "it must be 40 characters of Z85", CURE_KEY) from None
         self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
         )
         self._refused = False
+        self._cut_short = 0  # handshakes that the other side broke off, in a row
+        self._retry_s = 0.0  # when to connect again: after a refusal the socket would not
         self._lives = self._asked_in_life = 0  # successful handshakes; how many there had been at the last send
         try:
             self._socket.connect(f"tcp://{address}")
@@ -242,11 +269,27 @@ class Connection:
         self._look()
         return self._lives > self._asked_in_life
 
+    @property
+    def mistaken(self) -> bool:
+        """Whether whoever listens there breaks off every handshake, as a server with another key does."""
+        self._look()
+        return self._cut_short >= MISTAKEN_AFTER
+
     def _look(self) -> None:
         while _readable(self._monitor):
             event = struct.unpack("=hi", self._monitor.recv_multipart()[0])[0]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self._cut_short += 1
+                continue
+            self._cut_short = 0
             self._refused = event != zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._lives += not self._refused
+            if self._refused:
+                self._retry_s = time.monotonic() + REFUSED_RETRY_S
+        if self._retry_s and time.monotonic() >= self._retry_s:
+            self._retry_s = 0.0
+            self._socket.disconnect(f"tcp://{self.address}")
+            self._socket.connect(f"tcp://{self.address}")
 
     def send(self, request: int, body: bytes, timeout_s: float = 0.0) -> bool:
         """Send, waiting at most timeout_s for the server to be there; False: nothing was sent."""
@@ -255,7 +298,7 @@ class Connection:
         if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000) + 1, zmq.POLLOUT):
             return False
         try:
-            _put(self._socket, PROTOCOL, _request.pack(request), body)
+            _put(self._socket, GREETING, _request.pack(request), body)
         except zmq.Again:
             return False
         self._look()
@@ -265,7 +308,7 @@ class Connection:
     def receive(self, timeout_s: float = 0.0) -> tuple[int, bytes] | None:
         """Return (request id, body) of one message, or None after timeout_s, or as soon as the connection is `renewed`.
 
-        An empty body: the server speaks another version of the protocol.
+        An empty body: the server speaks another protocol, and `stranger` says which.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -276,9 +319,10 @@ class Connection:
                 zmq.select([self._socket, self._monitor], [], [], left_s)
                 continue
             frames = self._socket.recv_multipart(_NOW)
-            if len(frames) == 3 and frames[0] == PROTOCOL and len(frames[1]) == 8:
+            if len(frames) == 3 and is_understood(frames[0]) and len(frames[1]) == 8:
                 return _request.unpack(frames[1])[0], frames[2]
-            if frames and frames[0].startswith(b"beo"):
+            if frames and is_ours(frames[0]) and not is_understood(frames[0]):
+                self.stranger = frames[0]
                 return 0, b""
 
     def close(self) -> None:

@@ -278,8 +278,8 @@ class Node:
 
     # ---- peers
 
-    def peer(self, message: ms.AgentWord, channel: bytes = b"") -> None:
-        self.take(acts.FromPeer(channel, message))
+    def peer(self, message: ms.AgentWord, channel: bytes = b"", key: str = "k") -> None:
+        self.take(acts.FromPeer(channel, message, key))
 
     def to_peer(self, *kinds: type) -> list[tuple[str, Any]]:
         found = [(node, message) for node, message in self.to_peers if isinstance(message, kinds)]

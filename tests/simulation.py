@@ -195,7 +195,7 @@ class Machine:
         self.agents += 1
         facts = {"contain": self.contain}
         address = f"{self.name}:{self.agents}"
-        node = acts.Node(self.name, f"boot-{self.boots}", address, "key", 2, 1 << 30, facts)
+        node = acts.Node(self.name, f"boot-{self.boots}", address, f"key-{self.name}", 2, 1 << 30, facts)
         self.core = workercore.Worker(node, CONFIG.worker, self.sim.nonce)
         seen = tuple((index, *key) for key, index in self.seen.items())
         wardens = tuple(sorted(self.wardens))
@@ -268,11 +268,11 @@ class Machine:
                 case acts.ToPeer():
                     other = sim.machines[effect.peer.node]
                     right = effect.peer.address == f"{other.name}:{other.agents}"
-                    heard = acts.FromPeer(self.name.encode(), effect.message)
+                    heard = acts.FromPeer(self.name.encode(), effect.message, f"key-{self.name}")
                     sim.send(not right, lambda o=other, h=heard: o.tell(h))  # type: ignore[misc]
                 case acts.Answer():
                     other = sim.machines[effect.channel.decode()]
-                    heard = acts.FromPeer(b"", effect.message)
+                    heard = acts.FromPeer(b"", effect.message, f"key-{self.name}")
                     sim.send(False, lambda o=other, h=heard: o.tell(h))  # type: ignore[misc]
 
     def _launch(self, effect: acts.Launch) -> None:

@@ -27,7 +27,8 @@ from beo import messages as ms
 from beo import spec, wire
 from beo.config import ClusterFile, Home
 from beo.errors import EXIT_REFUSED, from_dict
-from beo.messages import MESSAGE_SIZE_MAX_BYTES, PROTOCOL
+from beo.messages import MESSAGE_SIZE_MAX_BYTES
+from beo.version import GREETING
 from tests.cluster import BEO, ROOT, Cluster, running, send
 from tests.test_full_disk import fill, small_disk
 from tests.world import World
@@ -234,7 +235,7 @@ SELECTORS = [
     Case("info again", "got unexpected extra argument (again): see 'beo info --help'"),
     Case(
         "up --workers 9",
-        "already up, with 1 worker of 2 slots: 'beo down' first, then 'beo up' as you like it",
+        "already up, with 1 worker of 2 slots: 'beo down' first, then start it as you like it",
         75,
     ),
     Case("up --workers 999", "999 workers (a machine has 1 to 200): change --workers"),
@@ -464,7 +465,7 @@ def test_a_key_that_is_none_is_refused(
 
 def test_a_workers_key_is_no_users(copy: Home) -> None:
     shutil.copy(copy.keys / "worker.secret", copy.keys / "admin.secret")
-    for words in ("queue", "submit true", "cancel 1", "logs 1", "events", "nodes", "info"):
+    for words in ("queue", "submit true", "cancel 1", "logs 1", "events", "info"):
         expected = (77, "", "beo: a worker's key can't ask for this: use a user's key\n")
         assert beo(*words.split(), home=copy.path) == expected, words
 
@@ -764,11 +765,11 @@ def test_a_message_that_is_none_is_answered_with_what_is_wrong(
 
 FRAMES = [
     ("one frame", [b"GET / HTTP/1.1"]),
-    ("no body", [PROTOCOL, bytes(8)]),
-    ("a frame too many", [PROTOCOL, bytes(8), ms.encode(ms.Info()), b""]),
-    ("a request of 7 bytes", [PROTOCOL, bytes(7), ms.encode(ms.Info())]),
+    ("no body", [GREETING, bytes(8)]),
+    ("a frame too many", [GREETING, bytes(8), ms.encode(ms.Info()), b""]),
+    ("a request of 7 bytes", [GREETING, bytes(7), ms.encode(ms.Info())]),
     ("another program's protocol", [b"AMQP", bytes(8), ms.encode(ms.Info())]),
-    ("a body beyond the limit", [PROTOCOL, bytes(8), bytes(MESSAGE_SIZE_MAX_BYTES + 1)]),
+    ("a body beyond the limit", [GREETING, bytes(8), bytes(MESSAGE_SIZE_MAX_BYTES + 1)]),
     ("a million frames", [b""] * 100_000),
 ]
 
@@ -781,16 +782,16 @@ def test_frames_that_are_none_are_dropped_and_the_next_message_is_heard(
     found = cluster.home.cluster()
     with raw_socket(found, cluster.home.secret("admin"), plane) as socket:
         socket.send_multipart(frames)
-        socket.send_multipart([PROTOCOL, (7).to_bytes(8), b"\xc1"])  # after it, by the same key
+        socket.send_multipart([GREETING, (7).to_bytes(8), b"\xc1"])  # after it, by the same key
         assert socket.poll(LIMIT_S * 1000), "no answer"
         told = socket.recv_multipart()
-        assert told[:2] == [PROTOCOL, (7).to_bytes(8)] and msgspec.msgpack.decode(told[2])[0] == "Failed"
+        assert told[:2] == [GREETING, (7).to_bytes(8)] and msgspec.msgpack.decode(told[2])[0] == "Failed"
 
 
 def test_another_version_of_the_protocol_is_told_ours(cluster: Cluster) -> None:
     with raw_socket(cluster.home.cluster(), cluster.home.secret("admin"), "control") as socket:
         socket.send_multipart([b"beo999", bytes(8), b"\x91\xa4Info"])
-        assert socket.poll(LIMIT_S * 1000) and socket.recv_multipart() == [PROTOCOL, bytes(8), b""]
+        assert socket.poll(LIMIT_S * 1000) and socket.recv_multipart() == [GREETING, bytes(8), b""]
 
 
 def test_a_head_of_another_version_is_named(cluster: Cluster, copy: Home) -> None:
@@ -803,7 +804,7 @@ def test_a_head_of_another_version_is_named(cluster: Cluster, copy: Home) -> Non
         target=lambda: server.send_multipart([server.recv_multipart()[0], b"beo999", b"", b""])
     )
     answering.start()
-    error = "the head speaks another version of beo's protocol: install the same on both"
+    error = "the head speaks an unknown protocol (this is protocol 1, beo 0.1.0): install the same beo on both"
     assert beo("queue", home=copy.path) == (70, "", f"beo: {error}\n")
     answering.join()
     server.context.destroy(linger=0)

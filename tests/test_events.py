@@ -31,6 +31,9 @@ FACTS: list[ev.Event] = [
     ev.NodeDrained("n1", "root", "a new disk", 2.0),
     ev.NodeResumed("n1", "root", 2.0),
     ev.NodeForgotten("n1", "i1", "root", 2.0),
+    ev.KeyRevoked("k" * 40, "root", 9.0),
+    ev.TokenMade(1, "t" * 40, "worker", "worker", -1, 1, 10.0, "root", 9.0),
+    ev.Enrolled("t" * 40, "n" * 40, "pc1", 9.5),
 ]
 
 

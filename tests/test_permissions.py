@@ -11,7 +11,7 @@ from beo import messages as ms
 from beo.errors import BeoError, Internal, NotFound
 from beo.headnode import permissions, views
 from beo.headnode.decide import User
-from beo.headnode.permissions import ADMIN, OWNER, RULES, WORKER
+from beo.headnode.permissions import ADMIN, ALL, OWNER, RULES, TOKEN, WORKER
 from beo.results import PartResult
 from tests.world import World, settings, spec
 
@@ -43,6 +43,10 @@ SAMPLES: dict[str, Any] = {
     "Drain": ms.Drain("n1"),
     "Resume": ms.Resume("n1"),
     "ForgetNodes": ms.ForgetNodes("n1"),
+    "MakeToken": ms.MakeToken("t" * 40, "worker", "root", -1, 1, 60.0),
+    "ListTokens": ms.ListTokens(),
+    "RevokeTokens": ms.RevokeTokens(()),
+    "Enrol": ms.Enrol("k" * 40, "n9"),
     "Join": ms.Join("n9", "i", "b", "a", "k", 1, 1, {}, ()),
     "Ping": ms.Ping("n1", "n1-1", 1, (), ()),
     "Ended": ms.Ended("n1", "n1-1", JOB, 1, PartResult((), "", -1, "")),
@@ -84,11 +88,14 @@ def test_a_kind_without_a_rule_is_nobodys() -> None:
 def _said(world: World, name: str, who: str) -> Any:
     """What the head answers; the error, where it refuses. Of the bulk plane, what its rule says."""
     if name in BULK:
-        user = User("worker" if who == "worker" else who, {"root": "admin", "worker": "worker"}.get(who, "user"))
+        user = User(who, {"root": "admin", "worker": "worker", "token": "token"}.get(who, "user"))
         try:
             return permissions.check_bulk(None if who == "stranger" else user, "ann", SAMPLES[name])
         except BeoError as error:
             return ms.Failed(error.to_dict())
+    if who == "token":
+        who = "o" * 40
+        world.answer(ms.MakeToken(who, "worker", "root", -1, 1, 60.0), "root")
     answers = world.answers(world.ask(SAMPLES[name], who))
     return answers[0] if answers else None
 
@@ -98,17 +105,18 @@ def _is_refused(answer: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(set(KINDS) - ELSEWHERE))
-@pytest.mark.parametrize("who", ["ann", "bob", "root", "worker", "stranger"])
+@pytest.mark.parametrize("who", ["ann", "bob", "root", "worker", "token", "stranger"])
 def test_each_message_is_taken_from_whom_the_table_says_and_nobody_else(world: World, name: str, who: str) -> None:
     rule = RULES[KINDS[name]]
     allowed = {
-        "ann": rule not in (WORKER, ADMIN),
-        "bob": rule not in (WORKER, ADMIN, OWNER),
-        "root": rule != WORKER,
-        "worker": rule == WORKER,
+        "ann": rule not in (WORKER, ADMIN, TOKEN),
+        "bob": rule not in (WORKER, ADMIN, TOKEN, OWNER),
+        "root": rule not in (WORKER, TOKEN),
+        "worker": rule in (WORKER, ALL),
+        "token": rule == TOKEN,
         "stranger": False,
     }[who]
-    before = world.state.index
+    before = world.state.index + (who == "token" and name not in BULK)  # the token's own making
     answer = _said(world, name, who)
     assert _is_refused(answer) is not allowed, answer
     if not allowed:

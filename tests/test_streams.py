@@ -46,6 +46,9 @@ class View:
         found = self.keys.get(key)
         return User(found[0], found[1]) if found else None
 
+    def speaks_for(self, user: User, node: str) -> bool:
+        return node != "other"
+
     def owner(self, job: int) -> str | None:
         return "ann" if 0 < job <= JOBS_MAX and job not in self.gone else None
 

@@ -10,6 +10,7 @@ import zmq
 
 from beo import messages as ms
 from beo import wire
+from beo.version import GREETING
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -143,9 +144,9 @@ def test_frames_of_another_shape_are_dropped_and_the_next_message_is_served(
     for _ in range(500):
         frames = [chance.randbytes(chance.choice((0, 1, 4, 8, 9, 300))) for _ in range(chance.randint(1, 6))]
         socket.send_multipart(frames)
-    socket.send_multipart([ms.PROTOCOL, (9).to_bytes(8, "big"), b"a good one"])
+    socket.send_multipart([GREETING, (9).to_bytes(8, "big"), b"a good one"])
     assert socket.poll(5000)
-    assert socket.recv_multipart() == [ms.PROTOCOL, (9).to_bytes(8, "big"), b"a good one"]
+    assert socket.recv_multipart() == [GREETING, (9).to_bytes(8, "big"), b"a good one"]
     assert echo.heard == [(pair[0], b"a good one")]
 
 
@@ -153,7 +154,7 @@ def test_another_version_of_the_protocol_is_told_so(echo: Echo, pair: tuple[str,
     socket = _raw(echo, pair, context)
     socket.send_multipart([b"beo999", bytes(8), b"from the future"])
     assert socket.poll(5000)
-    assert socket.recv_multipart() == [ms.PROTOCOL, bytes(8), b""]
+    assert socket.recv_multipart() == [GREETING, bytes(8), b""]
     assert echo.heard == []
 
 
@@ -161,7 +162,7 @@ def test_a_message_beyond_the_limit_costs_its_sender_the_connection_and_nobody_e
     echo: Echo, pair: tuple[str, str], context: Context
 ) -> None:
     socket = _raw(echo, pair, context)
-    socket.send_multipart([ms.PROTOCOL, bytes(8), bytes(ms.MESSAGE_SIZE_MAX_BYTES + 1)])
+    socket.send_multipart([GREETING, bytes(8), bytes(ms.MESSAGE_SIZE_MAX_BYTES + 1)])
     connection = _connect(echo, pair[1], context)
     assert connection.send(2, b"me too", 5.0)
     assert connection.receive(5.0) == (2, b"me too")

@@ -54,7 +54,8 @@ def same(state: State, other: State) -> bool:
             node: {key: (found[0].id, found[1].number, found[2]) for key, found in parts.items()}
             for node, parts in sorted(some.live.items())
         }
-        return live, list(some.queue), len(some.queue), some.running, some.held, list(some.jobs), list(some.keys)
+        order = [list(some.queue), list(some.jobs), list(some.keys), list(some.tokens)]
+        return live, some.node_keys, order, len(some.queue), some.running, some.held
 
     return state.encode() == other.encode() and derived(state) == derived(other)
 

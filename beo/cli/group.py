@@ -20,6 +20,10 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 VERBS = {
     "up": ("admin", "start a cluster on this machine"),
     "down": ("admin", "stop this machine's cluster"),
+    "head": ("machines", "make this machine the head of several"),
+    "token": ("machines", "let a machine or a person join"),
+    "worker": ("machines", "make this machine a worker"),
+    "login": ("machines", "use a cluster elsewhere from here"),
     "run": ("run", "run a program on the cluster as if it were here"),
     "submit": ("submit", "hand in a job and return at once"),
     "queue": ("jobs", "list jobs"),

@@ -17,7 +17,7 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo.errors import BeoError, UsageError
-from beo.headnode import decide, operate, permissions, views
+from beo.headnode import decide, operate, permissions, tokens, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -177,7 +177,16 @@ class Head:
                 outlook = Outlook(state, self._ready)
                 answer = ms.DetailsAre(tuple(views.detail(job, outlook, self._sight(user, job)) for job in jobs))
             case ms.ListNodes():
-                answer = self._nodes(sorted(state.nodes), now)
+                shown = (name for name in sorted(state.nodes) if permissions.sees_node(state, user, name))
+                answer = self._nodes(shown, now)
+            case ms.Enrol():
+                events, answer = tokens.enrol(state, item.key, message, self._bulk, now.wall_s)
+            case ms.MakeToken():
+                events, answer = tokens.make(state, user.name, message, now.wall_s)
+            case ms.RevokeTokens():
+                events, answer = tokens.revoke(state, user.name, message.numbers, now.wall_s)
+            case ms.ListTokens():
+                answer = tokens.listed(state, now.wall_s)
             case _:
                 raise UsageError(f"the head can't answer {type(message).__name__}", "", "update this beo")
         for event in events:

@@ -36,11 +36,16 @@ _Decision = tuple[list[ev.Event], ms.HeadAnswer]
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who asks: name, role and uid (-1: any), from the key that the connection was made with."""
+    """Who asks: name, role and uid (-1: any), from the key that the connection was made with.
+
+    role: admin, user, worker, or token for a token's own key. node: the only one that a worker speaks for; "": those
+    that have no key of their own.
+    """
 
     name: str
     role: str
     uid: int = -1
+    node: str = ""
 
     def may(self, job: Job) -> bool:
         """Whether a job is this user's own, or he is an admin."""
@@ -53,8 +58,10 @@ class User(msgspec.Struct, frozen=True):
 
 def user_of(state: State, key: str) -> User | None:
     """Who holds a key, or None: nobody known."""
+    if key in state.tokens:  # also when it is of no use any more: its holder is told why
+        return User(state.tokens[key].user, "token")
     known: Authorized | None = state.authorized.get(key)
-    return User(known.user, known.role, known.uid) if known else None
+    return User(known.user, known.role, known.uid, known.node) if known else None
 
 
 def find(state: State, number: int) -> Job:

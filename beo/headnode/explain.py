@@ -185,3 +185,9 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             return kind, 0, event.node, f"off the record by {event.user}"
         case ev.Forgotten():
             return kind, 0, "", f"records of {_counted(len(event.jobs), 'ended job')} dropped"
+        case ev.KeyRevoked():
+            return kind, 0, "", f"key {event.key[:8]}… was revoked by {event.user}"
+        case ev.TokenMade():
+            return kind, 0, "", f"token {event.number} of {event.maker} for {_counted(event.uses, event.role)}"
+        case ev.Enrolled():
+            return kind, 0, event.node, f"key {event.key[:8]}… was authorized by a token"

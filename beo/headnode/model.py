@@ -123,11 +123,29 @@ class Node(msgspec.Struct, array_like=True):
 
 
 class Authorized(msgspec.Struct, array_like=True, frozen=True):
-    """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's)."""
+    """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's).
+
+    node: the only one that a worker's key speaks for; "": those that have no key of their own.
+    """
 
     user: str
     role: str
     uid: int = -1
+    node: str = ""
+
+
+class Token(msgspec.Struct, array_like=True, frozen=True):
+    """What may be done with a token. used: the keys that were authorized by it. gone: revoked."""
+
+    number: int
+    role: str
+    user: str
+    uid: int
+    uses: int
+    expires_s: float
+    maker: str
+    used: tuple[str, ...] = ()
+    gone: bool = False
 
 
 class Submission(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -16,6 +16,8 @@ from beo.headnode.model import Job
 from beo.headnode.state import State
 
 WORKER = "worker"  # a worker's key, for its node
+TOKEN = "token"  # a token's own key: the only thing that it may say
+ALL = "all"  # everybody, workers about their own node
 ADMIN = "admin"  # admins alone
 OWNER = "owner"  # the owner of each job that it names, by `job`, `jobs` or `select`, and admins
 SEEN = "seen"  # everybody but workers; of others' jobs the answer holds no more than views.py lets strangers see
@@ -33,12 +35,16 @@ RULES: dict[type, str] = {
     ms.Requeue: OWNER,
     ms.SetPriority: OWNER,
     ms.Signal: OWNER,
-    ms.ListNodes: SEEN,
+    ms.ListNodes: ALL,
     ms.ListEvents: SEEN,
     ms.DeclareGone: ADMIN,
     ms.Drain: ADMIN,
     ms.Resume: ADMIN,
     ms.ForgetNodes: ADMIN,
+    ms.MakeToken: ADMIN,
+    ms.ListTokens: ADMIN,
+    ms.RevokeTokens: ADMIN,
+    ms.Enrol: TOKEN,
     ms.Join: WORKER,
     ms.Ping: WORKER,
     ms.Ended: WORKER,
@@ -60,9 +66,13 @@ def check_role(user: User | None, message: object) -> tuple[User, str]:
     if rule is None:
         kind = type(message).__name__
         raise Internal(f"nobody may say {kind}", "it has no line in the table of permissions", "update this beo")
+    if user.role == "token" and rule != TOKEN:
+        raise Refused("a token is no key", "it gets its holder one", "use 'beo worker' or 'beo login' with it")
+    if rule == TOKEN and user.role != "token":
+        raise Refused("this key is one already", f"it is {user.name}'s", "join with a token of 'beo token'")
     if rule == WORKER and user.role != "worker":
         raise Refused("only a worker's key can speak for a node", f"this key is {user.name}'s", "use the worker's key")
-    if rule != WORKER and user.role not in ("admin", "user"):
+    if rule not in (WORKER, TOKEN, ALL) and user.role not in ("admin", "user"):
         raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
     if rule == ADMIN and user.role != "admin":
         raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")
@@ -74,7 +84,24 @@ def check(state: State, user: User | None, message: Any) -> User:
     user, rule = check_role(user, message)
     if rule == OWNER:
         check_owner(user, _named(state, user, message))
+    if rule == WORKER and not speaks_for(state, user, message.node):
+        raise foreign_node(message.node)
     return user
+
+
+def speaks_for(state: State, user: User, node: str) -> bool:
+    """Whether a worker's key may speak for a node: its own, or, where it has none, those that have no key either."""
+    return user.node == node if user.node else node not in state.node_keys
+
+
+def sees_node(state: State, user: User, node: str) -> bool:
+    """Whether a user may see a node: a worker its own alone."""
+    return user.role != "worker" or speaks_for(state, user, node)
+
+
+def foreign_node(node: str) -> BeoError:
+    """The refusal for what is said in the name of another's node."""
+    return Refused(f"this key can't speak for {node[:80]}", "another's can", "join under another name")
 
 
 def _named(state: State, user: User, message: Any) -> list[Job]:
@@ -96,7 +123,7 @@ def stranger(job: int, owner: str, name: str) -> BeoError:
     return Refused(f"job {job} belongs to {owner}", f"you are {name or 'nobody'}", f"ask {owner}, or an admin")
 
 
-def check_bulk(user: User | None, owner: str | None, message: Any) -> None:
+def check_bulk(user: User | None, owner: str | None, message: Any) -> User:
     """The same for the bulk plane, which sees no state: owner is that of the job which the message names."""
     user, rule = check_role(user, message)
     if rule == OWNER:
@@ -105,3 +132,4 @@ def check_bulk(user: User | None, owner: str | None, message: Any) -> None:
             raise NotFound(f"no job {message.job}", why, "see 'beo queue'")
         if user.role != "admin" and user.name != owner:
             raise stranger(message.job, owner, user.name)
+    return user

@@ -16,7 +16,7 @@ import time
 
 import msgspec
 
-from beo import __version__, daemon, events, lockfile, wire
+from beo import __version__, birth, daemon, events, lockfile, version, wire
 from beo import messages as ms
 from beo.config import Home, home
 from beo.errors import BeoError, Conflict, Internal
@@ -47,6 +47,9 @@ class _Jobs:
 
     def user_of_key(self, key: str) -> decide.User | None:
         return decide.user_of(self._state, key)
+
+    def speaks_for(self, user: decide.User, node: str) -> bool:
+        return permissions.speaks_for(self._state, user, node)
 
     def owner(self, job: int) -> str | None:
         found = self._state.jobs.get(job)
@@ -135,7 +138,7 @@ class Server:
         keys = []
         for name in ("admin", "worker"):
             public = wire.public_of(self._home.secret(name))
-            keys.append(events.KeyAuthorized(public, _user_name() if name == "admin" else name, name, now_s))
+            keys.append(events.KeyAuthorized(public, birth.user_name() if name == "admin" else name, name, now_s))
         return (events.Born(cluster, "A", now_s), *keys)
 
     def _durable(self, index: int) -> None:
@@ -154,7 +157,7 @@ class Server:
 
     def _listen(self, address: str, secret: str) -> wire.Server:
         try:
-            return wire.Server(address, secret, lambda key: key in self._state.authorized)
+            return wire.Server(address, secret, lambda key: decide.user_of(self._state, key) is not None)
         except OSError as error:
             raise Conflict(
                 str(error), "another program has the port", "end it, or set another [head] listen in beo.toml"
@@ -191,6 +194,8 @@ class Server:
             now = self._now()
             for peer, key, request, body in self._server.receive():
                 self._take(peer, key, request, body, now)
+            for greeting in self._server.strangers():
+                log.warning("%s", version.mismatch("a client or worker", greeting))
             self._waker.clear()
             if self._failure:
                 raise self._failure
@@ -287,15 +292,6 @@ class Server:
                 break
             rows.append(views.event_row(entry.index, entry.epoch, events.decode(entry.data), self._state, user))
         return ms.EventsAre(tuple(rows))
-
-
-def _user_name() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from beo.headnode.model import (
     PartState,
     Signal,
     Submission,
+    Token,
 )
 from beo.headnode.queue import Queue
 
@@ -37,6 +38,9 @@ DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
 KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as long as its job's record
 KEYS_MAX = 1_000_000  # about 300 MB; beyond, the oldest are forgotten, and nothing as old as they is taken any more
 KEYS_DROPPED = 10_000  # at a time: forgetting them one by one would search the table's emptied front each time
+
+TOKENS_KEEP_S = 7 * 86_400.0  # beyond its end, so that who comes too late is told why
+TOKENS_MAX = 10_000  # about 3 MB; beyond, the oldest are forgotten
 
 CODE_TIME_LIMIT = 124  # as timeout(1)
 CODE_CANCELLED = 143  # as if ended by SIGTERM, which is what happened
@@ -58,6 +62,8 @@ class Image(msgspec.Struct, array_like=True):
     authorized: dict[str, Authorized]
     keys: dict[str, Submission]
     keys_from_s: float
+    tokens: dict[str, Token] = {}
+    next_token: int = 1
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -77,12 +83,15 @@ class State:
         self.jobs: dict[int, Job] = {}
         self.nodes: dict[str, Node] = {}
         self.authorized: dict[str, Authorized] = {}
+        self.tokens: dict[str, Token] = {}  # by public key, the oldest first
+        self.next_token = 1
         self.keys: dict[str, Submission] = {}  # in the order of submission
         self.keys_from_s = 0.0  # keys made before this may have been forgotten
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
         self.held = 0  # jobs that wait to be released
+        self.node_keys: dict[str, str] = {}  # node -> the key that speaks for it alone
         self.running = 0
         self.changed: set[int] = set()  # jobs that changed since the core looked last
         self._environments: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
@@ -104,6 +113,8 @@ class State:
                 self.authorized,
                 self.keys,
                 self.keys_from_s,
+                self.tokens,
+                self.next_token,
             )
         )
 
@@ -116,6 +127,9 @@ class State:
         state.epoch, state.next_job = image.epoch, image.next_job
         state.authorized, state.keys_from_s = image.authorized, image.keys_from_s
         state.keys = dict(sorted(image.keys.items(), key=lambda item: item[1].job))
+        state.tokens = dict(sorted(image.tokens.items(), key=lambda item: item[1].number))
+        state.next_token = image.next_token
+        state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
             state._share_environment(job)
@@ -182,7 +196,43 @@ class State:
             self.epoch, self.head = event.epoch, event.head
 
     def _key_authorized(self, event: ev.KeyAuthorized) -> None:
-        self.authorized[event.key] = Authorized(event.user, event.role, event.uid)
+        self._authorize(event.key, Authorized(event.user, event.role, event.uid, event.node))
+
+    def _authorize(self, key: str, whom: Authorized) -> None:
+        self._revoke(key)
+        if whom.node:
+            self._revoke(self.node_keys.get(whom.node, ""))
+            self.node_keys[whom.node] = key
+        self.authorized[key] = whom
+
+    def _revoke(self, key: str) -> None:
+        known = self.authorized.pop(key, None)
+        if known and known.node:
+            del self.node_keys[known.node]
+
+    def _key_revoked(self, event: ev.KeyRevoked) -> None:
+        self._revoke(event.key)
+        token = self.tokens.get(event.key)
+        if token:
+            self.tokens[event.key] = msgspec.structs.replace(token, gone=True)
+
+    def _token_made(self, event: ev.TokenMade) -> None:
+        if event.number != self.next_token or event.key in self.tokens or event.key in self.authorized:
+            return
+        self.next_token += 1
+        old = [key for key, token in self.tokens.items() if token.expires_s < event.time_s - TOKENS_KEEP_S]
+        for key in [*old, *islice(self.tokens, max(0, len(self.tokens) - len(old) + 1 - TOKENS_MAX))]:
+            self.tokens.pop(key, None)
+        self.tokens[event.key] = Token(
+            event.number, event.role, event.user, event.uid, event.uses, event.expires_s, event.maker
+        )
+
+    def _enrolled(self, event: ev.Enrolled) -> None:
+        token = self.tokens.get(event.token)
+        if not token or token.gone or len(token.used) >= token.uses or event.key in token.used:
+            return
+        self.tokens[event.token] = msgspec.structs.replace(token, used=(*token.used, event.key))
+        self._authorize(event.key, Authorized(token.user, token.role, token.uid, event.node))
 
     def _submitted(self, event: ev.Submitted) -> None:
         if event.job != self.next_job or event.key in self.keys:
@@ -459,6 +509,7 @@ class State:
         node = self.nodes.get(event.node)
         if node and node.incarnation == event.incarnation and node.state == "lost" and not self.jobs_with(node.name):
             del self.nodes[event.node]
+            self._revoke(self.node_keys.get(event.node, ""))
 
     def _forgotten(self, event: ev.Forgotten) -> None:
         for number in event.jobs:
@@ -518,4 +569,7 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.NodeDrained: State._node_drained,
     ev.NodeResumed: State._node_resumed,
     ev.NodeForgotten: State._node_forgotten,
+    ev.KeyRevoked: State._key_revoked,
+    ev.TokenMade: State._token_made,
+    ev.Enrolled: State._enrolled,
 }

@@ -47,6 +47,9 @@ class View(Jobs, Protocol):
     def user_of_key(self, key: str) -> User | None:
         """Return who holds a public key, None for an unknown one."""
 
+    def speaks_for(self, user: User, node: str) -> bool:
+        """Whether a worker's key may speak for a node."""
+
     def owner(self, job: int) -> str | None:
         """Return whose job it is, None for an unknown (or forgotten) one."""
 
@@ -191,14 +194,19 @@ class Streams:
             why = reason(error)
             raise UsageError("a message that is none of the bulk plane", why, "use the same version") from None
         owner = None if isinstance(message, messages.BulkHello) else self._view.owner(message.job)
-        permissions.check_bulk(self._view.user_of_key(key), owner, message)
+        user = permissions.check_bulk(self._view.user_of_key(key), owner, message)
         if isinstance(message, messages.Fetch):
             self._take_fetch(peer, request, message)
         elif isinstance(message, messages.Stdin):
             self._take_stdin(peer, request, message)
         elif isinstance(message, messages.StdinAck):
+            place = self._view.rank0_node(message.job, message.attempt)
+            if place and not self._view.speaks_for(user, place[0]):
+                raise permissions.foreign_node(place[0])
             if client := self._feeders.get((message.job, message.attempt)):
                 self._send(client, 0, message)
+        elif not self._view.speaks_for(user, message.node):
+            raise permissions.foreign_node(message.node)
         else:
             self._agents[message.node] = peer
             self._agents.move_to_end(message.node)

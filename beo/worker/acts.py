@@ -51,10 +51,11 @@ class Reconnected(msgspec.Struct, frozen=True):
 
 
 class FromPeer(msgspec.Struct, frozen=True):
-    """A word of another agent; `channel` is what an answer goes to."""
+    """A word of another agent; `channel` is what an answer goes to, `key` whose word it is."""
 
     channel: bytes
     message: ms.AgentWord
+    key: str
 
 
 class FromWarden(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from beo import birth, daemon, lockfile, nodeset, wire
+from beo import address, birth, daemon, lockfile, nodeset, version, wire
 from beo import messages as ms
 from beo.config import Home, home, write_durably
 from beo.worker import acts, core, launch, probe, process
@@ -52,9 +52,10 @@ class Agent:
         self._context = wire.new_context()
         self._secret = secret
         self._head = wire.Connection(self._cluster.heads[0], self._cluster.key, secret, self._context)
-        host = self._cluster.heads[0].rpartition(":")[0]
+        # The other nodes reach this one, and its ranks theirs, by the network in which the head is.
+        host = address.own(self._cluster.heads[0].rpartition(":")[0])
         self._server = self._listen(host, public)
-        self._interface = probe.interface_of(host)
+        self._interface = address.interface_of(host)
         contain = probe.contain_kind()
         self._memory_kind, self._cgroups = probe.memory_limit()
         boot = probe.boot_id()
@@ -84,6 +85,7 @@ class Agent:
         self._peers: dict[str, wire.Connection] = {}  # by address
         self._waker = wire.Waker()
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
+        self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
         self._shipping: set[tuple[int, int]] = set()
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
@@ -95,17 +97,17 @@ class Agent:
     def _listen(self, host: str, public: str) -> wire.Server:
         """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
         file = self._folder / "address"
-        address = file.read_text() if file.exists() else ""
+        last = file.read_text() if file.exists() else ""
         deadline_s = time.monotonic() + LISTEN_S
         while True:
-            if address.rpartition(":")[0] != host or time.monotonic() > deadline_s:
-                address = birth.free_address(host)
+            if last.rpartition(":")[0] != host or time.monotonic() > deadline_s:
+                last = birth.free_address(host)
             try:
-                server = wire.Server(address, self._secret, lambda key: key == public)
+                server = wire.Server(last, self._secret, lambda key: key == public or self._core.knows(key))
             except OSError:
                 time.sleep(0.01)
                 continue
-            write_durably(file, address.encode(), 0o600)
+            write_durably(file, last.encode(), 0o600)
             return server
 
     def _begin(self) -> None:
@@ -203,6 +205,9 @@ class Agent:
             self._handle(acts.Reconnected())
             self._handle(acts.Tick())
         while received := self._head.receive():
+            if not received[1]:
+                self._meet_stranger("the head", self._head.stranger)
+                continue
             try:
                 message = ms.to_agent.decode(received[1])
             except msgspec.MsgspecError as error:
@@ -215,21 +220,28 @@ class Agent:
                     self._shipper.connect(message.bulk)
                 self._handle(acts.FromHead(message))
 
+    def _meet_stranger(self, who: str, greeting: bytes) -> None:
+        if greeting not in self._strangers:
+            self._strangers.add(greeting)
+            log.error("%s", version.mismatch(who, greeting))
+
     def _read_peers(self) -> None:
-        for channel, _, _, body in self._server.receive():
-            self._hear_peer(channel, body)
+        for channel, key, _, body in self._server.receive():
+            self._hear_peer(channel, key, body)
+        for greeting in self._server.strangers():
+            self._meet_stranger("another node's agent", greeting)
         for peer in list(self._peers.values()):
             while received := peer.receive():
-                self._hear_peer(b"", received[1])
+                self._hear_peer(b"", peer.server_key, received[1])
 
-    def _hear_peer(self, channel: bytes, body: bytes) -> None:
+    def _hear_peer(self, channel: bytes, key: str, body: bytes) -> None:
         try:
             message = ms.to_agent.decode(body)
         except msgspec.MsgspecError as error:
             log.warning("another agent says what this one can't read: %s", error)
             return
         if isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
-            self._handle(acts.FromPeer(channel, message))
+            self._handle(acts.FromPeer(channel, message, key))
 
     def _read_warden(self, number: int, link: process.Link) -> None:
         for message in link.receive():
@@ -267,8 +279,8 @@ class Agent:
             with suppress(OSError):  # a full disk, say: tried again, and a job that needs one is told why
                 self._spares.append(self._spawn())
         needed = {peer.address for held in self._core.held.values() for peer in held.peers.values()}
-        for address in [a for a in self._peers if a not in needed]:
-            peer = self._peers.pop(address)
+        for where in [a for a in self._peers if a not in needed]:
+            peer = self._peers.pop(where)
             peer.unregister(self._poller)
             peer.close()
 

@@ -142,6 +142,10 @@ class Worker:
             held.warden = warden
             self._at[warden] = held
 
+    def knows(self, key: str) -> bool:
+        """Whether a key is that of an agent which has to do with an attempt of this node, so that it may be heard."""
+        return any(peer.key == key for held in self.held.values() for peer in held.peers.values())
+
     def _do(self, effect: Effect) -> None:
         self._effects.append(effect)
 
@@ -471,12 +475,12 @@ class Worker:
         message = item.message
         if isinstance(message, ms.Probe):
             for held in self.held.values():
-                self._heard(held, message.node, now)
+                self._heard(held, message.node, item.key, now)
             if item.channel:
                 self._do(Answer(item.channel, ms.Probe(self.node.name, self.incarnation)))
             return
         there = self.held.get((message.job, message.attempt))
-        if not there or not self._heard(there, message.node, now) or not there.warden:
+        if not there or not self._heard(there, message.node, item.key, now) or not there.warden:
             return
         words: dict[str, Any] = {"from": message.node, "seq": message.seq}
         if isinstance(message, ms.RelayAck):
@@ -488,9 +492,9 @@ class Worker:
             return
         self._to_warden(there, "peer", body=body, **words)
 
-    def _heard(self, held: Held, node: str, now: Now) -> bool:
-        """Note a sign of life of the agent of another part; False for a node that has none."""
-        if node not in held.heard_ns:
+    def _heard(self, held: Held, node: str, key: str, now: Now) -> bool:
+        """Note a sign of life of the agent of another part; False for a node that has none, or isn't who spoke."""
+        if node not in held.heard_ns or held.peers[node].key != key:
             return False
         held.heard_ns[node] = now.boot_ns
         return True

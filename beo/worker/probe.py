@@ -1,13 +1,8 @@
-"""What this machine is and allows: walls, memory limits, cores, memory, boot, network interface."""
+"""What this machine is and allows: walls, memory limits, cores, memory, boot."""
 
 from __future__ import annotations
 
-import array
-import fcntl
-import ipaddress
 import os
-import socket
-import struct
 import sys
 import time
 from typing import Literal
@@ -15,8 +10,6 @@ from typing import Literal
 from beo.worker.contain import KINDS
 
 _WARDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "warden.py")
-_SIOCGIFCONF = 0x8912
-_INTERFACES_MAX = 1024
 _REMOVE_S = 2.0  # the kernel lets go of a cgroup some milliseconds after its last process
 
 MemoryLimit = Literal["cgroup2", "cgroup1", "poll"]
@@ -110,42 +103,6 @@ def boot_id() -> str:
     """The kernel's name for this boot: a machine that started anew has another one."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface that carries `address` (IPv4 or IPv6, second addresses too); None if none does."""
-    wanted = ipaddress.ip_address(address.partition("%")[0])
-    if wanted.version == 6:
-        return next((name for name, found in _addresses6() if found == wanted), None)
-    carriers = list(_addresses4())
-    exact = next((name for name, found in carriers if found == wanted), None)
-    if exact is None and wanted.is_loopback:  # the whole of 127.0.0.0/8 is the loopback's
-        return next((name for name, found in carriers if found.is_loopback), None)
-    return exact
-
-
-def _addresses4() -> list[tuple[str, ipaddress.IPv4Address]]:
-    record_bytes = 16 + struct.calcsize("P") * 3  # struct ifreq: the name and a union of 24 bytes (16 on 32 bits)
-    buffer = array.array("B", bytes(record_bytes * _INTERFACES_MAX))
-    where, _ = buffer.buffer_info()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFCONF, struct.pack("iP", len(buffer), where))
-    length = struct.unpack("iP", answer)[0]
-    found = []
-    for at in range(0, length, record_bytes):
-        record = buffer[at : at + record_bytes].tobytes()
-        name = record[:16].partition(b"\0")[0].decode()
-        found.append((name.partition(":")[0], ipaddress.IPv4Address(record[20:24])))
-    return found
-
-
-def _addresses6() -> list[tuple[str, ipaddress.IPv6Address]]:
-    try:
-        with open("/proc/net/if_inet6") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return []
-    return [(row[5], ipaddress.IPv6Address(bytes.fromhex(row[0]))) for row in rows]
 
 
 def _candidates() -> list[tuple[MemoryLimit, str]]:

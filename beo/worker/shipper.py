@@ -236,10 +236,12 @@ class Shipper:
             received = connection.receive()
             if received is None:
                 return
+            if not received[1]:
+                continue  # the head is of another protocol: the agent says so
             try:
                 message = messages.bulk_from_head.decode(received[1])
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                log.error("the head speaks another protocol: use the same version of beo at both")
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                log.error("the head says what this agent can't read: %s", error)
                 continue
             if isinstance(message, messages.ChunkAck):
                 key = message.job, message.attempt

@@ -19,6 +19,7 @@ from beo import messages as m
 from beo import wire
 from beo.config import Home
 from beo.journal import Journal
+from beo.version import GREETING
 
 ENTRY_BYTES = 200
 BATCH = 256  # messages in one go, as in the real head
@@ -109,7 +110,7 @@ class Loop:
                 self._spawners[self._turn % SPAWNERS].send(b".")
         if self._waiting and not self._open and durable == self._journal.last_index:
             for peer, request in self._waiting:
-                self._router.send_multipart([peer, m.PROTOCOL, request, m.encode(m.JobsAre(()))], zmq.NOBLOCK)
+                self._router.send_multipart([peer, GREETING, request, m.encode(m.JobsAre(()))], zmq.NOBLOCK)
             self._waiting.clear()
 
 

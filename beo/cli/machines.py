@@ -1,0 +1,180 @@
+"""The verbs that make a cluster of several machines: head, token, worker, login."""
+
+from __future__ import annotations
+
+import click
+
+from beo import config, table, units
+from beo.cli.group import Verb, option
+from beo.cli.tables import listing, show
+from beo.client import Cluster
+from beo.errors import NotFound, UsageError
+
+TOKEN_COLUMNS = (
+    table.Column("number"),
+    table.Column("state"),
+    table.Column("role"),
+    table.Column("user"),
+    table.Column("used"),
+    table.Column("uses"),
+    table.Column(
+        "left", lambda value: units.format_duration(int(value)) if isinstance(value, float) and value else "-"
+    ),
+    table.Column("maker"),
+)
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        ("beo head init", "listen where others reach this machine"),
+        ("beo head init --listen 192.168.1.10:7420", "listen there"),
+        ("beo head init --workers 1", "let this machine compute, too"),
+    ],
+)
+@click.argument("action", type=click.Choice(["init"]))
+@option("--listen", default="", metavar="HOST:PORT", help="This machine's address in the cluster's network.")
+@option("--workers", type=click.IntRange(0), help="Nodes on this machine itself (default: as before, or none).")
+@option("--slots", type=click.IntRange(1), help="Slots of each (default: the processors, shared out).")
+def head(action: str, listen: str, workers: int | None, slots: int | None) -> None:
+    """Make this machine the head of a cluster of several, start it, and print how others join.
+
+    A cluster that 'beo up' has made in this folder goes on with all its jobs: 'beo down' it first. 'beo up' and
+    'beo down' start and end what this machine has of the cluster from then on.
+    """
+    from beo import machines
+
+    machines.init_head(config.home(), listen, workers, slots, click.echo)
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        ("beo token", "for one worker, within an hour"),
+        ("beo token --uses 20 --expires 1d", "for twenty workers"),
+        ("beo token --role user:ann", "for ann's own computer: she may submit jobs"),
+        ("beo token list", "which there are"),
+        ("beo token revoke 3", "nobody may use it any more"),
+    ],
+)
+@click.argument("words", nargs=-1, metavar="[list | revoke NUMBER...]")
+@option("--expires", default="1h", show_default=True, metavar="TIME", help="Of no use after that.")
+@option("--uses", type=click.IntRange(1), default=1, show_default=True, help="So many machines may use it.")
+@option("--role", default="worker", show_default=True, metavar="ROLE", help="worker, user:NAME[:UID] or admin[:NAME].")
+@listing
+def token(words: tuple[str, ...], expires: str, uses: int, role: str, fields: str, as_json: bool, quiet: bool) -> None:
+    """Make a token, with which a machine or a person joins the cluster; print the command to type there.
+
+    A token holds the key by which the newcomer knows the head, and a secret by which the head knows the newcomer: who
+    reads it, before it is used, can join in his place. The head itself keeps no copy.
+    """
+    match words:
+        case ():
+            _make_token(expires, uses, role, as_json, quiet)
+        case ("list",):
+            with Cluster() as cluster:
+                _show_tokens(cluster, fields, as_json, quiet)
+        case ("revoke", *numbers) if numbers:
+            with Cluster() as cluster:
+                for view in cluster.revoke_tokens([_number(word) for word in numbers]):
+                    print(f"token {view.number} is revoked" + (", after its use" if view.used else ""))
+        case ("revoke",):
+            raise UsageError("which token", "", "see 'beo token list', then 'beo token revoke NUMBER'")
+        case (first, *_):
+            raise NotFound.among("action", first, ("list", "revoke"), "see 'beo token --help'")
+
+
+def _make_token(expires: str, uses: int, role: str, as_json: bool, quiet: bool) -> None:
+    from beo import machines
+
+    home = config.home()
+    kind, user, uid = _role(role)
+    text, number = machines.new_token(home, kind, uses, units.parse_duration(expires), user, uid)
+    verb = "worker" if kind == "worker" else "login"
+    line = f"beo {verb} --head {home.cluster().heads[0]} --token {text}"
+    if as_json:
+        from json import dumps
+
+        print(dumps({"number": number, "token": text, "command": line}))
+    else:
+        print(text if quiet else line)
+
+
+def _role(text: str) -> tuple[str, str, int]:
+    """Divide a role into its kind, the user's name, and his uid."""
+    kind, _, rest = text.partition(":")
+    name, _, number = rest.partition(":")
+    if kind != "user":
+        if number:
+            raise UsageError(f"--role {text}: a {kind} has no uid", "", "leave it")
+        return kind, name, -1
+    if not name:
+        raise UsageError("--role user: of whom", "", "write it as user:NAME")
+    if number:
+        return kind, name, _number(number)
+    import pwd
+
+    try:
+        return kind, name, pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UsageError(f"no user {name!r} on this machine", "", f"give the uid too: user:{name}:UID") from None
+
+
+def _number(word: str) -> int:
+    if not word.isascii() or not word.isdigit():
+        raise UsageError(f"{word!r} is no number", "", "see 'beo token list'")
+    return int(word)
+
+
+def _show_tokens(cluster: Cluster, fields: str, as_json: bool, quiet: bool) -> None:
+    rows = [
+        {
+            "number": view.number,
+            "state": view.state,
+            "role": view.role,
+            "user": view.user,
+            "uid": view.uid,
+            "used": view.used,
+            "uses": view.uses,
+            "left": view.left_s,
+            "maker": view.maker,
+        }
+        for view in cluster.tokens()
+    ]
+    show(rows, TOKEN_COLUMNS, fields, as_json, quiet, ("uid",))
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        ("beo worker --head HOST:PORT --token T", "join; the head's 'beo token' prints this line"),
+        ("beo worker", "start it again"),
+        ("beo worker --foreground", "the same, for systemd"),
+    ],
+)
+@option("--head", "address", default="", metavar="HOST:PORT", help="Where the head listens.")
+@option("--token", "text", default="", metavar="TOKEN", help="What 'beo token' printed on the head's machine.")
+@option("--name", default="", metavar="NAME", help="This node's name (default: the machine's).")
+@option("--slots", type=click.IntRange(1), help="Ranks at one time (default: as before, or the processors).")
+@option("--foreground", is_flag=True, help="Stay, and end the worker when told to: for systemd.")
+def worker(address: str, text: str, name: str, slots: int | None, foreground: bool) -> None:
+    """Make this machine a worker of a cluster, in the background; return when the head has it.
+
+    Once it has joined it needs no token again: 'beo worker' or 'beo up' starts it, 'beo down' ends it.
+    """
+    from beo import machines
+
+    machines.join(config.home(), address, text, name, slots, click.echo, foreground)
+
+
+@click.command(
+    cls=Verb,
+    examples=[("beo login --head HOST:PORT --token T", "the head's 'beo token --role user:NAME' prints this line")],
+)
+@option("--head", "address", required=True, metavar="HOST:PORT", help="Where the head listens.")
+@option("--token", "text", required=True, metavar="TOKEN", help="What 'beo token --role ...' printed there.")
+def login(address: str, text: str) -> None:
+    """Get a key of your own, so that beo on this machine speaks with a cluster elsewhere."""
+    from beo import machines
+
+    machines.login(config.home(), address, text, click.echo)

@@ -1,0 +1,245 @@
+"""How a cluster gets several machines: a head that others reach, tokens, workers and clients that join it.
+
+Joining is one decision of the head (headnode/tokens.py); everything here may be cut short at any point and be done
+again with the same token. The newcomer makes its own key first and never shows it: only its public half travels.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
+
+from beo import address, birth, local, supervisor, token, units, version, wire
+from beo import messages as ms
+from beo.config import ClusterFile, Home
+from beo.errors import BeoError, Conflict, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict
+from beo.settings import HeadConfig
+
+Answer = TypeVar("Answer")
+Echo = Callable[[str], object]
+
+CONNECT_S = 3.0  # for the head's machine to answer at all
+ENROL_S = 10.0  # for its answer; a head that replays a long journal takes some seconds
+ASK_AGAIN_S = 1.0
+CLOCK_OFF_MAX_S = 60.0  # beyond, times in queues and logs mislead people
+TOKEN_S = 3_600.0  # how long a token lives unless told otherwise
+
+
+# ---- the head's machine -----------------------------------------------------------------------------------------
+
+
+def init_head(home: Home, listen: str, workers: int | None, slots: int | None, echo: Echo) -> None:
+    """Make this machine the head of a cluster of several, start it, and print how a worker joins.
+
+    listen: HOST, HOST:PORT or "" for what others most likely reach this machine by. workers: how many this machine has
+    itself, None: as many as the last time, or none. A cluster that `beo up` has made goes on, with all its jobs.
+    """
+    if home.toml.exists() and home.config().head.listen != HeadConfig().listen:
+        where = home.config().head.listen
+        if listen and listen != where:
+            raise Conflict(f"{home.toml} says [head] listen = {where!r}", f"not {listen}", "remove one of both")
+        listen = where
+    plan, was_up = local.start(home, lambda last: _plan_head(home, last, listen, workers, slots))
+    where = home.cluster().heads[0]
+    echo(f"{'already up' if was_up else 'up'}: the head at {where}" + (f", {plan}" if plan.workers else ""))
+    if where.startswith("127."):
+        echo("no other machine can reach it there: that is for trying things out")
+    text, _ = new_token(home, "worker", 1, TOKEN_S)
+    echo(f"on another machine, within {units.format_duration(TOKEN_S)} (and for one machine: 'beo token' makes more):")
+    echo(f"  {worker_line(home, text)}")
+
+
+def _plan_head(home: Home, last: local.Plan | None, listen: str, workers: int | None, slots: int | None) -> local.Plan:
+    if last and not last.serves:
+        raise Conflict(
+            f"this machine is {last.name} of another machine's cluster", str(home.path), "set BEO_DIR to another folder"
+        )
+    if not listen and last and last.listen:
+        listen = last.listen
+    else:
+        host, port = address.split(listen, address.HEAD_PORT) if listen else (address.chosen(), address.HEAD_PORT)
+        host = address.check_own(host)
+        fixed = listen.endswith(f":{port}")
+        listen = f"{host}:{port}" if fixed or _is_free(home, host, port) else f"{host}:0"
+    if last and workers is None:
+        workers = last.workers
+    base = msgspec.structs.replace(last, listen=listen) if last else local.Plan(0, 1, listen=listen)
+    return local.choose(base, workers or 0, slots, base.head, base.agent)
+
+
+def _is_free(home: Home, host: str, port: int) -> bool:
+    """Whether the usual port is free, or this very cluster's already."""
+    with suppress(BeoError):
+        if f"{host}:{port}" in home.cluster().heads:
+            return True
+    with suppress(OSError), socket.create_server((host, port)):
+        return True
+    return False
+
+
+def worker_line(home: Home, text: str) -> str:
+    """The command with which a machine joins as a worker."""
+    return f"beo worker --head {home.cluster().heads[0]} --token {text}"
+
+
+def new_token(home: Home, role: str, uses: int, expires_s: float, user: str = "", uid: int = -1) -> tuple[str, int]:
+    """Make a token and return its text and number. The head learns its public key only."""
+    seed = os.urandom(token.SEED_BYTES)
+    public = wire.public_of_bytes(token.secret_of(seed))
+    wish = ms.MakeToken(public, role, user or birth.user_name(), uid, uses, expires_s)
+    cluster = home.cluster()
+    made = _ask(cluster.heads[0], cluster.key, home.secret("admin"), wish, ms.TokensAre)
+    return token.write(cluster.key, seed), made.tokens[0].number
+
+
+# ---- a newcomer's machine ---------------------------------------------------------------------------------------
+
+
+def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: Echo, foreground: bool) -> None:
+    """Make this machine a worker, if it isn't one yet, and start it; return when the head has it.
+
+    Without head and text it is started again as it was. With foreground this process becomes its supervisor.
+    """
+    last = local.read_plan(home)
+    if last and last.serves and (home.head / "journal.db").exists():
+        raise Conflict(
+            f"{home.path} has a cluster of its own, with a head", "", "set BEO_DIR to another folder for the worker"
+        )
+    if text:
+        name = _enrol_worker(home, head, text, name or (last.name if last and not last.serves else ""), echo)
+    elif head:
+        raise UsageError("--head without --token", "", "'beo token' prints both, on the head's machine")
+    elif not last or last.serves:
+        raise UsageError(
+            "this machine belongs to no cluster yet", "", "type the line that 'beo token' prints on the head's machine"
+        )
+    elif name and name != last.name:
+        raise UsageError(f"this machine is {last.name}", f"not {name}", "leave --name, or give it a token too")
+
+    def choose(last: local.Plan | None) -> local.Plan:
+        known = last if last and not last.serves else local.Plan(1, len(os.sched_getaffinity(0)), serves=False)
+        return local.choose(
+            msgspec.structs.replace(known, name=name or known.name), None, slots, known.head, known.agent
+        )
+
+    if foreground:
+        plan = choose(local.read_plan(home))
+        local.write_plan(home, plan)
+        words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(home.path), "--foreground"]
+        os.execve(words[0], words, supervisor.environment(home))
+    try:
+        plan, was_up = local.start(home, choose)
+    except TimedOut as error:
+        why = f"{error.why}, but it has this machine's key" if text else error.why
+        raise TimedOut(error.what, why, error.cure) from None
+    slots_text = f"{plan.slots} slot{'s' * (plan.slots != 1)}"
+    echo(f"{'already up' if was_up else 'up'}: {plan.name}, {slots_text}, of the cluster at {home.cluster().heads[0]}")
+    if not was_up:
+        echo("what to type next: 'beo down' ends it, 'beo up' starts it again, 'beo doctor' looks for faults")
+
+
+def _enrol_worker(home: Home, head: str, text: str, name: str, echo: Echo) -> str:
+    name = name or socket.gethostname().partition(".")[0]
+    if name in ("", "localhost"):
+        raise UsageError(f"this machine calls itself {name!r}", "so do others", "give it a name with --name")
+    answer = _enrol(home, head, text, "worker", name, echo)
+    return answer.node
+
+
+def login(home: Home, head: str, text: str, echo: Echo) -> None:
+    """Give the user of this folder a key of his own, without a worker."""
+    last = local.read_plan(home)
+    if last and last.serves and (home.head / "journal.db").exists():
+        raise Conflict(f"{home.path} has a cluster of its own, with a head", "", "set BEO_DIR to another folder")
+    answer = _enrol(home, head, text, "admin", "", echo)
+    echo(f"you are {answer.user} ({answer.role}) of the cluster at {home.cluster().heads[0]}; try 'beo nodes'")
+
+
+def _enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> ms.EnrolledIs:
+    """Have this folder's key (made here the first time) authorized, and write down which cluster that is."""
+    asked = token.read(text)
+    if not head:
+        raise UsageError("--token without --head", "", "'beo token' prints both, on the head's machine")
+    host, port = address.split(head, address.HEAD_PORT)
+    head = f"{address.resolve(host)}:{port}"
+    birth.make_folder(home)
+    known = home.cluster() if home.cluster_file.exists() else None
+    if known and known.key != asked.head:
+        raise Conflict(
+            f"{home.path} belongs to another cluster",
+            f"{known.cluster[:8]}… at {known.heads[0]}",
+            "set BEO_DIR to another folder, or remove this one if that cluster is no more",
+        )
+    if not (home.keys / f"{key}.secret").exists():
+        home.write_secret(key, wire.new_keypair()[1])
+    public = wire.public_of(home.secret(key))
+    _check_reachable(head)
+    asked_s = time.time()
+    answer = _ask(head, asked.head, asked.secret, ms.Enrol(public, name), ms.EnrolledIs)
+    answered_s = time.time()
+    if answer.role == "worker" and not name:
+        raise Refused("this token is for a worker", "", "use 'beo worker'")
+    home.write_cluster(ClusterFile(answer.cluster, (head,), asked.head, (answer.bulk,)))
+    off_s = answer.time_s - (asked_s + answered_s) / 2
+    if abs(off_s) > CLOCK_OFF_MAX_S:
+        way = "behind" if off_s > 0 else "ahead of"
+        off = units.format_duration(int(abs(off_s)))
+        echo(f"this machine's clock is {off} {way} the head's: set it, as by 'apt-get install -y chrony'")
+    return answer
+
+
+def _check_reachable(head: str) -> None:
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        why = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
+        cure = f"see 'beo info' on the head's machine, and whether a firewall closes port {port} or the next one"
+        raise NoHead(f"nobody answers at {head}", why, cure) from None
+
+
+def _ask(head: str, key: str, secret: str, question: object, kind: type[Answer]) -> Answer:
+    """The head's answer to what may be asked again. Raises what it refuses with, and says why nothing comes."""
+    context = wire.new_context()
+    connection = wire.Connection(head, key, secret, context)
+    deadline_s = time.monotonic() + ENROL_S
+    try:
+        while time.monotonic() < deadline_s:
+            if connection.send(1, ms.encode(question), 0.1):
+                received = connection.receive(ASK_AGAIN_S)
+                if received and not received[1]:
+                    raise version.mismatch(f"the head at {head}", connection.stranger)
+                if received:
+                    return _read(received[1], kind)
+            if connection.refused:
+                raise Refused(
+                    f"the head at {head} knows neither this token nor this key",
+                    "it is of another time, or of another cluster",
+                    "make a new one with 'beo token' on the head's machine",
+                )
+            if connection.mistaken:
+                raise Refused(
+                    f"who listens at {head} is not the head that this token was made by",
+                    "it has another key",
+                    "compare the address with what 'beo info' says on the head's machine",
+                )
+    finally:
+        connection.close()
+        context.destroy(linger=0)
+    raise NoHead(f"no head answers at {head}", f"tried for {ENROL_S:.0f} s", "see 'beo info' on the head's machine")
+
+
+def _read(body: bytes, kind: type[Answer]) -> Answer:
+    answer = ms.to_client.decode(body)
+    if isinstance(answer, ms.Failed):
+        raise from_dict(answer.error)
+    if not isinstance(answer, kind):
+        raise NotFound(f"the head answered with {type(answer).__name__}", "", "install the head's beo here")
+    return answer
