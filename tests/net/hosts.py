@@ -111,6 +111,7 @@ class Host:
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("BEO_", "PMI_"))}
         self.env |= {
             "BEO_DIR": str(self.beo_dir),
+            "BEO_RESIDENT": "0",  # hosts share /tmp, and one host's resident process is not another's
             "PYTHONPATH": str(ROOT),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
