@@ -23,7 +23,7 @@ import msgspec
 
 from beo import lockfile, log, supervisor
 from beo.config import Home, write_durably
-from beo.errors import BeoError, Conflict, Refused, TimedOut, UsageError, from_dict, reason
+from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError, from_dict, reason
 from beo.supervisor import Daemon
 
 if TYPE_CHECKING:
@@ -351,11 +351,7 @@ def _await_ready(home: Home, plan: Plan) -> None:
             while time.monotonic() < began_s + READY_MAX_S:
                 answer = _ask(connection, messages.ListNodes())
                 if connection.refused:
-                    raise Refused(
-                        f"the head at {connection.address} does not know this machine's key",
-                        "it was removed there",
-                        "'beo worker' with a new token, which 'beo token' makes on the head's machine",
-                    )
+                    raise _unknown(connection.address)
                 if isinstance(answer, messages.NodesAre):
                     up = {node.name for node in answer.nodes if node.state == "up"}
                     # A head that begins again takes its nodes for up until it knows better; so ask the locks too.
@@ -369,6 +365,27 @@ def _await_ready(home: Home, plan: Plan) -> None:
     finally:
         _progress("")
     raise TimedOut(f"not ready after {READY_MAX_S:.0f} s", seen, f"it goes on trying: see {home.logs}, or 'beo down'")
+
+
+def nodes(home: Home) -> tuple[messages.NodeView, ...]:
+    """Return what the head shows this machine's key of the nodes: a worker's its own alone. Raises NoHead."""
+    from beo import messages
+
+    with _connected(home) as connection:
+        answer = _ask(connection, messages.ListNodes())
+        if isinstance(answer, messages.NodesAre):
+            return answer.nodes
+        if connection.refused:
+            raise _unknown(connection.address)
+    raise NoHead(f"no head answers at {connection.address}", f"tried for {ASK_S:.0f} s", "see 'beo info' there")
+
+
+def _unknown(address: str) -> Refused:
+    return Refused(
+        f"the head at {address} does not know this machine's key",
+        "it was removed there",
+        "'beo worker' with a new token, which 'beo token' makes on the head's machine",
+    )
 
 
 def _check_daemons(home: Home, plan: Plan) -> None:

@@ -298,6 +298,14 @@ class DetailsAre(_Message, frozen=True):
     jobs: tuple[JobDetail, ...]
 
 
+class Finding(msgspec.Struct, frozen=True, array_like=True):
+    """Something that is wrong with a machine: which check found it, what it is, and the one line that cures it."""
+
+    check: str
+    what: str
+    cure: str
+
+
 class NodeView(msgspec.Struct, frozen=True, array_like=True):
     """One row of `beo nodes`. state: up, draining (drained, and jobs still run there), drained, silent or lost."""
 
@@ -312,6 +320,9 @@ class NodeView(msgspec.Struct, frozen=True, array_like=True):
     silent_s: float  # since the last sign of life
     incarnation: str
     drain: str = ""  # by whom it was drained, and why
+    why: str = ""  # it is silent or lost
+    clock_s: float = 0.0  # by how much its wall clock is ahead of the head's
+    findings: tuple[Finding, ...] = ()  # what its agent found wrong with its machine
 
 
 class NodesAre(_Message, frozen=True):
@@ -393,6 +404,15 @@ class Delivered(_Message, frozen=True):
     job: int
     attempt: int
     serial: int
+
+
+class Health(_Message, frozen=True):
+    """How a node's machine is, now and then. wall_s: its wall clock when sent. Nothing is answered."""
+
+    node: str
+    incarnation: str
+    wall_s: float
+    findings: tuple[Finding, ...] = ()
 
 
 # ---- the head tells an agent; a lower epoch or a foreign incarnation is refused -----------------------------------
@@ -601,7 +621,7 @@ ClientRequest = Union[  # noqa: UP007
     RevokeTokens,
     Enrol,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed, Done, InfoIs, SubmittedIs, JobsAre, DetailsAre, NodesAre, EventsAre, TokensAre, EnrolledIs
 ]

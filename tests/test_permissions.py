@@ -52,6 +52,7 @@ SAMPLES: dict[str, Any] = {
     "Ended": ms.Ended("n1", "n1-1", JOB, 1, PartResult((), "", -1, "")),
     "Gone": ms.Gone("n1", "n1-1", JOB, 1, "said so"),
     "Delivered": ms.Delivered("n1", "n1-1", JOB, 1, 1),
+    "Health": ms.Health("n1", "n1-1", 1.0),
     "Chunk": ms.Chunk("n1", "n1-1", JOB, 1, 0, b""),
     "Fetch": ms.Fetch(JOB, 1, 0, 0.0),
     "Stdin": ms.Stdin(JOB, 1, 0, b"", False),

@@ -24,8 +24,8 @@ FLOORS = {
     2: "address config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
     "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes headnode.output",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.warden "
-    "worker.shipper worker.rsh local supervisor machines",
-    4: "client job follow cli.* direct front resident",
+    "worker.shipper worker.health worker.rsh local supervisor machines doctor",
+    4: "client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

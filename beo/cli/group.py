@@ -41,6 +41,7 @@ VERBS = {
     "events": ("nodes", "list what happened, from the journal"),
     "gone": ("nodes", "declare a silent node's machine to be off"),
     "forget": ("nodes", "take lost nodes off the record"),
+    "doctor": ("doctor", "look for what is wrong, and what cures it"),
     "info": ("admin", "tell which cluster answers"),
     "resident": ("resident", "tell of the process that makes verbs quick, or end it"),
 }

@@ -22,11 +22,14 @@ NODE_COLUMNS = (
     table.Column("used"),
     table.Column("memory", lambda value: units.approximate_size(value) if isinstance(value, int) else "-"),
     table.Column("jobs"),
-    table.Column("silent", lambda value: f"{value:.1f}s" if isinstance(value, float) else "-"),
+    table.Column("address", lambda value: str(value).rpartition(":")[0]),
+    table.Column("version"),
+    table.Column("walls"),
+    table.Column("limit"),
     table.Column("drain"),
-    table.Column("facts", lambda value: table.cell([f"{k}={v}" for k, v in _pairs(value)])),
+    table.Column("why"),
 )
-NODE_JSON_ONLY = ("address", "incarnation")
+NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation")
 EVENT_COLUMNS = (
     table.Column("index"),
     table.Column("epoch"),
@@ -38,10 +41,6 @@ EVENT_COLUMNS = (
 )
 
 
-def _pairs(value: object) -> list[tuple[str, str]]:
-    return sorted(value.items()) if isinstance(value, dict) else []
-
-
 @click.command(
     cls=Verb,
     examples=[("beo nodes", "all of them"), ("beo nodes --format name,state,jobs", "some columns")],
@@ -50,9 +49,10 @@ def _pairs(value: object) -> list[tuple[str, str]]:
 def nodes(fields: str, as_json: bool, quiet: bool) -> None:
     """List the nodes: how many slots each has and uses, and what runs there.
 
-    A node is up, silent (not heard of for SILENT seconds) or lost. One that was drained gets no new work: it is
-    draining while jobs run there, then drained; DRAIN says by whom and why. FACTS are what it found out about its
-    machine: how well it holds a job's processes together, and how it limits their memory.
+    A node is up, silent or lost, and WHY says so. One that was drained gets no new work: it is draining while jobs
+    run there, then drained; DRAIN says by whom and why. VERSION is that of its beo. WALLS are how it holds a job's
+    processes together: pidns and userns leave nothing behind, subreaper does its best. LIMIT is how it keeps to memory
+    limits: by cgroups, or by looking (poll). What is wrong with a node tells 'beo doctor'.
     """
     show(list(map(_node_row, Cluster().nodes())), NODE_COLUMNS, fields, as_json, quiet, NODE_JSON_ONLY)
 
@@ -69,6 +69,12 @@ def _node_row(node: m.NodeView) -> dict[str, object]:
         "drain": node.drain,
         "facts": node.facts,
         "address": node.address,
+        "version": node.facts.get("version"),
+        "walls": node.facts.get("contain"),
+        "limit": node.facts.get("memory"),
+        "why": node.why or None,
+        "clock": node.clock_s,
+        "findings": [{"check": f.check, "what": f.what, "cure": f.cure} for f in node.findings],
         "incarnation": node.incarnation,
     }
 

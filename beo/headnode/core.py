@@ -45,6 +45,7 @@ READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no ne
 PLAN_EVERY_S = 1.0
 FORGET_EVERY_S = 30.0
 FORGET_BATCH = 10_000  # jobs per Forgotten entry
+FINDINGS_MAX = 32  # that one node may have
 NOTE_LENGTH_MAX = 500  # of what a node says about an end
 DETAILS_MAX = 100  # jobs that one `beo show` can show
 
@@ -56,6 +57,8 @@ class _Session:
         self.peer = peer
         self.incarnation = incarnation
         self.heard_s = heard_s  # last PING that was answered
+        self.clock_s = 0.0  # how far its wall clock is ahead of ours
+        self.findings: tuple[ms.Finding, ...] = ()
         self.told = False  # it has said what it runs, so starts may be sent
         self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
         self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
@@ -132,7 +135,7 @@ class Head:
         message = item.message
         try:
             user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
-            if isinstance(message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered):
+            if isinstance(message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health):
                 self._told(item.peer, message, now)
                 return
             answer = self._answer(item, message, user, now)
@@ -203,10 +206,20 @@ class Head:
         nodes = self.state.nodes
         return ms.NodesAre(
             tuple(
-                views.node_row(self.state, nodes[name], now.boot_s - self._heard_s(name), name in self._ready)
+                views.node_row(
+                    self.state,
+                    nodes[name],
+                    now.boot_s - self._heard_s(name),
+                    name in self._ready,
+                    *self._health(name),
+                )
                 for name in names
             )
         )
+
+    def _health(self, node: str) -> tuple[float, tuple[ms.Finding, ...]]:
+        session = self._sessions.get(node)
+        return (session.clock_s, session.findings) if session else (0.0, ())
 
     def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
         outlook = Outlook(self.state, self._ready)
@@ -269,6 +282,9 @@ class Head:
             case ms.Delivered():
                 known = session.signalled.get((message.job, message.attempt), 0)
                 session.signalled[message.job, message.attempt] = max(known, message.serial)
+            case ms.Health():
+                session.clock_s = message.wall_s - now.wall_s
+                session.findings = message.findings[:FINDINGS_MAX]
             case ms.Ended() | ms.Gone():
                 self._ended(message, now)
                 self._send(peer, ms.Committed(self.state.epoch, message.job, message.attempt))

@@ -115,6 +115,7 @@ class Node(msgspec.Struct, array_like=True):
     used_slots: int = 0
     used_bytes: int = 0
     drain: Drain | None = None
+    lost: str = ""  # why it is
 
     @property
     def takes_work(self) -> bool:

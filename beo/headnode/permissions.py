@@ -50,6 +50,7 @@ RULES: dict[type, str] = {
     ms.Ended: WORKER,
     ms.Gone: WORKER,
     ms.Delivered: WORKER,
+    ms.Health: WORKER,
     ms.Chunk: WORKER,
     ms.StdinAck: WORKER,
     ms.BulkHello: WORKER,

@@ -482,7 +482,7 @@ class State:
         node = self.nodes.get(event.node)
         if not node or node.incarnation != event.incarnation or node.state != "up":
             return
-        node.state = "lost"
+        node.state, node.lost = "lost", event.reason
         for job, attempt, part in list(self.live_parts(node.name).values()):
             if attempt.leashed:  # its leash has run out with the node's lease: the kernel has ended it
                 self._lose_part(job, attempt, part, f"{node.name} was lost", event.time_s)

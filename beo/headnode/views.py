@@ -89,7 +89,14 @@ def event_row(index: int, epoch: int, event: ev.Event, state: State, user: User)
     return ms.EventView(index, epoch, event.time_s, kind, job, node, text)
 
 
-def node_row(state: State, node: Node, silent_s: float, ready: bool) -> ms.NodeView:
+def node_row(
+    state: State,
+    node: Node,
+    silent_s: float,
+    ready: bool,
+    clock_s: float = 0.0,
+    findings: tuple[ms.Finding, ...] = (),
+) -> ms.NodeView:
     """One row of `beo nodes`; a node that is up is shown as silent if it isn't ready, and else by its drain."""
     jobs = tuple(sorted({job for job, _ in state.live_parts(node.name)}))
     shown = node.state if node.state != "up" or ready else "silent"
@@ -107,4 +114,16 @@ def node_row(state: State, node: Node, silent_s: float, ready: bool) -> ms.NodeV
         round(silent_s, 3),
         node.incarnation,
         f"by {node.drain.user}" + (f": {node.drain.reason}" if node.drain.reason else "") if node.drain else "",
+        _why(node, shown, silent_s),
+        round(clock_s, 3),
+        findings,
     )
+
+
+def _why(node: Node, shown: str, silent_s: float) -> str:
+    """Why a node gets no work, where that isn't an operator's wish."""
+    if shown == "lost":
+        return node.lost
+    if shown == "silent":
+        return f"no word of it for {silent_s:.1f} s"
+    return ""

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import msgspec
 
-from beo import address, birth, daemon, lockfile, nodeset, version, wire
+from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
 from beo import messages as ms
 from beo.config import Home, home, write_durably
 from beo.worker import acts, core, launch, probe, process
+from beo.worker.health import Checkup
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
 
@@ -64,6 +65,7 @@ class Agent:
             "memory": self._memory_kind,
             "cores": str(probe.cores()),
             "interface": self._interface or "",
+            **doctor.facts(self._interface),
         }
         self._contain = contain
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
@@ -86,6 +88,7 @@ class Agent:
         self._waker = wire.Waker()
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
+        self._checkup = Checkup(lambda: doctor.machine(where, contain, self._memory_kind))
         self._shipping: set[tuple[int, int]] = set()
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
@@ -153,6 +156,7 @@ class Agent:
                 self._sweep(*key)
         for thread in self._sweepers:
             thread.join(END_S)
+        self._checkup.stop()
         self._shipper.stop()
         for link in self._links.values():
             link.close()
@@ -179,6 +183,7 @@ class Agent:
         self._server.register(poller)
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
+        self._checkup.start()
         log.info("%s serves the head at %s", self._core.node.name, self._cluster.heads[0])
         next_tick_s = 0.0
         while not self._stopping:
@@ -269,6 +274,8 @@ class Agent:
 
     def _housekeep(self) -> None:
         self._ended = [link for link in self._ended if not link.reaped()]
+        if health := self._checkup.report(self._core.node.name, self._core.incarnation):
+            self._head.send(0, ms.encode(health))
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
