@@ -392,6 +392,7 @@ def new_spec(
     script: str = "",
     stdin: bool = False,
     attached: bool = False,
+    slots: int = 0,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
@@ -430,5 +431,6 @@ def new_spec(
             batch=bool(script) and spec.is_shell(script),
             stdin=stdin,
             attached=attached,
+            slots=slots,
         )
     )

@@ -104,12 +104,16 @@ class Submitted(_Event, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """The ranks of an attempt on one node: `ranks` of them from `first_rank` on."""
+    """The ranks of an attempt on one node: `ranks` of them from `first_rank` on, and slots for `more`.
+
+    A batch job's ranks are slots too: its script runs on the first node, once.
+    """
 
     node: str
     incarnation: str
     first_rank: int
     ranks: int
+    more: int = 0
 
 
 class Started(_Event, frozen=True):
@@ -120,6 +124,7 @@ class Started(_Event, frozen=True):
     parts: tuple[Part, ...]
     nonce: str  # makes the MPI world's name unique for ever
     time_s: float
+    whole: bool = False  # every node of it has a warden, those of a batch job too; else these only reserve their slots
 
 
 class PartEnded(_Event, frozen=True):

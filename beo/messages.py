@@ -452,6 +452,7 @@ class Peer(msgspec.Struct, frozen=True, array_like=True):
     key: str
     first_rank: int
     ranks: int
+    more: int = 0  # slots for further ranks
 
 
 class Start(_Message, frozen=True):

@@ -18,15 +18,30 @@ class RankResult(msgspec.Struct, frozen=True, array_like=True):
     peak_bytes: int
 
 
+class StepRank(msgspec.Struct, frozen=True, array_like=True):
+    """How one rank of a further step ended. rank: its number within the attempt; spawned: by MPI_Comm_spawn."""
+
+    step: int
+    rank: int
+    status: int
+    user_s: float
+    system_s: float
+    peak_bytes: int
+    spawned: bool = False
+
+
 class PartResult(msgspec.Struct, frozen=True, array_like=True):
     """How a part ended.
 
     reason: '' its ranks ended by themselves · 'rank' one failed and took the rest along (`culprit`, else -1) ·
     'time limit' · 'out of memory' · 'peer' another part ended first · 'silence' another part's node was silent ·
-    'ended' the head had asked for it · 'lost' beo itself lost the ranks. note: a sentence for people.
+    'ended' the head had asked for it · 'lost' beo itself lost the ranks. note: a sentence for people. steps: ranks of
+    further steps on that node, and how many more there were that ended well.
     """
 
     ranks: tuple[RankResult, ...]
     reason: str = ""
     culprit: int = -1
     note: str = ""
+    steps: tuple[StepRank, ...] = ()
+    more: int = 0

@@ -18,6 +18,7 @@ Requeue = Literal["auto", "confirm", "never"]
 
 # Each limit protects the head's memory and journal: a spec is kept in RAM and in every snapshot as long as its job.
 RANKS_MAX = 16_384
+SLOTS_MAX = 65_536
 NODES_MAX = 4_096
 CPUS_MAX = 4_096
 ARGV_SIZE_MAX_BYTES = 128 * 1024  # what execve takes for one argument (MAX_ARG_STRLEN)
@@ -53,6 +54,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     batch: bool = False  # one process with the whole allocation, not one per rank (a shell script)
     stdin: bool = False  # a client feeds rank 0's stdin
     attached: bool = False  # ends when its client has gone (`beo run`)
+    slots: int = 0  # of the whole allocation, where that is more than its ranks take: room for steps and spawned ranks
 
     @property
     def title(self) -> str:
@@ -62,9 +64,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return self.name or words[of_python]
 
     @property
-    def slots(self) -> int:
-        """Slots of the whole job."""
-        return self.ranks * self.cpus
+    def places(self) -> int:
+        """Ranks that the whole allocation has slots for: the job's own, and those it may start itself."""
+        return max(self.ranks, -(-self.slots // self.cpus))
+
+    @property
+    def slots_in_all(self) -> int:
+        """Slots of the whole allocation."""
+        return self.places * self.cpus
 
 
 def _bounded(what: str, value: float, low: float, high: float, option: str) -> None:
@@ -110,6 +117,13 @@ def check(spec: JobSpec) -> JobSpec:
     _bounded("memory per rank", spec.mem_bytes, 0, MEM_MAX_BYTES, "--mem")
     _bounded("the time limit in seconds", spec.time_limit_s, 0, TIME_LIMIT_MAX_S, "-t")
     _bounded("the priority", spec.priority, -PRIORITY_MAX, PRIORITY_MAX, "--priority")
+    _bounded("the number of slots", spec.slots, 0, SLOTS_MAX, "--slots")
+    if 0 < spec.slots < spec.ranks * spec.cpus:
+        raise UsageError(
+            f"{spec.slots} slots for the whole job",
+            f"its ranks alone take {spec.ranks * spec.cpus}",
+            "raise --slots, or leave it out",
+        )
     if spec.nodes > spec.ranks:
         raise UsageError(
             f"{spec.nodes} nodes for {spec.ranks} rank{'s' * (spec.ranks != 1)}",

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from beo.worker.launch import Attempt, Facts, Part, process_mapping, start_message
+from beo.worker.launch import Attempt, Facts, Part, start_message
 from beo.worker.order import Order
+from beo.worker.pmi import process_mapping
 
 ATTEMPT = Attempt(
     job=7,
@@ -90,7 +91,7 @@ def test_one_rank_alone_needs_no_pmi_and_may_reuse_a_warden() -> None:
     ],
 )
 def test_the_process_mapping_has_a_block_for_each_run_of_equal_nodes(counts: list[int], mapping: str) -> None:
-    assert process_mapping(counts) == mapping
+    assert process_mapping(list(enumerate(counts))) == mapping
 
 
 def test_a_node_without_a_part_is_an_error_that_names_the_nodes() -> None:

@@ -18,6 +18,7 @@ from beo.errors import UsageError
 from beo.table import escape
 
 JOBS_SHOWN = 1_000  # rows of one listing unless told: more is no longer read by anyone
+STEP_RANKS_SHOWN = 100  # ranks of an attempt's steps that its page lists; --json has them all
 
 SELECTORS = click.argument("jobs", nargs=-1, metavar="[JOB]...")
 
@@ -95,6 +96,20 @@ def _as_object(detail: m.JobDetail) -> dict[str, object]:
                 for result in attempt.results
                 for rank in result.ranks
             ],
+            "steps": [
+                {
+                    "step": rank.step,
+                    "rank": rank.rank,
+                    "status": rank.status,
+                    "user_s": rank.user_s,
+                    "system_s": rank.system_s,
+                    "peak_bytes": rank.peak_bytes,
+                    "spawned": rank.spawned,
+                }
+                for result in attempt.results
+                for rank in result.steps
+            ],
+            "steps_more": sum(result.more for result in attempt.results),
         }
         for attempt in detail.attempts
     ]
@@ -110,6 +125,7 @@ def _page(detail: m.JobDetail) -> Iterator[str]:
     asked = [f"{spec.ranks} rank{'s' * (spec.ranks != 1)}"]
     asked += [f"{spec.nodes} node{'s' * (spec.nodes != 1)}"] if spec.nodes else []
     asked += [f"{spec.cpus} cpus per rank"] if spec.cpus > 1 else []
+    asked += [f"{spec.slots_in_all} slots in all"] if spec.slots else []
     asked += [f"{units.format_size(spec.mem_bytes)} per rank"] if spec.mem_bytes else []
     asked += [f"{units.format_duration(spec.time_limit_s)} at most"] if spec.time_limit_s else []
     asked += [f"priority {spec.priority}"] if spec.priority else []
@@ -149,6 +165,15 @@ def _attempt_lines(attempt: m.AttemptView) -> Iterator[str]:
     for rank in rows:
         used = f"{rank.user_s + rank.system_s:.2f} s of cpu, {units.approximate_size(rank.peak_bytes)} at most"
         yield f"             rank {rank.rank}: status {rank.status}, {used}"
+    steps = sorted((rank for result in attempt.results for rank in result.steps), key=lambda rank: rank.rank)
+    for step_rank in steps[:STEP_RANKS_SHOWN]:
+        used = f"{step_rank.user_s + step_rank.system_s:.2f} s of cpu"
+        used += f", {units.approximate_size(step_rank.peak_bytes)} at most"
+        how = ", spawned" if step_rank.spawned else ""
+        yield f"             step {step_rank.step}{how}, rank {step_rank.rank}: status {step_rank.status}, {used}"
+    more = sum(result.more for result in attempt.results) + len(steps[STEP_RANKS_SHOWN:])
+    if more:
+        yield f"             and {more} more ranks of steps"
 
 
 @click.command(

@@ -32,6 +32,9 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
         option("-n", "--ranks", type=int, default=1, metavar="RANKS", help="Processes of the job."),
         option("-N", "--nodes", type=int, default=0, metavar="NODES", help="Exactly so many nodes."),
         option("-c", "--cpus", type=int, default=1, metavar="CPUS", help="Slots per rank."),
+        option(
+            "--slots", type=int, default=0, metavar="N", help="Slots of the whole job, if more than its ranks take."
+        ),
         option("--mem", default="", metavar="SIZE", help="Memory per rank, reserved and the limit (512M, 4GiB)."),
         option("-t", "--time", "time_limit", default="", metavar="TIME", help="End it after 90 (s), 30m, 1h30m."),
         option("-J", "--name", default="", metavar="NAME", help="The job's name."),
@@ -81,6 +84,7 @@ def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = Fal
         ranks=asked["ranks"],
         nodes=asked["nodes"],
         cpus=asked["cpus"],
+        slots=asked["slots"],
         mem=asked["mem"] or 0,
         time_limit=asked["time_limit"] or 0.0,
         name=asked["name"],

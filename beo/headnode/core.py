@@ -386,7 +386,7 @@ class Head:
     def _start(self, session: _Session, job: Job, attempt: Attempt) -> ms.Start:
         nodes = self.state.nodes
         peers = tuple(
-            ms.Peer(p.node, p.incarnation, nodes[p.node].address, nodes[p.node].key, p.first_rank, p.ranks)
+            ms.Peer(p.node, p.incarnation, nodes[p.node].address, nodes[p.node].key, p.first_rank, p.ranks, p.more)
             for p in attempt.parts
         )
         return ms.Start(
@@ -459,10 +459,10 @@ class Head:
         for placement in plan(self.state, self._ready, now.wall_s):
             job = self.state.jobs[placement.job]
             parts = tuple(
-                ev.Part(name, self.state.nodes[name].incarnation, first, ranks)
-                for name, first, ranks in placement.parts
+                ev.Part(name, self.state.nodes[name].incarnation, first, ranks, more)
+                for name, first, ranks, more in placement.parts
             )
-            self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s))
+            self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s, whole=True))
 
     def _settle(self, now: Now) -> None:
         """Follow up on every job that the events of this turn changed."""

@@ -25,6 +25,8 @@ def _wish(job: Job) -> str:
     words = [_counted(spec.ranks, "rank")]
     if spec.cpus > 1:
         words.append(f"of {spec.cpus} slots")
+    if spec.slots > spec.ranks * spec.cpus:
+        words.append(f"and {spec.slots_in_all} slots in all")
     if spec.mem_bytes:
         words.append(f"with {format_size(spec.mem_bytes)} each")
     if spec.nodes:

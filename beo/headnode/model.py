@@ -13,7 +13,7 @@ LEASHABLE = frozenset({"pidns", "userns"})  # containments under which the kerne
 
 
 class PartState(msgspec.Struct, array_like=True):
-    """A part of an attempt. state: live, reserved (slots without a process), ended or gone."""
+    """A part of an attempt. state: live, reserved (slots without a process, of an old journal), ended or gone."""
 
     node: str
     incarnation: str
@@ -21,6 +21,12 @@ class PartState(msgspec.Struct, array_like=True):
     ranks: int
     state: str = "live"
     result: ev.PartResult | None = None
+    more: int = 0  # slots for further ranks
+
+    @property
+    def places(self) -> int:
+        """Ranks that it holds slots for."""
+        return self.ranks + self.more
 
 
 class Attempt(msgspec.Struct, array_like=True):

@@ -1,7 +1,7 @@
 """The queue: the jobs that wait, in the order of starting.
 
-Jobs of one shape (ranks, nodes, cpus, memory) stand in one lane: where the first of them doesn't fit, none does. So a
-thousand jobs that wait for more nodes cost the scheduler one look, and never hide what stands behind them.
+Jobs of one shape (ranks, nodes, cpus, memory, slots) stand in one lane: where the first of them doesn't fit, none does.
+So a thousand jobs that wait for more nodes cost the scheduler one look, and never hide what stands behind them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from heapq import merge
 
 from beo.spec import JobSpec
 
-Shape = tuple[int, int, int, int]  # ranks, nodes, cpus, mem_bytes
+Shape = tuple[int, int, int, int, int]  # ranks, nodes, cpus, mem_bytes, slots
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting
 
 
 def shape_of(spec: JobSpec) -> Shape:
     """What a job needs, as far as placing it goes."""
-    return (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes)
+    return (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
 
 
 class Queue:

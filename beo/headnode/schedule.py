@@ -22,10 +22,10 @@ BACK_OFF_MAX_S = 60.0
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A job and its ranks per node: (node, first rank, ranks), in rank order."""
+    """A job and its ranks per node: (node, first rank, ranks, slots for so many ranks more), in rank order."""
 
     job: int
-    parts: tuple[tuple[str, int, int], ...]
+    parts: tuple[tuple[str, int, int, int], ...]
 
 
 def ranks_that_fit(job: Job, slots: int, mem_bytes: int) -> int:
@@ -50,8 +50,11 @@ def _spread(ranks: int, room: list[tuple[int, str]]) -> dict[str, int]:
 
 
 def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, int], ...] | None:
-    """Place one job on nodes with (slots, bytes) free, or None. As few nodes as fit, or exactly spec.nodes of them."""
-    ranks, nodes = job.spec.ranks, job.spec.nodes
+    """Place one job on nodes with (slots, bytes) free, or None. As few nodes as fit, or exactly spec.nodes of them.
+
+    As (node, first place, places): each is for one rank.
+    """
+    ranks, nodes = job.spec.places, job.spec.nodes
     room = [(fit, name) for name, (slots, size) in free.items() if (fit := ranks_that_fit(job, slots, size)) > 0]
     shares: dict[str, int] = {}
     if nodes:
@@ -76,6 +79,25 @@ def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, i
         parts.append((name, first, shares[name]))
         first += shares[name]
     return tuple(parts)
+
+
+def divide(job: Job, parts: tuple[tuple[str, int, int], ...]) -> tuple[tuple[str, int, int, int], ...]:
+    """Say which of the places have a rank from the beginning: (node, first rank, ranks, places without one).
+
+    They fill node after node; with spec.nodes every node gets its share. A batch job's script has the use of them all.
+    """
+    ranks = job.spec.ranks
+    if job.spec.batch or ranks == job.spec.places:
+        return tuple((name, first, places, 0) for name, first, places in parts)
+    if job.spec.nodes:
+        shares = _spread(ranks, [(places, name) for name, _, places in parts])
+    else:
+        shares = {name: max(0, min(places, ranks - first)) for name, first, places in parts}
+    divided, first = [], 0
+    for name, _, places in parts:
+        divided.append((name, first, shares[name], places - shares[name]))
+        first += shares[name]
+    return tuple(divided)
 
 
 def back_off_s(job: Job, now_s: float) -> float:
@@ -117,17 +139,17 @@ def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
         job = state.jobs[number]
         if back_off_s(job, now_s):
             continue
-        parts = place(job, free) if job.spec.slots <= free_slots else None
+        parts = place(job, free) if job.spec.slots_in_all <= free_slots else None
         if parts is None:
             hopeless.add(shape)
             if now_s - job.submitted_s > PATIENCE_S and place(job, everything):
                 break
             continue
-        placements.append(Placement(number, parts))
-        free_slots -= job.spec.slots
-        for name, _, ranks in parts:
+        placements.append(Placement(number, divide(job, parts)))
+        free_slots -= job.spec.slots_in_all
+        for name, _, places in parts:
             slots, size = free[name]
-            slots, size = slots - ranks * job.spec.cpus, size - ranks * job.spec.mem_bytes
+            slots, size = slots - places * job.spec.cpus, size - places * job.spec.mem_bytes
             if slots > 0:
                 free[name] = (slots, size)
             else:

@@ -277,7 +277,14 @@ class State:
             if not node or node.state != "up" or node.incarnation != placed.incarnation:
                 return
         parts = [
-            PartState(p.node, p.incarnation, p.first_rank, p.ranks, "reserved" if job.spec.batch and n else "live")
+            PartState(
+                p.node,
+                p.incarnation,
+                p.first_rank,
+                p.ranks,
+                "reserved" if job.spec.batch and n and not event.whole else "live",
+                more=p.more,
+            )
             for n, p in enumerate(event.parts)
         ]
         leashed = job.spec.requeue == "auto" and all(
@@ -294,14 +301,14 @@ class State:
 
     def _hold(self, job: Job, attempt: Attempt, part: PartState) -> None:
         node = self.nodes[part.node]
-        node.used_slots += part.ranks * job.spec.cpus
-        node.used_bytes += part.ranks * job.spec.mem_bytes
+        node.used_slots += part.places * job.spec.cpus
+        node.used_bytes += part.places * job.spec.mem_bytes
         self.live.setdefault(part.node, {})[job.id, attempt.number] = (job, attempt, part)
 
     def _release(self, job: Job, attempt: Attempt, part: PartState) -> None:
         node = self.nodes[part.node]
-        node.used_slots -= part.ranks * job.spec.cpus
-        node.used_bytes -= part.ranks * job.spec.mem_bytes
+        node.used_slots -= part.places * job.spec.cpus
+        node.used_bytes -= part.places * job.spec.mem_bytes
         placed = self.live[part.node]
         del placed[job.id, attempt.number]
         if not placed:
@@ -317,7 +324,9 @@ class State:
             return
         job, attempt, part = found
         part.result = event.result
-        told, ranks = len(event.result.ranks), 1 if job.spec.batch else part.ranks
+        told, ranks = len(event.result.ranks), part.ranks
+        if job.spec.batch:  # its script runs on the first node; the others have a warden for its steps
+            ranks = 1 if part is attempt.parts[0] else 0
         cause = _cause(event.result, event.node)
         if not event.result.reason and told < ranks:  # a job is done when every rank was seen to end well
             cause = ("lost", CODE_LOST, f"{event.node} told the end of {told} ranks of {ranks}")
@@ -534,17 +543,21 @@ def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:
         return ("time limit", CODE_TIME_LIMIT, result.note or "time limit")
     if result.reason == "out of memory":
         return ("out of memory", CODE_OUT_OF_MEMORY, result.note or f"out of memory on {node}")
-    status = next((r.status for r in result.ranks if r.rank == result.culprit), 1) or 1
+    statuses = {r.rank: r.status for r in result.steps} | {r.rank: r.status for r in result.ranks}
+    status = statuses.get(result.culprit) or 1
     return ("rank", status, result.note or f"rank {result.culprit} ended with {status}")
 
 
 def _verdict(attempt: Attempt) -> tuple[str, int, str]:
-    """The outcome of an attempt that nothing ended: the lowest failed rank's status, or 0."""
-    failed = [(r.rank, r.status) for part in attempt.parts if part.result for r in part.result.ranks if r.status]
+    """The outcome of an attempt that nothing ended: the lowest failed rank's status, or 0. Spawned ones count too."""
+    results = [part.result for part in attempt.parts if part.result]
+    failed = [(r.rank, r.status) for result in results for r in result.ranks if r.status]
+    failed += [(r.rank, r.status) for result in results for r in result.steps if r.status and r.spawned]
     if not failed:
         return ("", 0, "")
     rank, status = min(failed)
     ranks = sum(part.ranks for part in attempt.parts)
+    ranks += any(r.spawned for result in results for r in result.steps)
     return ("", status, f"rank {rank} exited with {status}" if ranks > 1 else f"exit code {status}")
 
 

@@ -375,12 +375,14 @@ class Agent:
         spec = order.spec
         argv = list(spec.argv)
         here = next(part for part in order.parts if part.node == self._core.node.name)
-        parts = [launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks))) for p in order.parts]
+        places = here.ranks + here.more
+        parts = [launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks)), p.more) for p in order.parts]
         size = spec.ranks
         if spec.script:
             argv[0] = self._write_script(order)
         if spec.batch:
-            size, parts = 1, [launch.Part(here.node, (0,))]
+            size = 1
+            parts = [launch.Part(p.node, () if n else (0,), p.ranks + p.more) for n, p in enumerate(order.parts)]
         attempt = launch.Attempt(
             job=order.job,
             attempt=order.attempt,
@@ -392,11 +394,11 @@ class Agent:
             nodes_folded=here.node if len(order.parts) == 1 else nodeset.fold([part.node for part in order.parts]),
             name=spec.title,
             cpus=spec.cpus,
-            slots=spec.ranks,
+            batch=spec.batch,
             stdin=spec.stdin,
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
-            mem_bytes=spec.mem_bytes * here.ranks or None,
+            mem_bytes=spec.mem_bytes * places or None,
             uid=order.uid,
             gid=order.gid,
             groups=order.groups,
@@ -406,7 +408,7 @@ class Agent:
             here.node,
             self._interface,
             self._tmp(order.job, order.attempt),
-            self._make_cgroup(order, spec.mem_bytes * here.ranks),
+            self._make_cgroup(order, spec.mem_bytes * places),
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 

@@ -2,21 +2,25 @@
 
 Phases: running (ranks live), killing (everything is told to die and is reaped), sweeping (all dead: the pipes are read
 to their end, the folder for temporary files is removed), ended (the result stands).
+
+A part has the ranks of step 0 here, if there are any, and those of further steps (conductor.py). Where an attempt has
+several nodes, its part ends when the *lead*, the warden of the first node, says that all is done.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 
-from beo.worker import contain, ranks
+from beo.worker import contain, door, pmi, ranks
+from beo.worker.conductor import Conductor, Stage
 from beo.worker.loop import Loop
 from beo.worker.order import Order
 from beo.worker.peers import Peers
-from beo.worker.pipes import READ_BYTES, Input, Output
-from beo.worker.pmi import LINE_BYTES_MAX, Abort, Bad, Effect, Fence, Pmi, Publish, Reply
+from beo.worker.pipes import Input, Output
+from beo.worker.pmi import Abort, Bad, Effect, Fence, Pmi, Publish, Reply, Spawn
 from beo.worker.spool import Spool
+from beo.worker.step import Program, Rank, Step, signal_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,35 +33,14 @@ WORDS_LENGTH_MAX = 500
 FILES_PER_RANK = 4
 FILES_MORE = 64
 """Descriptors that the warden needs for each rank (pipes, PMI socket) and for itself."""
+STRAY_ROUNDS = 5
+"""How often what a step has left is looked for: each round finds what the one before it has forked."""
+FINISH_S = 60.0
+"""How long the lead waits for the other nodes to hear that all is done. Who is silent for longer ends by itself."""
 KILL_AGAIN_S = 0.2
 """Between two rounds of killing."""
 PEER_AGAIN_S = 0.3
 """Between two tellings of what a peer has not acknowledged."""
-
-
-class Rank:
-    """One rank: its process, its pipes and what became of it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.pid = 0
-        self.pmi: socket.socket | None = None
-        self.line = b""  # begun on the PMI socket
-        self.status: int | None = None
-        self.abort_code: int | None = None
-        self.user_s = 0.0
-        self.system_s = 0.0
-        self.peak_bytes = 0
-
-    def result(self) -> dict[str, Any]:
-        """The rank's line of the attempt's result."""
-        return {
-            "rank": self.number,
-            "status": self.status if self.abort_code is None else self.abort_code,
-            "user_s": round(self.user_s, 6),
-            "system_s": round(self.system_s, 6),
-            "peak_bytes": self.peak_bytes,
-        }
 
 
 class Attempt:
@@ -86,7 +69,6 @@ class Attempt:
         self._loop = loop
         self._tell = tell
         self._over = over
-        self._ranks = {number: Rank(number) for number in order.ranks}
         self._by_pid: dict[int, Rank] = {}
         self._output = Output(self.spool, loop, order.size > 1, self._tell_output)
         self._input = Input(loop, self._tell_input)
@@ -97,12 +79,34 @@ class Attempt:
         self._terminated = False
         self._oom_kills = 0
         self._sweeper = 0
+        self._childless = False
+        self._own_ended = False  # the ranks of step 0 here
+        self._finishing = False  # all is done: what is still here is ended, and its end means nothing
+        self._door: door.Door | None = None
         self._peers = Peers(node for node in order.nodes if node != order.node)
-        self._pmi: Pmi | None = None
+        services: dict[str, str] = {}
+        program = Program(order.argv, order.cwd, {})
+        self._own = Step(0, 0, order.size, dict.fromkeys(order.ranks, program), self._output, self._carry_out)
+        self._own.input = self._input if order.stdin else None
         if order.pmi:
             space = {**order.pmi["space"], "PMI_process_mapping": order.pmi["mapping"]}
-            universe = order.pmi["universe"]
-            self._pmi = Pmi(order.ranks, order.size, self._peers.nodes, order.pmi["kvsname"], universe, space=space)
+            universe, nodes = order.pmi["universe"], self._peers.nodes
+            self._own.pmi = Pmi(
+                order.ranks, order.size, nodes, order.pmi["kvsname"], universe, space=space, services=services
+            )
+            self._own.peers = nodes
+        self._services = services
+        stage = Stage(
+            self._output,
+            lambda node, body: self._post(body, [node]),
+            self._peers.pending,
+            self._begin,
+            self._kill_step,
+            self._carry_out,
+            self._lose,
+            self._finish,
+        )
+        self._conductor = Conductor(order, loop, stage, services)
 
     # -- from the agent --------------------------------------------------------------------------------------------
 
@@ -116,13 +120,11 @@ class Attempt:
         contain.allow_files(FILES_PER_RANK * len(order.ranks) + FILES_MORE)
         try:
             self._make_tmp()
-            if not self._must_fork():
-                ranks.enter(order.cwd)
             failure = None
         except ranks.LaunchError as error:
             failure = error
-        for rank in self._ranks.values():
-            self._start_rank(rank, failure)
+        for rank in self._start_ranks(self._own, failure):
+            self._rank_left(rank)
         if order.mem_bytes or order.cgroup:
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
         if not self._by_pid:
@@ -140,11 +142,9 @@ class Attempt:
         if number in (signal.SIGSTOP, signal.SIGCONT):  # a job that is suspended must be so as a whole
             contain.kill_all(self._kind, number)
             return
-        for pid in self._by_pid:
-            try:
-                os.killpg(pid, number)
-            except (ProcessLookupError, PermissionError):
-                pass  # it has just ended, or a fork hasn't made its session yet
+        for step in (self._own, *self._conductor.steps.values()):
+            if step.family == 0:  # who has started another one passes the signal on, if he wants to
+                step.signal(number)
 
     def feed(self, offset: int, data: bytes, eof: bool) -> None:
         """Input for rank 0 from `offset` on; what is known is skipped, what doesn't fit is left to be resent."""
@@ -157,15 +157,29 @@ class Attempt:
             if "lost" in body:
                 grace_s = float(body.get("grace_s") or 0)
                 self._lose(str(body["lost"]), body.get("rank"), body.get("status"), grace_s, tell_peers=False)
-            elif self._pmi and "fence" in body:
-                self._carry_out(self._pmi.fence(node, body["fence"], body["puts"]))
-            elif self._pmi and "publish" in body:
-                self._carry_out(self._pmi.published(body["publish"], body["port"]))
+            elif self.phase in ("running", "killing"):
+                self._act(node, body)
         self.tell("peer_ack", to=node, seq=seq)
+
+    def _act(self, node: str, body: dict[str, Any]) -> None:
+        if "step" in body:
+            self._conductor.hear(node, body)
+        elif "finish" in body:
+            self._finishing = True
+            self._kill()
+        elif body.get("world"):
+            self._conductor.hear_world(node, body)
+        elif self._own.pmi and "fence" in body:
+            self._carry_out(self._own, self._own.pmi.fence(node, body["fence"], body["puts"]))
+        elif "publish" in body:
+            pmi.set_service(self._services, str(body["publish"]), body["port"])
 
     def acknowledged(self, node: str, seq: int) -> None:
         """A peer's warden has our messages up to `seq`."""
         self._peers.acknowledged(node, seq)
+        self._conductor.flow()
+        if self._finishing and not self._peers.pending():
+            self._finished()
 
     def state(self) -> dict[str, Any]:
         """Everything that an agent must know to take up where another left off."""
@@ -218,114 +232,62 @@ class Attempt:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
-    def _must_fork(self) -> bool:
-        return self.order.cgroup is not None or not self.order.person.is_us
-
     def _make_tmp(self) -> None:
-        tmp = self.order.tmp
+        """The folder for temporary files, and in it the door for steps. Only then is it the job's: nobody meddles."""
+        tmp, person = self.order.tmp, self.order.person
         if tmp is None:
             return
         try:
             os.mkdir(tmp, 0o700)
-            if not self.order.person.is_us:
-                os.chown(tmp, self.order.person.uid, self.order.person.gid)
+            path = os.path.join(tmp, door.NAME)
+            if self.order.slots and len(os.fsencode(path)) <= door.PATH_LENGTH_MAX:
+                enter = self._conductor.enter
+                self._door = door.Door(path, self._kind, person.uid, person.gid, self._loop, enter)
+                self.order.env["BEO_STEPS"] = path
+            if not person.is_us:
+                os.chown(tmp, person.uid, person.gid)
         except OSError as error:
             text = f"cannot make the folder for temporary files '{tmp}' ({error.strerror})"
             raise ranks.LaunchError(126, text) from None
 
-    def _start_rank(self, rank: Rank, failure: ranks.LaunchError | None) -> None:
-        order = self.order
-        complaint = f"beo: {order.node}: "
-        env = {**order.env, **order.env_of.get(rank.number, {})}
-        theirs: list[int] = []
-        try:
-            if failure:
-                raise failure
-            wants_input = rank.number == 0 and order.stdin
-            theirs.append(self._input.open() if wants_input else os.dup(0))  # ours is /dev/null
-            theirs.append(self._output.open(rank.number, 1))
-            theirs.append(self._output.open(rank.number, 2))
-            if self._pmi:
-                rank.pmi, socket_of_rank = socket.socketpair()
-                theirs.append(socket_of_rank.detach())
-                rank.pmi.setblocking(False)
-                env |= {"PMI_FD": str(ranks.PMI_FD), "PMI_RANK": str(rank.number), "PMI_SIZE": str(order.size)}
-            if self._must_fork():
-                rank.pid = ranks.fork(order.argv, env, theirs, order.cwd, order.person, order.cgroup, complaint)
-            else:
-                rank.pid = ranks.spawn(order.argv, env, theirs)
-        except OSError as error:
-            failure = ranks.LaunchError(126, f"cannot start rank {rank.number} ({error.strerror})")
-        except ranks.LaunchError as error:
-            failure = error
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        if rank.pid:
-            self._by_pid[rank.pid] = rank
-            if rank.pmi:
-                self._loop.watch(rank.pmi.fileno(), lambda: self._listen(rank))
-        elif failure:
-            rank.status = failure.status
-            self.spool.add(rank.number, 2, f"{complaint}{failure.text}\n".encode(errors="surrogateescape"))
-            self._rank_left(rank)
+    def _start_ranks(self, step: Step, failure: ranks.LaunchError | None = None) -> list[Rank]:
+        failed = step.start(self.order, self._loop, failure)
+        for rank in step.ranks.values():
+            if rank.pid:
+                self._by_pid[rank.pid] = rank
+        return failed
+
+    def _begin(self, step: Step) -> list[Rank]:
+        """Start the ranks of a further step, unless all is about to end."""
+        if self.phase != "running" or self._reason is not None or self._finishing:
+            step.void = True
+            return []
+        contain.allow_files(FILES_PER_RANK * (len(self._by_pid) + len(step.ranks)) + door.CLIENTS_MAX + FILES_MORE)
+        return self._start_ranks(step)
 
     # -- MPI -------------------------------------------------------------------------------------------------------
 
-    def _listen(self, rank: Rank) -> None:
-        """Act on all that a rank has said on its PMI socket so far."""
-        while rank.pmi:
-            try:
-                data = rank.pmi.recv(READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data or not self._pmi:
-                self._loop.unwatch(rank.pmi.fileno())
-                rank.pmi.close()
-                rank.pmi = None
-                return
-            *lines, rank.line = (rank.line + data).split(b"\n")
-            for line in lines:
-                self._carry_out(self._pmi.handle(rank.number, line))
-            if len(rank.line) > LINE_BYTES_MAX:
-                self._carry_out(self._pmi.handle(rank.number, rank.line))
-                rank.line = b""
-
-    def _carry_out(self, effects: list[Effect]) -> None:
+    def _carry_out(self, step: Step, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Reply):
-                self._reply(self._ranks[effect.rank], effect.line)
+                self._carry_out(step, step.reply(effect.rank, effect.line))
             elif isinstance(effect, Fence):
-                self._post({"fence": effect.k, "puts": effect.puts})
+                world = {"world": step.number} if step.number else {}
+                self._post({"fence": effect.k, "puts": effect.puts, **world}, step.peers)
             elif isinstance(effect, Publish):
                 self._post({"publish": effect.service, "port": effect.port})
+            elif isinstance(effect, Spawn):
+                self._conductor.spawn(step, effect)
             elif isinstance(effect, Abort):
-                self._ranks[effect.rank].abort_code = effect.code
+                step.ranks[effect.rank].abort_code = effect.code
                 words = effect.message[:WORDS_LENGTH_MAX]
-                self._lose(f"rank {effect.rank} called MPI_Abort: {words}", effect.rank, effect.code)
+                self._conductor.fail(step, f"rank {effect.rank} called MPI_Abort: {words}", effect.rank)
             elif isinstance(effect, Bad):
-                self._lose(effect.reason, effect.rank, None if effect.rank is None else self._status_of(effect.rank))
+                self._conductor.fail(step, effect.reason, effect.rank)
 
-    def _status_of(self, number: int) -> int | None:
-        return self._ranks[number].status if number in self._ranks else None
-
-    def _reply(self, rank: Rank, line: bytes) -> None:
-        if not rank.pmi:
-            return
+    def _post(self, body: dict[str, Any], nodes: list[str] | None = None) -> None:
         try:
-            sent_bytes = rank.pmi.send(line, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            sent_bytes = 0
-        except OSError:
-            return  # it has just ended
-        if sent_bytes < len(line):  # a rank asks one thing at a time, and the socket holds hundreds of answers
-            self._lose(f"rank {rank.number} doesn't read the answers to its PMI requests", rank.number)
-
-    def _post(self, body: dict[str, Any]) -> None:
-        try:
-            messages = self._peers.post(body)
+            messages = self._peers.post(body, nodes)
         except OverflowError as error:
             self._lose(str(error))
             return
@@ -340,44 +302,71 @@ class Attempt:
         """Take in every process that has ended, ranks and strays, and go on to the next phase when it is time."""
         if self.phase == "ended":
             return  # what ends now belongs to the next attempt
-        childless = False
+        self._childless = False
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
-                childless = True
+                self._childless = True
                 break
             if not pid:
                 break
             rank = self._by_pid.pop(pid, None)
             if rank:
-                code = os.waitstatus_to_exitcode(status)
-                rank.status = code if code >= 0 else 128 - code
-                rank.user_s, rank.system_s = usage.ru_utime, usage.ru_stime
-                rank.peak_bytes = usage.ru_maxrss << 10
-                self._rank_left(rank, -code if code < 0 else 0)
+                rank.step.live.discard(pid)
+                self._rank_left(rank, rank.ended(status, usage))
             elif pid == self._sweeper:
                 self._sweeper = 0
                 self._sweep(again=True)
-        if self.phase == "running" and not self._by_pid:
-            if childless:
-                self._all_dead()
-            else:
-                self._kill()
-        elif self.phase == "killing" and childless:
+        if self.phase == "running":
+            self._look_for_end()
+        elif self.phase == "killing" and self._childless:
             self._all_dead()
+
+    def _look_for_end(self) -> None:
+        if self._reason is not None or self._finishing:
+            if not self._by_pid and not (self._finishing and self._peers.pending()):
+                self._finished()
+        elif not self._own.live and not self._own_ended:
+            self._own_ended = True
+            self._conductor.own_ranks_ended()
+
+    def _finish(self) -> None:
+        """The lead's: all is done, on every node. Its own part ends when the others know."""
+        if self._finishing or self._reason is not None:
+            return
+        self._finishing = True
+        self._post({"finish": True})
+        if self._peers.pending():
+            self._loop.after(FINISH_S, "finish", self._finished)
+        else:
+            self._finished()
+
+    def _finished(self) -> None:
+        self._loop.forget("finish")
+        if self.phase != "running":
+            return
+        if self._childless and not self._by_pid:
+            self._all_dead()
+        else:
+            self._kill()
 
     def _rank_left(self, rank: Rank, killed_by: int = 0) -> None:
         """Judge what a rank's end means for the others. Its PMI socket is read out first: it may have said goodbye."""
+        if rank.step.number:
+            if self._reason is None and rank.status and not rank.step.void and self._out_of_memory():
+                self._lose("out of memory", rank.number, rank.status)
+            self._conductor.rank_left(rank.step, rank, signal_name(killed_by) if killed_by else "")
+            return
         if rank.number == 0:
             self._input.close()
-        self._listen(rank)
+        self._own.listen(rank, self._loop)
         if self._reason is None and rank.status and self._out_of_memory():
             self._lose("out of memory", rank.number, rank.status)
         if self._reason is None and killed_by:
             self._lose(f"rank {rank.number} was killed by {signal_name(killed_by)}", rank.number, rank.status)
-        if self._pmi:
-            self._carry_out(self._pmi.left(rank.number))
+        if self._own.pmi:
+            self._carry_out(self._own, self._own.pmi.left(rank.number))
 
     def _lose(
         self,
@@ -391,13 +380,15 @@ class Attempt:
 
         Peers are told even when all is over here: they may wait in a barrier for ranks that ended before it.
         """
+        if self._finishing:
+            return  # too late: it has ended well
         if self._reason is None:
             self._reason, self._culprit, self._culprit_status = reason, culprit, status
             if tell_peers:
                 self._post({"lost": reason, "rank": culprit, "status": status, "grace_s": grace_s})
         if self.phase != "running":
             return
-        if grace_s <= 0:
+        if grace_s <= 0 or not self._by_pid:
             self._kill()
             return
         due_s = self._loop.due_s("kill")
@@ -433,16 +424,22 @@ class Attempt:
         self._loop.after(KILL_AGAIN_S, "kill", self._kill)
         self._loop.after(0, "reap", self.reap)
 
+    def _kill_step(self, step: Step) -> None:
+        """Kill the ranks of a step and all that they have started, as far as it shows: by descent, or by its mark."""
+        for _ in range(STRAY_ROUNDS):
+            step.signal(signal.SIGKILL)
+            if not contain.kill_marked(self._kind, f"BEO_STEP={step.number}", step.live):
+                return
+
     def _all_dead(self) -> None:
         self.phase = "sweeping"
-        for name in ("kill", "time limit", "memory", "reap"):
+        for name in ("kill", "time limit", "memory", "reap", "finish"):
             self._loop.forget(name)
         self._input.close()
-        for rank in self._ranks.values():
-            if rank.pmi:
-                self._loop.unwatch(rank.pmi.fileno())
-                rank.pmi.close()
-                rank.pmi = None
+        self._own.close(self._loop)
+        self._conductor.close()
+        if self._door:
+            self._door.close()
         self._output.drain(self._sweep)
 
     def _sweep(self, again: bool = False) -> None:
@@ -465,7 +462,9 @@ class Attempt:
     def _end(self) -> None:
         self.phase = "ended"
         self.result = {
-            "ranks": [self._ranks[number].result() for number in self.order.ranks],
+            "ranks": [self._own.ranks[number].result() for number in self.order.ranks],
+            "steps": self._conductor.results,
+            "more": self._conductor.results_more,
             "reason": self._reason,
             "culprit": self._culprit,
             "status": self._culprit_status,
@@ -473,11 +472,3 @@ class Attempt:
         self._output.finish()
         self.tell("ended", result=self.result, spool_length=self.spool.whole_bytes)
         self._over()
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9; real-time signals have no names."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

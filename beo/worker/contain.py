@@ -17,7 +17,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 KINDS = ("pidns", "userns", "subreaper")
 
@@ -92,6 +92,45 @@ def kill_all(kind: str, number: int) -> None:
             os.kill(pid, number)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def kill_marked(kind: str, mark: str, living: Iterable[int]) -> int:
+    """Kill every process behind the walls that has `mark` in its environment or descends from one of `living`.
+
+    How many there were, those of `living` aside. Who has shed both its parents and its environment isn't found; it dies
+    with the attempt.
+    """
+    living = set(living)
+    line = mark.encode() + b"\0"
+    parents: dict[int, int] = {}
+    marked = set()
+    for pid in inmates(kind):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                words = file.read().rpartition(b")")[2].split()
+            if words[0] in (b"Z", b"X"):
+                continue
+            parents[pid] = int(words[1])
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                text = file.read()
+            if text.startswith(line) or b"\0" + line in text:
+                marked.add(pid)
+        except (OSError, IndexError):
+            continue  # gone meanwhile, or of somebody else
+    known = marked | living
+    found = set(marked)
+    fresh = known
+    while fresh:
+        fresh = {pid for pid, parent in parents.items() if parent in fresh and pid not in known}
+        found |= fresh
+        known |= fresh
+    found -= living
+    for pid in found:
+        try:
+            os.kill(pid, _SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    return len(found)
 
 
 def inmates(kind: str) -> list[int]:

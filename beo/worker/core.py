@@ -316,7 +316,7 @@ class Worker:
         self.seen[key] = order.index
         self.held[key] = held
         self._do(Remember(order))
-        warden = self.idle.pop() if self.idle and order.spec.ranks == 1 else 0
+        warden = self.idle.pop() if self.idle and order.spec.places == 1 else 0
         self._do(Launch(warden, order, self._lease_ns if held.leashed else 0))
 
     def _launch_failed(self, item: LaunchFailed, now: Now) -> None:
@@ -479,7 +479,11 @@ class Worker:
             if item.channel:
                 self._do(Answer(item.channel, ms.Probe(self.node.name, self.incarnation)))
             return
-        there = self.held.get((message.job, message.attempt))
+        key = (message.job, message.attempt)
+        there = self.held.get(key)
+        if not there and self.seen.get(key) and item.channel and isinstance(message, ms.Relay):
+            # It is over here and forgotten: nobody will ever hear this, so nobody need wait for its being heard.
+            self._do(Answer(item.channel, ms.RelayAck(self.node.name, *key, message.seq)))
         if not there or not self._heard(there, message.node, item.key, now) or not there.warden:
             return
         words: dict[str, Any] = {"from": message.node, "seq": message.seq}

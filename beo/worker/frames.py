@@ -35,10 +35,11 @@ def frame(message: dict[str, Any]) -> bytes:
 
 
 class Frames:
-    """Turns the bytes of a connection, in whatever pieces they come, back into messages."""
+    """Turns the bytes of a connection, in whatever pieces they come, back into messages of at most `limit_bytes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = FRAME_BYTES_MAX) -> None:
         self._rest = bytearray()
+        self._limit_bytes = limit_bytes
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The messages that `data` completes, in order; FrameError at the first thing that is none."""
@@ -48,8 +49,8 @@ class Frames:
         at = 0
         while len(rest) - at >= 4:
             length = int.from_bytes(rest[at : at + 4], "big")
-            if length > FRAME_BYTES_MAX:
-                raise FrameError(f"a message of {length} bytes is over the limit of {FRAME_BYTES_MAX}")
+            if length > self._limit_bytes:
+                raise FrameError(f"a message of {length} bytes is over the limit of {self._limit_bytes}")
             if len(rest) - at - 4 < length:
                 break
             try:

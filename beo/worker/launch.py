@@ -9,16 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from beo.worker.pmi import process_mapping
+
 GRACE_S = 30.0
 """Between SIGTERM and SIGKILL if the job says nothing: time to write a checkpoint of some gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One node's part of an attempt: its name and the global numbers of its ranks, rising."""
+    """One node's part of an attempt: its name, the global numbers of its ranks, rising, and how many ranks more there
+    are slots for.
+    """
 
     node: str
     ranks: tuple[int, ...]
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Attempt:
 
     job, attempt: its numbers. size: of how many ranks. parts: the nodes in order. nodes_folded: their names in short
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
-    whose it is (None: the worker's own). cpus: cores per rank. slots: of the whole attempt, for MPI's universe.
+    whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
     """
 
     job: int
@@ -40,7 +45,7 @@ class Attempt:
     nodes_folded: str
     name: str = ""
     cpus: int = 1
-    slots: int | None = None
+    batch: bool = False
     mpi: bool = True
     stdin: bool = False
     time_limit_s: float | None = None
@@ -88,6 +93,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "env_of": {str(rank): rank_environment(rank, local) for local, rank in enumerate(part.ranks)},
         "stdin": attempt.stdin,
         "pmi": process_management(attempt, facts.cluster, nonce),
+        "steps": room_for_steps(attempt, facts.cluster, nonce),
         "time_limit_s": attempt.time_limit_s,
         "grace_s": attempt.grace_s,
         "mem_bytes": attempt.mem_bytes,
@@ -125,30 +131,38 @@ def rank_environment(rank: int, local_rank: int) -> dict[str, str]:
 
 
 def process_management(attempt: Attempt, cluster: str, nonce: str) -> dict[str, Any] | None:
-    """What the warden's PMI needs to know; None for an attempt of one rank, which can only be alone in its world."""
-    if not attempt.mpi or attempt.size == 1:
+    """What the warden's PMI needs to know; None for a rank that can only be alone in its world: it can't spawn.
+
+    A batch job's script has none either: it isn't MPI, and what it starts has worlds of its own.
+    """
+    if not attempt.mpi or attempt.batch or _places(attempt) == 1:
         return None
     return {
         # Unique for ever: segments in shared memory are named after it, and a name used before corrupts MPI_Init.
-        "kvsname": f"beo_{cluster}_{attempt.job}_{attempt.attempt}_0_{nonce}",
-        "mapping": process_mapping([len(part.ranks) for part in attempt.parts]),
-        "universe": attempt.slots or attempt.size,
+        "kvsname": f"{_world(attempt, cluster)}_0_{nonce}",
+        "mapping": process_mapping([(node, len(part.ranks)) for node, part in enumerate(attempt.parts)]),
+        "universe": _places(attempt),
     }
 
 
-def process_mapping(counts: Sequence[int]) -> str:
-    """PMI_process_mapping of an attempt that has `counts[i]` ranks on its node number i, numbered node after node.
+def room_for_steps(attempt: Attempt, cluster: str, nonce: str) -> dict[str, Any]:
+    """What the wardens need to know for placing steps: the slots of each node, and those that the job's ranks hold."""
+    held = 0 if attempt.batch else attempt.cpus
+    return {
+        "slots": [(part.more + (0 if attempt.batch else len(part.ranks))) * attempt.cpus for part in attempt.parts],
+        "taken": [len(part.ranks) * held for part in attempt.parts],
+        "cpus": attempt.cpus,
+        "world": _world(attempt, cluster),
+        "nonce": nonce,
+    }
 
-    One block `(first node, nodes, ranks per node)` for each run of nodes that have equally many.
-    """
-    blocks: list[tuple[int, int, int]] = []
-    for node, count in enumerate(counts):
-        if blocks and blocks[-1][2] == count:
-            first, nodes, _ = blocks[-1]
-            blocks[-1] = (first, nodes + 1, count)
-        else:
-            blocks.append((node, 1, count))
-    return f"(vector,{','.join(f'({first},{nodes},{count})' for first, nodes, count in blocks)})"
+
+def _places(attempt: Attempt) -> int:
+    return sum(part.more + len(part.ranks) for part in attempt.parts)
+
+
+def _world(attempt: Attempt, cluster: str) -> str:
+    return f"beo_{cluster}_{attempt.job}_{attempt.attempt}"
 
 
 def _network(interface: str | None) -> dict[str, str]:

@@ -16,7 +16,8 @@ class Order:
     """One attempt's part on this node, as the agent ordered it; ValueError if the message isn't a whole one.
 
     job, attempt: numbers that name it. node, nodes: this node's name and all nodes' in order. argv, cwd, env, env_of
-    (rank -> more environment): the program. ranks: the global numbers of the ranks here, size: of how many. stdin:
+    (rank -> more environment): the program. ranks: the global numbers of the ranks here (none on a further node of a
+    batch job), size: of how many. stdin:
     whether rank 0 gets a pipe. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds; mem_bytes;
     cgroup and tmp: folders. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
     """
@@ -42,15 +43,33 @@ class Order:
         self.person = Person(_whole_or_none(message, "uid"), _whole_or_none(message, "gid"), groups)
         self.leash_until_ns = _whole_or_none(message, "leash_until_ns") or 0
         self.pmi = _pmi(message.get("pmi"))
-        if not self.argv or not self.ranks or len(self.ranks) > RANKS_HERE_MAX:
+        self._take_steps(message.get("steps") or {})
+        if not self.argv or len(self.ranks) > RANKS_HERE_MAX or not (self.ranks or len(self.nodes) > 1):
             raise ValueError(f"argv must not be empty, and ranks 1 to {RANKS_HERE_MAX}")
-        if len(set(self.ranks)) != len(self.ranks) or max(self.ranks) >= self.size or self.node not in self.nodes:
-            raise ValueError("ranks must differ and be below size, and nodes must hold node")
+        if len(set(self.ranks)) != len(self.ranks) or max(self.ranks, default=0) >= self.size:
+            raise ValueError("ranks must differ and be below size")
+        if self.node not in self.nodes or len(set(self.nodes)) != len(self.nodes):
+            raise ValueError("nodes must differ and hold node")
+
+    def _take_steps(self, steps: Any) -> None:
+        """What steps may use. slots: of the nodes, {} if there can be no steps. taken: those that step 0 holds. cpus:
+        slots per rank. places: ranks that there are slots for, in all. world, nonce: for the names of MPI worlds.
+        """
+        self.slots: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
+        self.cpus, self.places, self.world, self.nonce = 1, self.size, "", ""
+        if steps:
+            slots, taken = _wholes(steps, "slots"), _wholes(steps, "taken")
+            self.slots = dict(zip(self.nodes, slots, strict=True))
+            self.taken = dict(zip(self.nodes, taken, strict=True))
+            self.cpus = max(1, whole(steps, "cpus"))
+            self.places = sum(slots) // self.cpus
+            self.world, self.nonce = _text(steps, "world"), _text(steps, "nonce")
 
     @property
     def reusable(self) -> bool:
         """Whether a warden may take another attempt after this one: one rank alone has no peer to mix up."""
-        return self.size == 1 and self.pmi is None
+        return self.size == 1 and self.pmi is None and self.places <= 1 and len(self.nodes) == 1
 
 
 def _pmi(value: Any) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 UNACKNOWLEDGED_MAX = 4096
-"""Most messages kept for one node. Fences come one at a time, names at most 1,024: more is a runaway."""
+"""Most messages kept for one node. Fences come one at a time for each world, names at most 1,024, and output waits when
+64 are under way: more is a runaway."""
 
 
 class Peers:
@@ -24,16 +25,20 @@ class Peers:
         self._heard: dict[str, int] = dict.fromkeys(self.nodes, 0)
         self._kept: dict[str, dict[int, dict[str, Any]]] = {node: {} for node in self.nodes}
 
-    def post(self, body: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
-        """Give `body` a number for every node; what to send, as (to, seq, body)."""
+    def post(self, body: dict[str, Any], nodes: Iterable[str] | None = None) -> list[tuple[str, int, dict[str, Any]]]:
+        """Give `body` a number for each of `nodes` (None: all); what to send, as (to, seq, body)."""
         messages = []
-        for node in self.nodes:
+        for node in self.nodes if nodes is None else nodes:
             if len(self._kept[node]) >= UNACKNOWLEDGED_MAX:
                 raise OverflowError(f"{UNACKNOWLEDGED_MAX} messages to {node} are unacknowledged")
             self._said[node] += 1
             self._kept[node][self._said[node]] = body
             messages.append((node, self._said[node], body))
         return messages
+
+    def pending(self, node: str | None = None) -> int:
+        """How many messages to a node (None: to all) are not acknowledged."""
+        return sum(map(len, self._kept.values())) if node is None else len(self._kept.get(node, ()))
 
     def acknowledged(self, node: str, seq: int) -> None:
         """`node` has everything up to `seq`."""

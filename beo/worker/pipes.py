@@ -26,14 +26,14 @@ RETRY_S = 0.2
 class Output:
     """Reads the ranks' stdout and stderr into the spool, and stops reading while the disk takes no more.
 
-    holding: keep the lines of several ranks apart. notice: told the length of the spool whenever there is more, and the
-    trouble ("" if none) when it can't be written.
+    holding: keep the lines of several ranks apart; it counts for the pipes opened from then on. notice: told the length
+    of the spool whenever there is more, and the trouble ("" if none) when it can't be written.
     """
 
     def __init__(self, spool: Spool, loop: Loop, holding: bool, notice: Callable[[int, str], None]) -> None:
         self._spool = spool
         self._loop = loop
-        self._holding = holding
+        self.holding = holding
         self._notice = notice
         self._streams: list[Stream] = []
         self._blocked = False
@@ -44,10 +44,14 @@ class Output:
         """Make the pipe for a rank's stdout (1) or stderr (2); its end for the rank, for the caller to close."""
         fd, write = os.pipe()
         os.set_blocking(fd, False)
-        stream = Stream(rank, kind, fd, self._holding)
+        stream = Stream(rank, kind, fd, self.holding)
         self._streams.append(stream)
         self._watch(stream)
         return write
+
+    def say(self, rank: int, kind: int, data: bytes) -> None:
+        """Write what no pipe brings, such as why a rank could not be started."""
+        self._spool.add(rank, kind, data)
 
     def turn(self) -> None:
         """At the end of the loop's turn: write what was read, and tell that there is more."""

@@ -1,6 +1,6 @@
-"""PMI-1, the words an MPI library says to whoever started it: init, put, get, barrier, finalize, abort.
+"""PMI-1, the words an MPI library says to whoever started it: init, put, get, barrier, finalize, abort, spawn.
 
-One `Pmi` is one node's part of one attempt. It is a pure state machine: a line from a rank (or a peer's fence) goes in,
+One `Pmi` is one node's part of one world. It is a pure state machine: a line from a rank (or a peer's fence) goes in,
 effects come out, and whoever owns the sockets carries them out. Nothing that a rank sends makes it raise.
 
 The puts of all ranks meet at the barrier ("fence" here): when the last local rank is in, this node's puts go to every
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 LINE_BYTES_MAX = 64 << 10
 """Longest line of a rank. Real ones stay below 2 KiB; an abort's message may be long."""
@@ -30,6 +30,10 @@ SPACE_BYTES_MAX = 64 << 20
 """Most bytes of keys and values of one attempt: 4,096 ranks put less than 4 MiB."""
 SERVICES_MAX = 1024
 """Most names published at a time (MPI_Publish_name)."""
+SPAWN_BYTES_MAX = 1 << 20
+"""Most bytes of one MPI_Comm_spawn: as much as a program may be given by the kernel."""
+SPECS_MAX = 1024
+"""Most programs of one MPI_Comm_spawn_multiple."""
 
 
 class Effect:
@@ -101,11 +105,70 @@ class Bad(Effect):
         self.reason = reason
 
 
-class Pmi:
-    """One node's part of the PMI of one attempt.
+class Spec:
+    """One program of a spawn: what to run, in how many ranks, and what its MPI_Info says."""
 
-    ranks: the global numbers of the ranks here. size: ranks of the whole attempt. peers: the other nodes' names.
-    space: keys that are there from the beginning, such as PMI_process_mapping.
+    __slots__ = ("argv", "info", "ranks")
+
+    def __init__(self, argv: list[str], ranks: int, info: dict[str, str]) -> None:
+        self.argv = argv
+        self.ranks = ranks
+        self.info = info
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and (self.argv, self.ranks, self.info) == (other.argv, other.ranks, other.info)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Spec({self.argv!r}, {self.ranks!r}, {self.info!r})"
+
+
+class Spawn(Effect):
+    """`rank` wants these programs started as one world, with `puts` in its space; it waits for `Pmi.spawned`."""
+
+    __slots__ = ("rank", "specs", "puts")
+
+    def __init__(self, rank: int, specs: list[Spec], puts: dict[str, str]) -> None:
+        self.rank = rank
+        self.specs = specs
+        self.puts = puts
+
+
+class _Blocks:
+    """What a rank has said so far of a spawn: one block of `key=value` lines for each program."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.specs: list[Spec] = []
+        self.puts: dict[str, str] = {}
+        self.words: dict[str, str] = {}
+        self.trouble = ""
+
+    def take(self) -> bool:
+        """A block has ended; whether it was the last one."""
+        words, self.words = self.words, {}
+        total = _number(words.get("totspawns"), 1)
+        ranks, count = _number(words.get("nprocs"), 0), _number(words.get("argcnt"), 0)
+        argv = [words.get("execname", ""), *(words.get(f"arg{n}", "\0") for n in range(1, min(count, len(words)) + 1))]
+        info, puts = _pairs(words, "info"), _pairs(words, "preput")
+        if ranks < 1 or not argv[0] or "\0" in argv or info is None or puts is None or not 0 < total <= SPECS_MAX:
+            self.trouble = self.trouble or "not_a_whole_spawn_request"
+        elif not all(_fits(key, value) for key, value in puts.items()):
+            self.trouble = self.trouble or "not_a_key_and_value_of_a_space"
+        else:
+            self.specs.append(Spec(argv, ranks, info))
+            self.puts |= puts
+        return _number(words.get("spawnssofar"), total) >= total
+
+
+class Pmi:
+    """One node's part of the PMI of one world.
+
+    ranks: those here. size: ranks of the whole world. peers: the other nodes' names. appnums: which of the world's
+    programs a rank runs (0 if nothing is said). space: keys that are there from the beginning, such as
+    PMI_process_mapping. services: the names published in the attempt, which its worlds share. told: whether other nodes
+    must hear of a name (None: where the world has some). awaited: whether those who spawned it wait for all its ranks.
     """
 
     def __init__(
@@ -115,22 +178,27 @@ class Pmi:
         peers: Iterable[str],
         kvsname: str,
         universe: int | None = None,
-        appnum: int = 0,
+        appnums: Mapping[int, int] | None = None,
         space: Mapping[str, str] | None = None,
+        services: dict[str, str] | None = None,
+        told: bool | None = None,
+        awaited: bool = False,
     ) -> None:
         self.kvsname = kvsname
         self._size = size
         self._universe = size if universe is None else universe
-        self._appnum = appnum
+        self._appnums = dict(appnums or {})
         self._ranks = frozenset(ranks)
         self._peers = frozenset(peers)
         self._space = dict(space or {})
         self._space_bytes = 0
-        self._services: dict[str, str] = {}
+        self._services: dict[str, str] = {} if services is None else services
+        self._told = bool(self._peers) if told is None else told
+        self._awaited = set(self._ranks) if awaited else set()  # must call init, or others hang
         self._inside: set[int] = set()  # between init and finalize
         self._gone: set[int] = set()  # finalized or ended: will never come to a barrier again
         self._waiting: set[int] = set()  # in the current barrier
-        self._spawning: dict[int, tuple[int, int]] = {}  # rank in a spawn block -> (totspawns, spawnssofar)
+        self._spawning: dict[int, _Blocks] = {}  # rank -> what it has said of a spawn that isn't whole yet
         self._k = 0
         self._puts: dict[str, str] = {}
         self._puts_bytes = 0
@@ -168,13 +236,23 @@ class Pmi:
         self._set_service(service, port)
         return []
 
+    def spawned(self, rank: int, codes: Sequence[int] = (), trouble: str = "") -> list[Effect]:
+        """What became of the spawn that `rank` asked for: a code for each child (0: it runs), or what was wrong."""
+        if trouble:
+            text = "".join(c if c.isascii() and c.isalnum() else "_" for c in trouble[:NAME_LENGTH_MAX])
+            return [_reply(rank, "spawn_result", rc=-1, errmsg=text)]
+        return [_reply(rank, "spawn_result", rc=0, errcodes=",".join(map(str, codes)))]
+
     def left(self, rank: int) -> list[Effect]:
         """The process of `rank` has ended; call it after the last line of the rank was handled."""
+        self._spawning.pop(rank, None)
         inside = rank in self._inside
         self._inside.discard(rank)
         self._gone.add(rank)
         if inside:
             return [Bad(rank, f"rank {rank} ended between MPI_Init and MPI_Finalize")]
+        if rank in self._awaited:
+            return [Bad(rank, f"rank {rank} was spawned and ended without MPI_Init")]
         return self._stuck()
 
     # -- the verbs -----------------------------------------------------------------------------------------------
@@ -183,6 +261,7 @@ class Pmi:
         if rank in self._inside:
             return [Bad(rank, f"rank {rank} called PMI init twice")]
         self._inside.add(rank)
+        self._awaited.discard(rank)
         self._gone.discard(rank)
         return [_reply(rank, "response_to_init", pmi_version=1, pmi_subversion=1, rc=0)]
 
@@ -197,7 +276,7 @@ class Pmi:
         return [_reply(rank, "universe_size", size=self._universe, rc=0)]
 
     def _get_appnum(self, rank: int, words: dict[str, str]) -> list[Effect]:
-        return [_reply(rank, "appnum", appnum=self._appnum, rc=0)]
+        return [_reply(rank, "appnum", appnum=self._appnums.get(rank, 0), rc=0)]
 
     def _get_my_kvsname(self, rank: int, words: dict[str, str]) -> list[Effect]:
         return [_reply(rank, "my_kvsname", kvsname=self.kvsname, rc=0)]
@@ -259,20 +338,22 @@ class Pmi:
         return [_reply(rank, "lookup_result", port=port, info="ok", rc=0, msg="success")]
 
     def _spawn(self, rank: int, text: str) -> list[Effect]:
-        """MPI_Comm_spawn needs slots that an attempt doesn't have yet: read the request to its end, then refuse it."""
-        total, so_far = self._spawning.get(rank, (1, 1))
-        key, _, value = text.partition("=")
-        if text == "endcmd":
-            del self._spawning[rank]
-            if so_far < total:
-                return []  # one block per program; only the last is answered
-            return [_reply(rank, "spawn_result", rc=-1, errmsg="spawn_is_not_offered")]
-        if key == "totspawns":
-            total = _number(value, 1)
-        if key == "spawnssofar":
-            so_far = _number(value, 1)
-        self._spawning[rank] = (total, so_far)
-        return []
+        """A line of MPI_Comm_spawn. There is one block for each program; only the last is answered."""
+        blocks = self._spawning.setdefault(rank, _Blocks())
+        blocks.size_bytes += len(text) + 1
+        if blocks.size_bytes > SPAWN_BYTES_MAX:
+            return [Bad(rank, f"rank {rank} sent an MPI_Comm_spawn of more than {SPAWN_BYTES_MAX} bytes")]
+        if text != "endcmd":
+            key, equals, value = text.partition("=")
+            if equals and key != "mcmd":
+                blocks.words[key] = value
+            return []
+        if not blocks.take():
+            return []
+        del self._spawning[rank]
+        if blocks.trouble:
+            return self.spawned(rank, trouble=blocks.trouble)
+        return [Spawn(rank, blocks.specs, blocks.puts)]
 
     # -- the fence -----------------------------------------------------------------------------------------------
 
@@ -300,16 +381,10 @@ class Pmi:
         return [_reply(rank, "barrier_out", rc=0) for rank in sorted(self._ranks)]
 
     def _set_service(self, service: str, port: str | None) -> bool:
-        if port is None:
-            self._services.pop(service, None)
-        elif len(self._services) >= SERVICES_MAX or not _fits(service, port, NAME_LENGTH_MAX):
-            return False
-        else:
-            self._services[service] = port
-        return True
+        return set_service(self._services, service, port)
 
     def _tell(self, service: str, port: str | None) -> list[Effect]:
-        return [Publish(service, port)] if self._peers else []
+        return [Publish(service, port)] if self._told else []
 
 
 _VERBS: dict[str, Callable[[Pmi, int, dict[str, str]], list[Effect]]] = {
@@ -329,6 +404,32 @@ _VERBS: dict[str, Callable[[Pmi, int, dict[str, str]], list[Effect]]] = {
 }
 
 
+def set_service(services: dict[str, str], service: str, port: str | None) -> bool:
+    """Note a published name (port None: one that was taken back); False if it can't be."""
+    if port is None:
+        services.pop(service, None)
+    elif len(services) >= SERVICES_MAX or not _fits(service, port, NAME_LENGTH_MAX):
+        return False
+    else:
+        services[service] = port
+    return True
+
+
+def process_mapping(runs: Sequence[tuple[int, int]]) -> str:
+    """PMI_process_mapping of a world: its ranks in order, as (node, how many in a row).
+
+    One block `(first node, nodes, ranks per node)` for each run of neighbours that have equally many.
+    """
+    blocks: list[tuple[int, int, int]] = []
+    for node, count in runs:
+        if blocks and blocks[-1][2] == count and blocks[-1][0] + blocks[-1][1] == node:
+            first, nodes, _ = blocks[-1]
+            blocks[-1] = (first, nodes + 1, count)
+        elif count:
+            blocks.append((node, 1, count))
+    return f"(vector,{','.join(f'({first},{nodes},{count})' for first, nodes, count in blocks)})"
+
+
 def _words(text: str) -> dict[str, str]:
     """`cmd=put key=a value=b c` as a dict; a value or a message goes on to the end of the line, blanks and all."""
     words: dict[str, str] = {}
@@ -345,6 +446,17 @@ def _words(text: str) -> dict[str, str]:
         words[key] = value
         rest = rest.lstrip()
     return words
+
+
+def _pairs(words: Mapping[str, str], name: str) -> dict[str, str] | None:
+    """`NAME_num=1`, `NAME_key_0=a`, `NAME_val_0=b` (`preput`, `info`) as a dict; None where some are missing."""
+    pairs = {}
+    for n in range(min(_number(words.get(f"{name}_num"), 0), len(words))):
+        key, value = words.get(f"{name}_key_{n}"), words.get(f"{name}_val_{n}")
+        if key is None or value is None:
+            return None
+        pairs[key] = value
+    return pairs
 
 
 def _reply(rank: int, cmd: str, **words: object) -> Reply:

@@ -83,12 +83,13 @@ def enter(folder: str) -> None:
         raise LaunchError(126, text) from None
 
 
-def spawn(argv: Sequence[str], env: Mapping[str, str], descriptors: Sequence[int]) -> int:
+def spawn(argv: Sequence[str], env: Mapping[str, str], descriptors: Sequence[int], path: str | None = None) -> int:
     """Start `argv` in the current directory; its pid, or LaunchError.
 
-    descriptors: what the rank gets as 0, 1, 2 and, if there is a fourth, as PMI_FD. All others close themselves.
+    descriptors: what the rank gets as 0, 1, 2 and, if there is a fourth, as PMI_FD. All others close themselves. path:
+    where to look for the program, if not in its PATH.
     """
-    place = find(argv[0], env.get("PATH", PATH))
+    place = find(argv[0], path or env.get("PATH", PATH))
     moves = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(descriptors)]
     for program, arguments in ((place, list(argv)), ("/bin/sh", _by_shell(place, argv))):
         try:
@@ -110,6 +111,7 @@ def fork(
     person: Person,
     cgroup: str | None,
     complaint: str,
+    path: str | None = None,
 ) -> int:
     """Start `argv` as `person` in `cwd` and in `cgroup`; its pid.
 
@@ -133,7 +135,7 @@ def fork(
         enter(cwd)
         for number in _ALL_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        place = find(argv[0], env.get("PATH", PATH))
+        place = find(argv[0], path or env.get("PATH", PATH))
         try:
             os.execve(place, list(argv), env)
         except OSError as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from beo.results import PartResult, RankResult
+from beo.results import PartResult, RankResult, StepRank
 
 NOTE_LENGTH_MAX = 500  # of a reason's text: it is kept in the journal
 ENDED = "ended: "  # how a warden is told a reason by its agent, and by which prefix it is recognised in the result
@@ -29,12 +29,21 @@ class RankEnd(msgspec.Struct, frozen=True):
     peak_bytes: Whole
 
 
+class StepRankEnd(RankEnd, frozen=True):
+    """How one rank of a further step ended."""
+
+    step: Whole
+    spawned: bool = False
+
+
 class Result(msgspec.Struct, frozen=True):
-    """How a part ended: its ranks, and why it ended if not by itself."""
+    """How a part ended: its ranks, and why it ended if not by itself. steps, more: as in results.PartResult."""
 
     ranks: tuple[RankEnd, ...]
     reason: str | None = None
     culprit: int | None = None
+    steps: tuple[StepRankEnd, ...] = ()
+    more: Whole = 0
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -118,10 +127,9 @@ def read(message: dict[str, Any]) -> Told | None:
 
 def part_result(told: Result) -> PartResult:
     """A warden's result in the journal's words (results.PartResult)."""
-    ranks = tuple(
-        # As a shell does: an exit code has 8 bits, whatever MPI_Abort was called with.
-        RankResult(r.rank, 255 if r.status is None else r.status & 255, r.user_s, r.system_s, r.peak_bytes)
-        for r in told.ranks
+    ranks = tuple(RankResult(r.rank, _status(r), r.user_s, r.system_s, r.peak_bytes) for r in told.ranks)
+    steps = tuple(
+        StepRank(r.step, r.rank, _status(r), r.user_s, r.system_s, r.peak_bytes, r.spawned) for r in told.steps
     )
     text, culprit = told.reason or "", told.culprit
     if text.startswith(ENDED):
@@ -130,7 +138,7 @@ def part_result(told: Result) -> PartResult:
         reason, text = "silence", text.removeprefix(SILENCE)
     elif text in ("time limit", "out of memory"):
         reason, text = text, ""
-    elif text and culprit is not None and all(r.rank != culprit for r in ranks):
+    elif text and culprit is not None and culprit not in {*(r.rank for r in ranks), *(r.rank for r in steps)}:
         reason = "peer"
     elif text:
         reason = "rank"
@@ -138,4 +146,9 @@ def part_result(told: Result) -> PartResult:
         reason, text = "lost", "the exit status of a rank is not known"
     else:
         reason = ""
-    return PartResult(ranks, reason, -1 if culprit is None else culprit, text[:NOTE_LENGTH_MAX])
+    return PartResult(ranks, reason, -1 if culprit is None else culprit, text[:NOTE_LENGTH_MAX], steps, told.more)
+
+
+def _status(told: RankEnd) -> int:
+    """As a shell has it: an exit code has 8 bits, whatever MPI_Abort was called with."""
+    return 255 if told.status is None else told.status & 255
