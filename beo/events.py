@@ -13,6 +13,7 @@ import msgspec
 
 from beo.results import PartResult as PartResult
 from beo.results import RankResult as RankResult
+from beo.results import StepRank as StepRank
 from beo.spec import JobSpec
 from beo.version import ENTRY_FORMAT
 

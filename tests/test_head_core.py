@@ -145,12 +145,14 @@ def test_an_agent_that_came_back_under_a_new_address_is_found_there(world: World
     assert node.commands(ms.Start)[0].parts[0].address == "n1:2"
 
 
-def test_only_the_first_node_of_a_batch_job_is_asked_to_start(world: World) -> None:
+def test_every_node_of_a_batch_job_is_asked_to_start_and_the_first_one_runs_the_script(world: World) -> None:
     nodes = [world.node("n1"), world.node("n2")]
     job = world.submit(ranks=6, batch=True)
-    assert [len(node.commands(ms.Start)) for node in nodes] == [1, 0]
+    assert [len(node.commands(ms.Start)) for node in nodes] == [1, 1]
     assert [node.used_slots for node in world.state.nodes.values()] == [4, 2]
     nodes[0].end(job)
+    assert world.row(job).state == "running", "the other node's warden may still end some step of it"
+    nodes[1].end(job)
     assert world.row(job).state == "done"
     assert [node.used_slots for node in world.state.nodes.values()] == [0, 0]
 

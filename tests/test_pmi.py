@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from beo.worker import pmi
-from beo.worker.pmi import Abort, Bad, Effect, Fence, Pmi, Publish, Reply
+from beo.worker.pmi import Abort, Bad, Effect, Fence, Pmi, Publish, Reply, Spawn, Spec
 
 
 def lone(*ranks: int) -> Pmi:
@@ -129,12 +130,71 @@ def test_names_are_published_on_every_node_and_only_once() -> None:
     assert "rc=-1" in say(machine, 0, "cmd=lookup_name service=s")
 
 
-def test_spawn_is_refused_once_for_all_its_blocks() -> None:
+def spawn(machine: Pmi, *blocks: list[str]) -> list[Effect]:
+    """Say these blocks of a spawn; what comes of it."""
+    lines = [line for block in blocks for line in ["mcmd=spawn", *block, "endcmd"]]
+    return [effect for line in lines for effect in machine.handle(0, line.encode())]
+
+
+def test_a_spawn_is_asked_for_once_all_its_blocks_are_there() -> None:
+    first = ["nprocs=2", "execname=./a", "totspawns=2", "spawnssofar=1", "arg1=-x", "arg2=k=v w", "argcnt=2"]
+    first += ["preput_num=1", "preput_key_0=PARENT_ROOT_PORT_NAME", "preput_val_0=tag#0$d=1$", "info_num=0"]
+    second = ["nprocs=1", "execname=b", "totspawns=2", "spawnssofar=2", "argcnt=0", "preput_num=0"]
+    second += ["info_num=1", "info_key_0=wdir", "info_val_0=/tmp"]
     machine = begun(0)
-    block = ["mcmd=spawn", "nprocs=1", "execname=a", "totspawns=2", "spawnssofar={n}", "argcnt=0", "endcmd"]
-    effects = [effect for n in (1, 2) for line in block for effect in machine.handle(0, line.format(n=n).encode())]
-    assert effects == [Reply(0, b"cmd=spawn_result rc=-1 errmsg=spawn_is_not_offered\n")]
+    assert spawn(machine, first, second) == [
+        Spawn(
+            0,
+            [Spec(["./a", "-x", "k=v w"], 2, {}), Spec(["b"], 1, {"wdir": "/tmp"})],
+            {"PARENT_ROOT_PORT_NAME": "tag#0$d=1$"},
+        )
+    ]
+    assert machine.spawned(0, [0, 0, 0]) == [Reply(0, b"cmd=spawn_result rc=0 errcodes=0,0,0\n")]
+    assert machine.spawned(0, trouble="no slots") == [Reply(0, b"cmd=spawn_result rc=-1 errmsg=no_slots\n")]
     assert "rc=0" in say(machine, 0, "cmd=get_appnum")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ["nprocs=0", "execname=a"],
+        ["nprocs=1"],
+        ["nprocs=1", "execname=a", "argcnt=2", "arg1=x"],
+        ["nprocs=1", "execname=a", "totspawns=1000000", "spawnssofar=1000000"],
+        ["nprocs=1", "execname=a", "preput_num=1", "preput_key_0=k", "preput_val_0=" + "v" * 1025],
+        ["nprocs=1", "execname=a", "info_num=1"],
+    ],
+)
+def test_a_spawn_that_is_not_whole_is_an_error_at_the_caller(block: list[str]) -> None:
+    machine = begun(0)
+    (reply,) = spawn(machine, block)
+    assert isinstance(reply, Reply) and reply.line.startswith(b"cmd=spawn_result rc=-1 ")
+    assert "rc=0" in say(machine, 0, "cmd=get_appnum")
+
+
+def test_a_spawn_without_end_ends_the_attempt() -> None:
+    machine = begun(0)
+    machine.handle(0, b"mcmd=spawn")
+    line = b"arg1=" + b"x" * 60_000
+    effects = [effect for _ in range(20) for effect in machine.handle(0, line)]
+    assert isinstance(effects[0], Bad) and "MPI_Comm_spawn of more than" in effects[0].reason
+
+
+def test_spawned_ranks_know_it_and_must_come_to_init() -> None:
+    child = Pmi([0, 1], 2, [], "space", 4, {1: 1}, {"PARENT_ROOT_PORT_NAME": "tag#0$d=1$"}, awaited=True)
+    assert say(child, 0, "cmd=init pmi_version=1 pmi_subversion=1").endswith("rc=0")
+    assert say(child, 1, "cmd=get_appnum") == "cmd=appnum appnum=1 rc=0"
+    assert say(child, 0, "cmd=get kvsname=space key=PARENT_ROOT_PORT_NAME").endswith(" value=tag#0$d=1$")
+    assert child.left(1) == [Bad(1, "rank 1 was spawned and ended without MPI_Init")]
+    say(child, 0, "cmd=finalize")
+    assert child.left(0) == []
+
+
+def test_worlds_of_one_attempt_share_their_published_names() -> None:
+    services: dict[str, str] = {}
+    one, other = (Pmi([0], 1, [], name, services=services, told=True) for name in ("a", "b"))
+    assert one.handle(0, b"cmd=publish_name service=s port=p")[1:] == [Publish("s", "p")]
+    assert say(other, 0, "cmd=lookup_name service=s") == "cmd=lookup_result port=p info=ok rc=0 msg=success"
 
 
 VERBS = st.sampled_from([*sorted(pmi._VERBS), "initack"])

@@ -137,13 +137,30 @@ def test_thousands_of_hopeless_jobs_hide_nothing_behind_them() -> None:
 def test_a_node_that_is_not_ready_or_lost_gets_nothing() -> None:
     state = queued(cluster(1, 1, 1), {}, {}, {})
     state.apply(ev.NodeLost("n2", "i2", "silent", START_S))
-    assert plan(state, ("n1", "n2"), START_S) == [Placement(1, (("n1", 0, 1),))]
+    assert plan(state, ("n1", "n2"), START_S) == [Placement(1, (("n1", 0, 1, 0),))]
 
 
 def test_slots_in_use_and_slots_given_away_in_the_same_plan_are_not_free() -> None:
     state = queued(cluster(3), {"ranks": 2})
     state.apply(started(1, 1, ("n1", "i1", 0, 2)))
     assert planned(queued(state, {}, {})) == [2]
+
+
+@pytest.mark.parametrize(
+    ("slots", "wish", "parts"),
+    [
+        ([4], {"ranks": 1, "slots": 3}, (("n1", 0, 1, 2),)),
+        ([2, 2], {"ranks": 1, "slots": 3}, (("n1", 0, 1, 1), ("n2", 1, 0, 1))),
+        ([2, 2], {"ranks": 2, "nodes": 2, "slots": 4}, (("n1", 0, 1, 1), ("n2", 1, 1, 1))),
+        ([4, 4], {"ranks": 2, "cpus": 2, "slots": 7}, (("n1", 0, 2, 0), ("n2", 2, 0, 2))),
+        ([2, 2], {"ranks": 1, "slots": 4, "batch": True}, (("n1", 0, 2, 0), ("n2", 2, 2, 0))),
+    ],
+)
+def test_slots_beyond_the_ranks_are_part_of_the_allocation(
+    slots: list[int], wish: dict[str, Any], parts: tuple[tuple[str, int, int, int], ...]
+) -> None:
+    state = queued(cluster(*slots), wish)
+    assert plan(state, tuple(state.nodes), START_S) == [Placement(1, parts)]
 
 
 @given(
@@ -153,7 +170,7 @@ def test_slots_in_use_and_slots_given_away_in_the_same_plan_are_not_free() -> No
 def test_no_plan_gives_a_slot_away_twice(slots: list[int], wishes: list[tuple[int, int, int]]) -> None:
     state = queued(cluster(*slots), *({"ranks": r, "cpus": c, "priority": p} for r, c, p in wishes))
     for placement in plan(state, tuple(state.nodes), START_S):
-        parts = [(name, state.nodes[name].incarnation, first, ranks) for name, first, ranks in placement.parts]
+        parts = [(name, state.nodes[name].incarnation, first, ranks) for name, first, ranks, _ in placement.parts]
         state.apply(started(placement.job, 1, *parts))
     assert all(0 <= node.used_slots <= node.slots for node in state.nodes.values())
     assert planned(state) == [], "a plan leaves nothing that could start"

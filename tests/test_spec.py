@@ -20,6 +20,9 @@ from tests.world import spec
         ({"nodes": -1}, "-N"),
         ({"ranks": 2, "nodes": 3}, "-N"),
         ({"cpus": 0}, "-c"),
+        ({"slots": -1}, "--slots"),
+        ({"ranks": 2, "cpus": 2, "slots": 3}, "--slots"),
+        ({"slots": sp.SLOTS_MAX + 1}, "--slots"),
         ({"mem_bytes": -1}, "--mem"),
         ({"mem_bytes": sp.MEM_MAX_BYTES + 1}, "--mem"),
         ({"time_limit_s": -1.0}, "-t"),
@@ -94,7 +97,8 @@ def test_the_largest_job_is_taken() -> None:
         name="ä" * sp.NAME_LENGTH_MAX,
     )
     assert sp.check(large) is large
-    assert large.slots == sp.RANKS_MAX * sp.CPUS_MAX
+    assert sp.JobSpec(argv=("x",), cwd="/", ranks=2, cpus=2, slots=7).places == 4
+    assert large.slots_in_all == sp.RANKS_MAX * sp.CPUS_MAX
 
 
 def test_only_directives_above_the_first_command_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from beo import events as ev
 from beo.errors import Internal
@@ -108,7 +109,44 @@ def test_slots_are_held_until_every_part_is_over() -> None:
     assert state.jobs[1].state == "done"
 
 
-def test_a_batch_job_reserves_its_further_nodes_and_releases_them_at_its_end() -> None:
+def test_every_node_of_a_batch_job_is_live_and_only_the_first_one_has_a_rank() -> None:
+    two = [("n1", "i1", 0, 2), ("n2", "i2", 2, 1)]
+    whole = replace(started(1, 1, *two), whole=True)
+    state = state_of(submitted(1, made=spec(ranks=3, batch=True)), joined(), joined("n2", "i2"), whole)
+    assert [part.state for part in state.jobs[1].attempts[0].parts] == ["live", "live"]
+    again = State.decode(state.encode())
+    assert again.encode() == state.encode()
+    state.apply(ended(ranks=1))
+    assert state.jobs[1].state == "running"
+    state.apply(ended(node="n2", ranks=0))
+    assert state.jobs[1].state == "done"
+    assert [node.used_slots for node in state.nodes.values()] == [0, 0]
+    again.apply(ev.PartGone(1, 1, "n2", "its warden was killed", START_S))
+    assert again.jobs[1].state == "ending", "a broken allocation ends the attempt"
+
+
+def test_slots_beyond_the_ranks_are_held_and_given_back() -> None:
+    parts = (ev.Part("n1", "i1", 0, 1, 1), ev.Part("n2", "i2", 1, 0, 2))
+    start = ev.Started(1, 1, parts, "nonce", START_S, whole=True)
+    state = state_of(submitted(1, made=spec(ranks=1, slots=4)), joined(), joined("n2", "i2"), start)
+    assert [node.used_slots for node in state.nodes.values()] == [2, 2]
+    state.apply(ended(ranks=1))
+    state.apply(ended(node="n2", ranks=0))
+    assert (state.jobs[1].state, [node.used_slots for node in state.nodes.values()]) == ("done", [0, 0])
+
+
+@pytest.mark.parametrize(("spawned", "expected"), [(True, ("failed", 5)), (False, ("done", 0))])
+def test_a_spawned_rank_that_failed_fails_the_job_and_a_step_is_its_callers_affair(
+    spawned: bool, expected: tuple[str, int]
+) -> None:
+    state = state_of(submitted(1, made=spec(slots=2)), joined(), started())
+    steps = (ev.StepRank(1, 1, 5, 0.1, 0.0, 1024, spawned),)
+    event = ended()
+    state.apply(replace(event, result=replace(event.result, steps=steps)))
+    assert (state.jobs[1].state, state.jobs[1].exit_code) == expected
+
+
+def test_a_batch_job_of_an_old_journal_reserves_its_further_nodes_and_releases_them_at_its_end() -> None:
     two = [("n1", "i1", 0, 2), ("n2", "i2", 2, 1)]
     state = state_of(submitted(1, made=spec(ranks=3, batch=True)), joined(), joined("n2", "i2"), started(1, 1, *two))
     assert [part.state for part in state.jobs[1].attempts[0].parts] == ["live", "reserved"]

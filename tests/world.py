@@ -156,7 +156,9 @@ class Node:
         attempt = self._world.job(job).attempt
         assert attempt is not None
         part = next(p for p in attempt.parts if p.node == self.name)
-        ranks = 1 if self._world.job(job).spec.batch else part.ranks
+        ranks = part.ranks
+        if self._world.job(job).spec.batch:  # its script runs on the first node
+            ranks = 1 if part is attempt.parts[0] else 0
         result = ev.PartResult(ranks_ended(part.first_rank, ranks, status), reason, culprit, note)
         self.running.discard((job, attempt.number))
         self.tell(ms.Ended(self.name, self.incarnation, job, attempt.number, result))

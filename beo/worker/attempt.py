@@ -240,7 +240,7 @@ class Attempt:
         try:
             os.mkdir(tmp, 0o700)
             path = os.path.join(tmp, door.NAME)
-            if self.order.slots and len(os.fsencode(path)) <= door.PATH_LENGTH_MAX:
+            if self.order.may_have_steps and len(os.fsencode(path)) <= door.PATH_LENGTH_MAX:
                 enter = self._conductor.enter
                 self._door = door.Door(path, self._kind, person.uid, person.gid, self._loop, enter)
                 self.order.env["BEO_STEPS"] = path

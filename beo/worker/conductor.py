@@ -86,6 +86,7 @@ class Family:
         self.home = home  # the node of its rank 0
         self.ranks: list[dict[str, Any]] = []
         self.reason: str | None = None
+        self.status: int | None = None  # of the rank that ended it
         self.feeds = 0
 
 
@@ -324,6 +325,8 @@ class Conductor:
     def _failed(self, node: str, body: dict[str, Any]) -> None:
         family = self._families.get(body["family"])
         if family:
+            if family.reason is None:
+                family.status = body["status"]
             self._end_family(family, body["reason"])
 
     def _over(self, node: str, body: dict[str, Any]) -> None:
@@ -340,7 +343,8 @@ class Conductor:
             del self._families[family.number]
             if family.client:
                 family.ranks.sort(key=lambda rank: int(rank["rank"]))
-                family.client.end({"op": "ended", "ranks": family.ranks, "reason": family.reason})
+                words = {"ranks": family.ranks, "reason": family.reason, "status": family.status}
+                family.client.end({"op": "ended", **words})
 
     # -- the origin: spawns ----------------------------------------------------------------------------------------
 
@@ -532,13 +536,13 @@ class Conductor:
             return
         if step.is_spawned:
             reason = f"step {step.number}: {reason}"
+        rank = None if culprit is None else step.ranks.get(culprit)
+        status = rank.result()["status"] if rank else None
         if step.family == 0:
-            rank = None if culprit is None else step.ranks.get(culprit)
-            number = None if culprit is None else step.first + culprit
-            self._stage.lose(reason, number, rank.result()["status"] if rank else None)
+            self._stage.lose(reason, None if culprit is None else step.first + culprit, status)
             return
         self._end(step)
-        self._send(step.watcher, "fail", family=step.family, reason=reason)
+        self._send(step.watcher, "fail", family=step.family, reason=reason, status=status)
 
     def _kill(self, node: str, body: dict[str, Any]) -> None:
         step = self.steps.get(body["k"])

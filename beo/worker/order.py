@@ -67,6 +67,11 @@ class Order:
             self.world, self.nonce = _text(steps, "world"), _text(steps, "nonce")
 
     @property
+    def may_have_steps(self) -> bool:
+        """Whether it gets a door for steps. A rank with the only slot gets none: a twelfth of its time."""
+        return bool(self.slots) and (self.places > 1 or not any(self.taken.values()))
+
+    @property
     def reusable(self) -> bool:
         """Whether a warden may take another attempt after this one: one rank alone has no peer to mix up."""
         return self.size == 1 and self.pmi is None and self.places <= 1 and len(self.nodes) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from beo.worker.caller import OF_A_NODE
 from beo.worker.order import Order
 from beo.worker.step import Program
 from beo.worker.steps import STEP_RANKS_MAX, Wish
@@ -23,6 +24,7 @@ CPUS_MAX = 4096
 NODES_MAX = 4096
 SOFT_MAX = 1024
 """Most numbers of ranks that a spawn may name as good enough (`soft`)."""
+NODES_OWN = (*OF_A_NODE, "TMPDIR")
 PRIVATE = ("PMI_", "PMIX_", "PMI2_")
 """Variables of the MPI program that starts a step, which must not take the new ranks for its own."""
 
@@ -109,7 +111,7 @@ def _soft(text: str, most: int) -> list[int]:
 def _difference(env: Any, base: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """What a client's environment has besides the attempt's, and what it hasn't.
 
-    What is the same is left out, since it may differ on another node: each has its own network, TMPDIR and name.
+    What is the same, or of the node's own, is left out: each node has its own network, TMPDIR and name.
     """
     if env is None:
         return {}, []
@@ -123,7 +125,7 @@ def _difference(env: Any, base: dict[str, str]) -> tuple[dict[str, str], list[st
         for name, value in env.items()
         if base.get(name) != value and not name.startswith(PRIVATE) and not name.startswith("BEO_")
     }
-    without = [name for name in base if name not in env and not name.startswith("BEO_")]
+    without = [name for name in base if name not in env and name not in NODES_OWN and not name.startswith("BEO_")]
     size_bytes = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in more.items())
     if size_bytes > ENV_SIZE_MAX_BYTES:
         why = f"the limit is {ENV_SIZE_MAX_BYTES}"

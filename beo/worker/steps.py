@@ -133,8 +133,9 @@ class Ledger:
             return [Refused(who, "no free slots", self._why(wishes), "spawn fewer, or submit with more --slots")]
         if len(self._waiting) >= WAITING_MAX:
             return [Refused(who, "too many steps wait", f"the limit is {WAITING_MAX}", "start them one by one")]
+        why = self._why(wishes)
         self._waiting.append(_Request(who, wishes, family))
-        return [Waiting(who, self._why(wishes))]
+        return [Waiting(who, why)]
 
     def cancel(self, who: Who) -> list[Effect]:
         """`who` doesn't want to wait any longer; those behind it may have their turn."""
