@@ -12,7 +12,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow test-real test-all demo bench clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz test-real test-all demo bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-mpi: venv ## only the tests that run inside MPI, on two ranks
 
 test-slow: venv ## only the slow tests
 	$(LIMIT) 1800 $(PYTEST) -m "slow and not real" $(NONE_IS_FINE)
+
+fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time
+	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
 
 test-real: venv ## only other people's programs, run unmodified
 	$(LIMIT) 900 $(PYTEST) -m real $(NONE_IS_FINE)

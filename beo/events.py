@@ -313,6 +313,6 @@ def decode(data: bytes) -> Event:
     """Decode and validate one event; raises msgspec.ValidationError or DecodeError."""
     try:
         event: Event = _decoder.decode(data)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"no event: {error}") from None
     return event

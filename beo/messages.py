@@ -645,6 +645,8 @@ class Reader(Generic[_Body]):
             return self._decoder.decode(data)
         except UnicodeDecodeError as error:
             raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from None
+        except RecursionError:  # lists in lists, where a later version has one more word
+            raise msgspec.DecodeError("nested too deeply") from None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -285,7 +285,8 @@ class Server:
             return decide.failure(error)
         limit = max(1, min(message.limit, EVENTS_MAX))
         last = self._journal.durable_index
-        first = max(self._journal.oldest_index, message.after + 1 if message.after > 0 else last - limit + 1)
+        after = min(message.after, last)  # a client may say any number, and SQLite takes 63 bits
+        first = max(self._journal.oldest_index, after + 1 if after > 0 else last - limit + 1)
         rows = []
         for entry in self._journal.entries(first, limit):
             if entry.index > last:

@@ -120,8 +120,11 @@ class State:
 
     @classmethod
     def decode(cls, data: bytes) -> State:
-        """Rebuild a state from `encode`'s bytes."""
-        image = _decoder.decode(data)
+        """Rebuild a state from `encode`'s bytes; raises msgspec.MsgspecError for others."""
+        try:
+            image = _decoder.decode(data)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(f"no snapshot: {error}") from None
         state = cls()
         state.index, state.cluster, state.head = image.index, image.cluster, image.head
         state.epoch, state.next_job = image.epoch, image.next_job

@@ -36,6 +36,7 @@ POLLS_MAX = 10_000  # readers that wait at once, at about 0.5 kB each
 POLLS_PER_PEER_MAX = 64  # attempts that one connection may follow
 FEEDERS_MAX = 10_000  # attempts whose client's stdin acknowledgements are to be passed back
 AGENTS_MAX = 16_384  # nodes whose connection is remembered; twice as many as a cluster has
+OFFSET_MAX = 1 << 62  # of a byte in a stream: with what is added to it, it still fits into 63 bits
 IDLE_S = 1.0  # a turn at least so often, though nothing came
 
 log = logging.getLogger("beo.streams")
@@ -223,9 +224,9 @@ class Streams:
         if self._view.owner(job) is None:
             # Nobody can ask for it any more: let the agent be done with it.
             log.info("output of the forgotten job %d from %s is void: %d bytes", job, chunk.node, len(chunk.data))
-            self._acks[ack] = max(chunk.offset + len(chunk.data), self._acks.get(ack, 0))
+            self._acks[ack] = max(min(chunk.offset, OFFSET_MAX) + len(chunk.data), self._acks.get(ack, 0))
             return
-        if chunk.offset < 0 or records.whole_length(chunk.data) != len(chunk.data):
+        if not 0 <= chunk.offset <= OFFSET_MAX or records.whole_length(chunk.data) != len(chunk.data):
             raise UsageError(f"a chunk of job {job} at {chunk.offset}", "it has no whole records", "mend that agent")
         before = self._output.have(job, attempt, chunk.node)
         try:
@@ -301,7 +302,7 @@ class Streams:
         spec = self._view.spec(message.job)
         if spec is None or not spec.stdin:
             raise UsageError(f"job {message.job} reads no stdin", "", "submit it with 'beo run'")
-        if message.offset < 0 or len(message.data) > messages.CHUNK_SIZE_MAX_BYTES:
+        if not 0 <= message.offset <= OFFSET_MAX or len(message.data) > messages.CHUNK_SIZE_MAX_BYTES:
             raise UsageError("a piece of stdin that is none", "too large or at no offset", "use the same version")
         if self._view.is_over(*key):
             self._feeders.pop(key, None)

@@ -24,7 +24,7 @@ import msgspec
 
 from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
 from beo import messages as ms
-from beo.config import Home, home, write_durably
+from beo.config import Home, home, is_address, write_durably
 from beo.worker import acts, core, launch, probe, process
 from beo.worker.health import Checkup
 from beo.worker.memory import Memory
@@ -100,10 +100,10 @@ class Agent:
     def _listen(self, host: str, public: str) -> wire.Server:
         """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
         file = self._folder / "address"
-        last = file.read_text() if file.exists() else ""
+        last = file.read_text(errors="replace") if file.exists() else ""
         deadline_s = time.monotonic() + LISTEN_S
         while True:
-            if last.rpartition(":")[0] != host or time.monotonic() > deadline_s:
+            if not is_address(last) or last.rpartition(":")[0] != host or time.monotonic() > deadline_s:
                 last = birth.free_address(host)
             try:
                 server = wire.Server(last, self._secret, lambda key: key == public or self._core.knows(key))

@@ -146,12 +146,13 @@ def is_dead(folder: str) -> bool:
     closes its sockets a moment before the kernel kills the rest. Its processes' end does: the walls fall with PID 1.
     """
     try:
-        with open(os.path.join(folder, PIDS)) as file:
-            pids = [line.split() for line in file]
-    except FileNotFoundError:
+        with open(os.path.join(folder, PIDS), "rb") as file:
+            pids = [(int(pid), int(ticks)) for pid, ticks in map(bytes.split, file)]
+    except (FileNotFoundError, ValueError):
         # It has not come so far as to listen to anyone, so it runs nothing. It never will if nobody holds its socket.
+        # Of one whose file is damaged the socket is all there is to go by: PID 1 holds it for as long as it lives.
         return not _is_held(folder)
-    return all(started_ticks(pid) != int(ticks) for pid, ticks in pids)
+    return all(started_ticks(pid) != ticks for pid, ticks in pids)
 
 
 def _is_held(folder: str) -> bool:

@@ -1,0 +1,130 @@
+"""Spoilt bytes on both planes of a head: it never fails at any, and what it refuses leaves its state as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from beo import birth, events, wire
+from beo import messages as ms
+from beo.config import Home
+from beo.headnode import acts
+from beo.headnode.server import Server
+from beo.headnode.state import State
+from tests.cluster import wait_for
+from tests.fuzz.bytes import BULK, bent, dice, rounds, spoilt, traffic
+from tests.world import same
+
+PEERS = [b"peer-%d" % number for number in range(20)]
+MESSAGES = 6_000
+
+
+class Head:
+    """The head's server in this process, whose answers are kept instead of sent."""
+
+    def __init__(self, path: Path) -> None:
+        home = Home(path)
+        birth.make_folder(home)
+        birth.make_cluster(home)
+        self.server = Server(home)
+        self.told: list[object] = []
+        self.server._server.send = self._answered  # type: ignore[method-assign]
+        self.streams = self.server._streams
+        self.streams._server.send = self._answered  # type: ignore[method-assign]
+        self.keys = [wire.public_of(home.secret(name)) for name in ("admin", "worker")] + ["x" * 40]
+        self.state = self.server._state
+        self.boot_s = 1_000.0
+        self.requests = 0
+
+    def _answered(self, peer: bytes, request: int, body: bytes) -> bool:
+        """Whatever is answered can be read."""
+        told = msgspec.msgpack.decode(body)
+        if told[0] != "Chunk" and request == self.requests:
+            self.told.append(told)
+        return True
+
+    @property
+    def now(self) -> acts.Now:
+        """Time goes on with each message."""
+        self.boot_s += 0.01
+        return acts.Now(self.boot_s, 1_800_000_000.0 + self.boot_s)
+
+    def say(self, random: Random, body: bytes) -> None:
+        """One message of the control plane, and what follows in a turn."""
+        server = self.server
+        before, handle = self.state.index, server._core.handle
+        self.requests += 1
+        self.told.clear()
+        server._take(random.choice(PEERS), random.choice(self.keys), self.requests, body, self.now)
+        server._perform(handle(acts.Durable(self.state.index), self.now))
+        if any(told[0] == "Failed" for told in self.told):  # type: ignore[index]
+            assert self.state.index == before, "it was refused, and yet something happened"
+        item = acts.Tick() if random.random() < 0.02 else acts.Turn()
+        server._perform(handle(item, self.now))
+        server._perform(handle(acts.Durable(self.state.index), self.now))
+
+    def say_bulk(self, random: Random, body: bytes) -> None:
+        """One message of the bulk plane, as its loop takes it."""
+        self.requests += 1
+        peer, key = random.choice(PEERS), random.choice(self.keys)
+        self.streams._server.receive = lambda: [(peer, key, self.requests, body)]  # type: ignore[method-assign]
+        self.streams._turn()
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    made = Head(tmp_path / "beo")
+    yield made
+    made.streams._output.close()
+    made.streams._server.close()
+    made.streams._waker.close()
+    made.server._server.close()
+    made.server._journal.close()
+    made.server._waker.close()
+
+
+def test_no_spoilt_message_harms_the_control_plane(head: Head, caplog: pytest.LogCaptureFixture) -> None:
+    to_head, _ = traffic()
+    random = dice("head")
+    samples = [ms.encode(message) for message in to_head]
+    for message in to_head:  # a cluster with nodes and jobs first: there is more to be broken
+        head.say(random, ms.encode(message))
+    assert head.state.nodes and head.state.jobs
+    for body in chain(spoilt("control", samples, MESSAGES), bent("control", list(to_head), MESSAGES)):
+        head.say(random, body)
+    core = head.server._core
+    assert not core._outbox
+    assert len(core._sessions) <= len(head.state.nodes) <= 4_096
+    assert len(core._waiters) <= 100_000 and len(core._waiters._deadlines) <= rounds(MESSAGES)
+    assert len(core._attached_s) <= len(head.state.jobs)
+    assert same(head.state, State.decode(head.state.encode()))
+    replayed, journal = State(), head.server._journal
+    wait_for(lambda: journal.durable_index == head.state.index, "all to be durable")
+    while replayed.index < head.state.index:
+        for entry in journal.entries(replayed.index + 1, 10_000):
+            replayed.apply(events.decode(entry.data))
+    assert same(head.state, replayed)
+
+
+def test_no_spoilt_message_harms_the_bulk_plane(head: Head, caplog: pytest.LogCaptureFixture) -> None:
+    random = dice("streams")
+    for message in traffic()[0]:
+        head.say(random, ms.encode(message))
+    samples = [ms.encode(message) for message in (*BULK, *CHUNKS)]
+    for body in chain(spoilt("bulk", samples, MESSAGES), bent("bulk", [*BULK, *CHUNKS], MESSAGES // 4)):
+        head.say_bulk(random, body)
+    assert "failed" not in caplog.text, caplog.text
+    streams = head.streams
+    assert sum(streams._poll_counts.values()) <= 64 * len(PEERS)
+    assert not streams._acks
+    assert len(streams._feeders) <= 10_000 and len(streams._agents) <= 16_384
+
+
+CHUNKS = [ms.Chunk("n1", "n1-1", job, 1, 0, b"\0\0\0\0\1\0\0\0\5hello") for job in range(1, 9)] + [
+    ms.Fetch(job, 1, 0, 0.0) for job in range(1, 9)
+]
