@@ -319,6 +319,22 @@ class Cluster:
         """Send a signal to every rank of a job, once per key."""
         self._ask(m.Signal(job, number, key or new_key()), m.Done, patience_s)
 
+    def processes(
+        self, select: Iterable[str] = (), nodes: str = "", user: str = "", machines: bool = False
+    ) -> m.ProcessesAre:
+        """Return the processes of the selected jobs, by default of all that run and are one's own (an admin: of all).
+
+        `nodes` and `user` narrow them down; with `machines`, nodes are told of on which nothing of them runs, too.
+        Nodes that don't answer within `messages.INSPECT_S` are named in `silent`.
+        """
+        message = m.ListProcesses(tuple(select), nodes, user, machines)
+        return self._ask(message, m.ProcessesAre, wait_s=m.INSPECT_S)
+
+    def kill(self, targets: Iterable[m.Target], number: int, key: str | None = None) -> m.HitsAre:
+        """Send a signal to single processes or ranks, once per key; returns what was hit and what was not."""
+        message = m.SignalProcesses(tuple(targets), number, key or new_key())
+        return self._ask(message, m.HitsAre, SUBMIT_PATIENCE_S, m.INSPECT_S)
+
     def nodes(self) -> tuple[m.NodeView, ...]:
         """Return the nodes."""
         return self._ask(m.ListNodes(), m.NodesAre).nodes

@@ -196,6 +196,18 @@ class RequeueRequested(_Event, frozen=True):
     hold: str = ""
 
 
+class ProcessSignalled(_Event, frozen=True):
+    """Somebody sends a signal to one process of a job, or one rank (rank: -1 where it is a process on `node`)."""
+
+    job: int
+    node: str
+    pid: int
+    rank: int
+    signal: int
+    user: str
+    time_s: float
+
+
 class PrioritySet(_Event, frozen=True):
     """A job that waits got another priority."""
 
@@ -298,6 +310,7 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     KeyRevoked,
     TokenMade,
     Enrolled,
+    ProcessSignalled,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from beo import messages as m
 from beo import spec
 from beo.client import ENDED, WAIT_SLICE_S, Cluster, new_spec
-from beo.errors import BeoError
+from beo.errors import BeoError, NotFound
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:
@@ -86,6 +86,21 @@ class Job:
     def requeue(self, hold: bool = False) -> None:
         """Run it again, as a new attempt; what runs of it is ended first. `hold`: after a `release`."""
         self.cluster.requeue([str(self.id)], hold)
+
+    def processes(self) -> list[tuple[str, m.Process]]:
+        """Return its processes on all nodes, each with the name of its node."""
+        answer = self.cluster.processes([str(self.id)])
+        return [(told.node, process) for told in answer.nodes for process in told.processes]
+
+    def kill(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to every rank, or to one; raises `NotFound` where that one doesn't run."""
+        if rank is None:
+            self.cluster.signal(self.id, number)
+            return
+        answer = self.cluster.kill([m.Target(self.id, "", 0, rank)], number)
+        if not any(hit.rank == rank and not hit.trouble for hit in answer.hits):
+            why = f"{', '.join(answer.silent)} did not answer" if answer.silent else ""
+            raise NotFound(f"no rank {rank} of job {self.id} runs", why, "see 'beo ps'")
 
     def logs(self) -> str:
         """Return what its last attempt has written so far, stdout and stderr, in the order in which it came."""

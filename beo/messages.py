@@ -20,6 +20,8 @@ MESSAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024  # the largest spec fits twice; anythin
 CHUNK_SIZE_MAX_BYTES = 256 * 1024  # output in one message
 STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unacknowledged
 LIST_LENGTH_MAX = 10_000  # rows in one answer
+INSPECT_S = 2.0  # nodes that have not answered by then are named instead
+PROCESSES_MAX = 5_000  # in one answer, which they fill to two thirds
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
 
 
@@ -126,6 +128,40 @@ class DeclareGone(_Message, frozen=True):
     """The operator's word that a silent node's machine is off. → Done"""
 
     node: str
+
+
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """What a signal is for: a process of a job by its pid on a node, or a rank (then node is empty and pid 0)."""
+
+    job: int
+    node: str
+    pid: int
+    rank: int = -1
+
+
+class ListProcesses(_Message, frozen=True):
+    """Processes of the selected jobs, by default of all that one may see. → ProcessesAre, within INSPECT_S
+
+    nodes: only on these (a node set). user: only of this user's jobs. machines: tell of idle nodes too.
+    """
+
+    select: tuple[str, ...] = ()
+    nodes: str = ""
+    user: str = ""
+    machines: bool = False
+
+
+class SignalProcesses(_Message, frozen=True):
+    """Send a signal to single processes or ranks, once per key. → HitsAre, within INSPECT_S"""
+
+    targets: tuple[Target, ...]
+    signal: int
+    key: str
+
+    @property
+    def jobs(self) -> tuple[tuple[int, int], ...]:
+        """The jobs that are meant, as the table of permissions reads them: (job, 0)."""
+        return tuple((target.job, 0) for target in self.targets)
 
 
 class Drain(_Message, frozen=True):
@@ -331,6 +367,67 @@ class NodesAre(_Message, frozen=True):
     nodes: tuple[NodeView, ...]
 
 
+class Process(msgspec.Struct, frozen=True, array_like=True):
+    """One process of an attempt. pid and parent are as `ps` on its node shows them; rank: -1 where it is none."""
+
+    job: int
+    attempt: int
+    pid: int
+    parent: int
+    rank: int
+    state: str  # as in ps: R, S, D, Z, T ...
+    cpu_s: float
+    age_s: float
+    memory_bytes: int
+    threads: int
+    command: str  # cut
+
+
+class Machine(msgspec.Struct, frozen=True, array_like=True):
+    """How busy a machine is. load: processes that run or want to, over the last minute."""
+
+    load: float
+    cores: int
+    mem_bytes: int
+    mem_free_bytes: int  # what programs could still get
+
+
+class Inspected(msgspec.Struct, frozen=True, array_like=True):
+    """What a node saw; more: processes left out by the limit."""
+
+    node: str
+    machine: Machine
+    processes: tuple[Process, ...]
+    more: int = 0
+
+
+class ProcessesAre(_Message, frozen=True):
+    """→ ListProcesses. users: of the jobs. silent: nodes that should have answered, and did not in time."""
+
+    nodes: tuple[Inspected, ...]
+    users: dict[int, str]
+    silent: tuple[str, ...] = ()
+    more: int = 0
+
+
+class Hit(msgspec.Struct, frozen=True, array_like=True):
+    """A process that got a signal, or, with `trouble`, why it got none. rank: -1 where it is none."""
+
+    job: int
+    pid: int
+    rank: int
+    trouble: str = ""
+    command: str = ""
+    node: str = ""
+
+
+class HitsAre(_Message, frozen=True):
+    """→ SignalProcesses. Of a target that no node knows nothing is told. silent: nodes that did not answer in time."""
+
+    hits: tuple[Hit, ...]
+    silent: tuple[str, ...] = ()
+
+
 class EventView(msgspec.Struct, frozen=True, array_like=True):
     """One journal entry in words."""
 
@@ -413,6 +510,26 @@ class Health(_Message, frozen=True):
     incarnation: str
     wall_s: float
     findings: tuple[Finding, ...] = ()
+
+
+class Processes(_Message, frozen=True):
+    """What Inspect asked for."""
+
+    node: str
+    incarnation: str
+    ask: int
+    machine: Machine
+    processes: tuple[Process, ...]
+    more: int = 0
+
+
+class Hits(_Message, frozen=True):
+    """What Strike did."""
+
+    node: str
+    incarnation: str
+    ask: int
+    hits: tuple[Hit, ...]
 
 
 # ---- the head tells an agent; a lower epoch or a foreign incarnation is refused -----------------------------------
@@ -502,6 +619,27 @@ class Committed(_Message, frozen=True):
     epoch: int
     job: int
     attempt: int
+
+
+class Inspect(_Message, frozen=True):
+    """Look at the processes of these (job, attempt). → Processes"""
+
+    epoch: int
+    incarnation: str
+    ask: int
+    attempts: tuple[tuple[int, int], ...]
+    limit: int
+
+
+class Strike(_Message, frozen=True):
+    """Signal these targets, each with its attempt, once per key. → Hits"""
+
+    epoch: int
+    incarnation: str
+    ask: int
+    key: str
+    signal: int
+    targets: tuple[tuple[int, Target], ...]
 
 
 # ---- agents among themselves (control plane, own sockets) ----------------------------------------------------------
@@ -614,6 +752,8 @@ ClientRequest = Union[  # noqa: UP007
     Release,
     Requeue,
     SetPriority,
+    ListProcesses,
+    SignalProcesses,
     Drain,
     Resume,
     ForgetNodes,
@@ -622,11 +762,22 @@ ClientRequest = Union[  # noqa: UP007
     RevokeTokens,
     Enrol,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
-    Failed, Done, InfoIs, SubmittedIs, JobsAre, DetailsAre, NodesAre, EventsAre, TokensAre, EnrolledIs
+    Failed,
+    Done,
+    InfoIs,
+    SubmittedIs,
+    JobsAre,
+    DetailsAre,
+    NodesAre,
+    EventsAre,
+    TokensAre,
+    EnrolledIs,
+    ProcessesAre,
+    HitsAre,
 ]
-HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed]  # noqa: UP007
+HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
 BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
 BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed]  # noqa: UP007

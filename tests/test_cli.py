@@ -415,6 +415,108 @@ def test_forget_names_the_nodes(head: FakeHead, beo: Beo) -> None:
     assert head.received == [m.ForgetNodes("n1,n[3-4]")]
 
 
+def looked_at(*rows: m.Process, silent: tuple[str, ...] = (), more: int = 0) -> m.ProcessesAre:
+    machine = m.Machine(0.5, 4, 1 << 30, 1 << 29)
+    return m.ProcessesAre((m.Inspected("node01", machine, rows),), {7: "ada"}, silent, more)
+
+
+RANK = m.Process(7, 1, 4242, 4240, 0, "R", 90.5, 181.0, 3 << 20, 2, "python pi.py")
+CHILD = m.Process(7, 1, 4243, 4242, -1, "S", 0.0, 180.0, 1 << 20, 1, "sh -c\x1b[2J")
+
+
+def test_ps_lists_processes_with_ids_of_the_whole_cluster(head: FakeHead, beo: Beo) -> None:
+    head.on(m.ListProcesses, looked_at(RANK, CHILD))
+    assert beo("ps") == (
+        0,
+        "ID             USER  RANK  PARENT  STATE  TIME   CPU  MEMORY  THREADS  COMMAND\n"
+        "7/node01/4242  ada      0    4240  R      1:30  50.0    3MiB        2  python pi.py\n"
+        "7/node01/4243  ada      -    4242  S      0:00   0.0    1MiB        1  sh -c\\x1b[2J\n",
+        "",
+    )
+    beo("ps", "7", "--node", "node[01-02]", "-u", "ada")
+    assert head.received[-1] == m.ListProcesses(("7",), "node[01-02]", "ada")
+    assert beo("ps", "-q")[1] == "7/node01/4242\n7/node01/4243\n"
+    row = json.loads(beo("ps", "--json")[1])[1]
+    assert (row["id"], row["rank"], row["memory"], row["job"], row["node"], row["pid"]) == (
+        "7/node01/4243",
+        None,
+        1 << 20,
+        7,
+        "node01",
+        4243,
+    )
+
+
+def test_ps_names_the_nodes_that_did_not_answer(head: FakeHead, beo: Beo) -> None:
+    head.on(m.ListProcesses, looked_at(RANK, silent=("node02", "node03"), more=5))
+    code, out, err = beo("ps", "-q")
+    assert (code, out) == (75, "7/node01/4242\n")
+    assert err.splitlines() == [
+        "beo: 5 more processes: name a job or a node",
+        "beo: no answer from node[02-03]: what runs there is not shown",
+    ]
+
+
+def test_kill_divides_jobs_ranks_and_processes_and_says_what_was_hit(head: FakeHead, beo: Beo) -> None:
+    head.on(m.Signal, m.Done())
+    hits = (m.Hit(7, 4242, -1, "", "sleep 60", "node01"), m.Hit(7, 50, 2, "", "python", "node02"))
+    head.on(m.SignalProcesses, m.HitsAre(hits))
+    assert beo("kill", "-s", "usr1", "3", "7/node01/4242", "7.2") == (
+        0,
+        "job 3: SIGUSR1 to every rank\n7/node01/4242: SIGUSR1 to sleep 60\n7/node02/50 (rank 2): SIGUSR1 to python\n",
+        "",
+    )
+    (job,), (wish,) = head.messages(m.Signal), head.messages(m.SignalProcesses)
+    assert isinstance(job, m.Signal) and isinstance(wish, m.SignalProcesses)
+    assert (job.job, job.signal, wish.signal) == (3, 10, 10)
+    assert wish.targets == (m.Target(7, "node01", 4242), m.Target(7, "", 0, 2))
+    assert beo("kill", "-q", "-s", "9", "7.2")[:2] == (0, "")
+
+
+def test_kill_names_what_was_not_hit_and_exits_1(head: FakeHead, beo: Beo) -> None:
+    trouble = m.Hit(7, 4242, -1, "no process 4242 of job 7 runs here", "", "node01")
+    head.on(m.SignalProcesses, m.HitsAre((trouble,), ("node02",)))
+    code, out, err = beo("kill", "7/node01/4242", "7.9", "7/node02/5")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "beo: 7/node01/4242: no process 4242 of job 7 runs here",
+        "beo: 7.9: no such rank runs (node02 did not answer)",
+        "beo: 7/node02/5: not hit (node02 did not answer)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["kill"], "missing argument 'ID...': see 'beo kill --help'"),
+        (
+            ["kill", "7/node01"],
+            "'7/node01' names no process: write JOB/NODE/PID as 'beo ps' shows it, JOB.RANK, or JOB",
+        ),
+        (["kill", "7.x"], "'7.x' names no process: write JOB/NODE/PID"),
+        (["kill", "x"], "'x' names no job"),
+        (["kill", "-s", "TREM", "7"], "no signal 'TREM': did you mean TERM"),
+        (["top", "-d", "1ms"], "a delay of 1ms (it must be 200ms at least): change -d"),
+        (["ps", "x"], "'x' names no job"),
+    ],
+)
+def test_a_mistake_about_processes_names_its_cure(head: FakeHead, beo: Beo, argv: list[str], text: str) -> None:
+    code, out, err = beo(*argv)
+    assert (code, out) == (2, "") and err.startswith("beo: " + text), err
+    assert not head.received
+
+
+def test_top_prints_looks_where_stdout_is_no_terminal(head: FakeHead, beo: Beo) -> None:
+    head.on(m.Info, m.InfoIs("c" * 32, "A", 3, "ada", "0.1.0", ""))
+    head.on(m.ListNodes, m.NodesAre((m.NodeView("node01", "up", 2, 1, 1 << 34, (7,), "h:1", {}, 0.25, "i1"),)))
+    head.on(m.ListJobs, m.JobsAre((view(7, "running"),)))
+    head.on(m.ListProcesses, looked_at(RANK))
+    code, out, err = beo("top", "-n", "2", "-d", "200ms")
+    assert (code, err) == (0, "")
+    assert out.count("beo  cluster cccccccc") == 2 and out.count("7/node01/4242") == 2
+    assert all(message.machines for message in head.messages(m.ListProcesses))  # type: ignore[attr-defined]
+
+
 def test_gone_takes_the_operators_word(head: FakeHead, beo: Beo) -> None:
     head.on(m.DeclareGone, m.Done())
     assert beo("gone", "node02", "--yes") == (0, "", "")

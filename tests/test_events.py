@@ -34,6 +34,7 @@ FACTS: list[ev.Event] = [
     ev.KeyRevoked("k" * 40, "root", 9.0),
     ev.TokenMade(1, "t" * 40, "worker", "worker", -1, 1, 10.0, "root", 9.0),
     ev.Enrolled("t" * 40, "n" * 40, "pc1", 9.5),
+    ev.ProcessSignalled(1, "n1", 77, -1, 9, "ann", 2.0),
 ]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from beo import job as jobs
+from beo import messages as m
 from beo.errors import Conflict
-from tests.cluster import Cluster, running, wait_for
+from tests.cluster import Cluster, is_alive, running, send, wait_for
 
 SLEEP = ["sleep", "100"]
 
@@ -66,6 +71,104 @@ def test_a_drained_node_gets_no_new_work_over_restarts_of_head_and_agent(cluster
     cluster.wait(first)
     assert "drained" in cluster.beo("nodes").stdout and "by " in cluster.node(node).drain
     assert cluster.beo("resume", node).stdout == f"{node} up\n"
+
+
+# ---- processes
+
+
+PAIR = "sh -c 'sleep 101; true' & exec sleep 102"  # a rank with a child that has a child
+
+
+@pytest.fixture
+def pair(cluster: Cluster) -> Iterator[int]:
+    """A job of two ranks on two nodes, each with two more processes."""
+    job = cluster.submit(["sh", "-c", PAIR], ranks=2, nodes=2, name="pair")
+    wait_for(lambda: len(sleeping(cluster, job)) == 4, "both ranks have their children")
+    yield job
+    cluster.beo("cancel", str(job))
+    cluster.wait(job)
+
+
+def sleeping(cluster: Cluster, job: int) -> list[tuple[str, m.Process]]:
+    with cluster.client() as own:
+        return [found for found in jobs.Job(job, own).processes() if found[1].command.startswith("sleep 10")]
+
+
+def test_ps_shows_every_process_of_every_job_on_all_nodes(cluster: Cluster, pair: int) -> None:
+    rows = json.loads(cluster.beo("ps", str(pair), "--json").stdout)
+    assert [row["command"] for row in rows].count("sleep 102") == 2
+    ranks = cluster.ranks(pair)
+    assert {row["rank"]: row["pid"] for row in rows if row["rank"] is not None} == ranks
+    for row in rows:
+        assert row["id"] == f"{pair}/{row['node']}/{row['pid']}" and is_alive(row["pid"])
+    assert {row["node"] for row in rows} == {"node01", "node02"}
+    children = [row for row in rows if row["command"] == "sleep 101"]
+    assert {row["parent"] for row in children} <= {row["pid"] for row in rows}
+    only = json.loads(cluster.beo("ps", "--node", "node02", "--json").stdout)
+    assert {row["node"] for row in only} == {"node02"}
+
+
+def test_one_process_is_killed_and_nothing_else(cluster: Cluster, pair: int) -> None:
+    node, victim = next(found for found in sleeping(cluster, pair) if found[1].command == "sleep 101")
+    before = {found[1].pid for found in sleeping(cluster, pair)}
+    done = cluster.beo("kill", "-s", "KILL", f"{pair}/{node}/{victim.pid}")
+    assert done.stdout == f"{pair}/{node}/{victim.pid}: SIGKILL to sleep 101\n" and done.returncode == 0
+    wait_for(lambda: not is_alive(victim.pid), "it is dead")
+    assert {found[1].pid for found in sleeping(cluster, pair)} == before - {victim.pid}
+    assert f"signal 9 for process {victim.pid}" in cluster.beo("events").stdout
+
+
+def test_a_rank_is_killed_with_its_group_and_that_ends_the_job(cluster: Cluster) -> None:
+    job = cluster.submit(["sh", "-c", PAIR], ranks=2, nodes=2)
+    wait_for(lambda: len(sleeping(cluster, job)) == 4, "both ranks have their children")
+    done = cluster.beo("kill", f"{job}.1")
+    assert re.fullmatch(rf"{job}/node0[12]/[0-9]+ \(rank 1\): SIGTERM to sleep 102", done.stdout.splitlines()[0])
+    (view,) = cluster.wait(job)
+    assert (view.state, view.exit_code) == ("failed", 128 + signal.SIGTERM)
+    assert cluster.beo("kill", f"{job}.1").returncode == 75, "it doesn't run any more"
+
+
+def test_a_process_that_is_none_of_the_jobs_is_never_hit(cluster: Cluster, pair: int) -> None:
+    (rank, *_) = cluster.ranks(pair).values()
+    node = next(found[0] for found in sleeping(cluster, pair) if found[1].pid == rank)
+    for pid in (os.getpid(), cluster.pid(node), *cluster.wardens(node)):
+        done = cluster.beo("kill", "-s", "KILL", f"{pair}/{node}/{pid}")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"beo: {pair}/{node}/{pid}: no process {pid} of job {pair} runs here\n"
+        assert is_alive(pid)
+    assert cluster.beo("kill", f"{pair}.7").stderr == f"beo: {pair}.7: no such rank runs\n"
+
+
+def test_a_signal_that_is_asked_for_twice_is_sent_once(cluster: Cluster, tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    script = f"trap 'echo heard >> {heard}' USR1; echo ready > {heard}; while :; do sleep 0.1; done"
+    job = cluster.submit(["sh", "-c", script])
+    wait_for(lambda: heard.exists() and heard.read_text(), "the trap is set")
+    with cluster.client() as own:
+        for _ in range(3):
+            (hit, *_) = own.kill([m.Target(job, "", 0, 0)], signal.SIGUSR1, "one key").hits
+            assert hit.rank == 0 and not hit.trouble
+    wait_for(lambda: "heard" in heard.read_text(), "the rank hears it")
+    cluster.beo("cancel", str(job))
+    cluster.wait(job)
+    assert heard.read_text() == "ready\nheard\n"
+
+
+def test_a_node_that_does_not_answer_is_named_and_the_others_are_shown(cluster: Cluster, pair: int) -> None:
+    agent = cluster.pid("node02")
+    send([agent], signal.SIGSTOP)
+    try:
+        done = cluster.beo("ps", str(pair), "-q")
+        assert (done.returncode, done.stderr) == (75, "beo: no answer from node02: what runs there is not shown\n")
+        assert {line.split("/")[1] for line in done.stdout.splitlines()} == {"node01"}
+    finally:
+        send([agent], signal.SIGCONT)
+    cluster.wait_for_node("node02", "up")
+
+
+def test_top_shows_the_cluster_as_it_is(cluster: Cluster, pair: int) -> None:
+    shown = cluster.beo("top", "-n", "1").stdout
+    assert "node01  up" in shown and f"{pair:>3}  pair" in shown and f"{pair}/node02/" in shown
 
 
 def test_a_node_that_was_switched_off_is_forgotten_and_joins_again(tmp_path: Path) -> None:

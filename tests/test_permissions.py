@@ -35,6 +35,8 @@ SAMPLES: dict[str, Any] = {
     "Hold": ms.Hold((str(JOB),)),
     "Release": ms.Release((str(JOB),)),
     "Requeue": ms.Requeue(((JOB, 1),)),
+    "ListProcesses": ms.ListProcesses((str(JOB),)),
+    "SignalProcesses": ms.SignalProcesses((ms.Target(JOB, "n1", 77),), 9, "key"),
     "SetPriority": ms.SetPriority((str(JOB),), 5),
     "Signal": ms.Signal(JOB, 9, "key"),
     "ListNodes": ms.ListNodes(),
@@ -53,6 +55,8 @@ SAMPLES: dict[str, Any] = {
     "Gone": ms.Gone("n1", "n1-1", JOB, 1, "said so"),
     "Delivered": ms.Delivered("n1", "n1-1", JOB, 1, 1),
     "Health": ms.Health("n1", "n1-1", 1.0),
+    "Processes": ms.Processes("n1", "n1-1", 1, ms.Machine(0.5, 4, 1, 1), ()),
+    "Hits": ms.Hits("n1", "n1-1", 1, ()),
     "Chunk": ms.Chunk("n1", "n1-1", JOB, 1, 0, b""),
     "Fetch": ms.Fetch(JOB, 1, 0, 0.0),
     "Stdin": ms.Stdin(JOB, 1, 0, b"", False),
@@ -135,7 +139,7 @@ def test_a_refusal_names_the_owner_and_whom_to_ask(world: World, name: str) -> N
 @pytest.mark.parametrize("name", sorted(name for name in KINDS if RULES[KINDS[name]] == OWNER))
 def test_a_job_that_never_was_is_nobodys(world: World, name: str) -> None:
     fields = {f: getattr(SAMPLES[name], f) for f in SAMPLES[name].__struct_fields__}
-    others = {"select": ("77",), "jobs": ((77, 0),), "job": 77}
+    others = {"select": ("77",), "jobs": ((77, 0),), "targets": (ms.Target(77, "n1", 1),), "job": 77}
     foreign = KINDS[name](**{f: others.get(f, value) for f, value in fields.items()})
     bob = User("bob", "user")
     with pytest.raises(NotFound, match="no job"):

@@ -22,8 +22,8 @@ FLOORS = {
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.core worker.acts "
     "worker.core worker.told worker.launch worker.pmi worker.frames worker.peers worker.steps",
     2: "address config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
-    "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes worker.step worker.request "
-    "worker.outflow worker.door headnode.output",
+    "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes worker.terminal worker.step "
+    "worker.request worker.outflow worker.door headnode.output",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor",
     4: "client diagnosis job follow cli.* direct front resident",

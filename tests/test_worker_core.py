@@ -837,3 +837,25 @@ def test_an_agent_may_be_killed_between_any_two_acts(tmp_path: Path) -> None:
         node = Node(tmp_path / str(act))
         node.kill_at = act
         live_through(node)
+
+
+# ---- looks and signals for the head
+
+
+def test_a_look_names_the_wardens_of_what_lives_here_and_of_nothing_else(node: Node) -> None:
+    node.head(node.order())
+    inspect = ms.Inspect(EPOCH, node.incarnation, 5, (JOB, (99, 1)), 100)
+    strike = ms.Strike(EPOCH, node.incarnation, 6, "key", 9, ((JOB[1], ms.Target(JOB[0], "n1", 5)),))
+    warden = node.worker.held[JOB].warden
+    assert warden
+    for message in (inspect, strike):
+        assert node.take(acts.FromHead(message)) == [acts.LookInside(message, ((*JOB, warden),))]
+    node.ends()
+    assert node.take(acts.FromHead(inspect)) == [acts.LookInside(inspect, ())]
+
+
+def test_a_signal_of_a_head_that_was_followed_or_for_another_incarnation_is_not_carried_out(node: Node) -> None:
+    node.head(node.order())
+    target = ((JOB[1], ms.Target(JOB[0], "n1", 5)),)
+    assert not node.take(acts.FromHead(ms.Strike(EPOCH - 1, node.incarnation, 6, "key", 9, target)))
+    assert not node.take(acts.FromHead(ms.Strike(EPOCH, "another", 6, "key", 9, target)))

@@ -198,7 +198,7 @@ def wait(jobs: tuple[str, ...], timeout: str, as_json: bool, quiet: bool) -> int
     """
     timeout_s = units.parse_duration(timeout) if timeout else None
     cluster = Cluster()
-    ids = _ids(cluster, jobs)
+    ids = ids_of(cluster, jobs)
     with Progress(quiet) as progress:
         views = cluster.wait(ids, timeout_s, progress.on_progress)
     if as_json:
@@ -206,7 +206,7 @@ def wait(jobs: tuple[str, ...], timeout: str, as_json: bool, quiet: bool) -> int
     return exit_code_of(views, quiet)
 
 
-def _ids(cluster: Cluster, words: Sequence[str]) -> list[int]:
+def ids_of(cluster: Cluster, words: Sequence[str]) -> list[int]:
     """Return the ids that are meant; ids that are named one by one are the head's to know or not."""
     picked = selector.parse(words)
     if not picked.word and all(low == high for low, high in picked.ranges):

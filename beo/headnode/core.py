@@ -17,7 +17,7 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo.errors import BeoError, UsageError
-from beo.headnode import decide, operate, permissions, tokens, views
+from beo.headnode import decide, inquiries, operate, permissions, tokens, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -33,6 +33,7 @@ from beo.headnode.acts import (
 )
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook
+from beo.headnode.inquiries import Inquiries, Inquiry
 from beo.headnode.model import ENDED, Attempt, Job, PartState
 from beo.headnode.schedule import plan
 from beo.headnode.state import State
@@ -80,6 +81,7 @@ class Head:
         self._outbox: deque[tuple[int, Send | Over | Forget]] = deque()
         self._sessions: dict[str, _Session] = {}
         self._waiters = Waiters()
+        self._inquiries = Inquiries()
         self._attached_s: dict[int, float] = {}  # job of `beo run` -> last sign of its client
         self._dirty = True
         self._planned_s = 0.0
@@ -135,7 +137,9 @@ class Head:
         message = item.message
         try:
             user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
-            if isinstance(message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health):
+            if isinstance(
+                message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits
+            ):
                 self._told(item.peer, message, now)
                 return
             answer = self._answer(item, message, user, now)
@@ -169,6 +173,10 @@ class Head:
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
                 events, answer = decide.declare_gone(state, user, message.node, now.wall_s)
+            case ms.ListProcesses():
+                return self._inspect(item, message, user, now)
+            case ms.SignalProcesses():
+                return self._strike(item, message, user, now)
             case ms.WaitJobs():
                 return self._wait(item, message, user, now)
             case ms.Info():
@@ -256,6 +264,44 @@ class Head:
             return None
         return ms.JobsAre(self._rows(jobs, user))
 
+    # ---- questions that are passed on to nodes
+
+    def _inspect(self, item: Asked, message: ms.ListProcesses, user: User, now: Now) -> ms.HeadAnswer | None:
+        jobs, attempts = inquiries.whom_to_inspect(self.state, user, message)
+        inquiry = self._inquiry(item, jobs, attempts, False, now)
+        if not inquiry.open:
+            return inquiry.answer()
+        ask = self._inquiries.add(inquiry, self.state.epoch)
+        for node in sorted(inquiry.open):
+            session = self._sessions[node]
+            where = (self.state.epoch, session.incarnation, ask)
+            self._send(session.peer, ms.Inspect(*where, tuple(attempts[node]), ms.PROCESSES_MAX))
+        return None
+
+    def _strike(self, item: Asked, message: ms.SignalProcesses, user: User, now: Now) -> ms.HeadAnswer | None:
+        jobs, strikes = inquiries.whom_to_strike(self.state, message)
+        inquiry = self._inquiry(item, jobs, strikes, True, now)
+        if not inquiry.open:
+            return inquiry.answer()
+        ask = self._inquiries.add(inquiry, self.state.epoch)
+        for target in message.targets:
+            what = (target.job, target.node, target.pid, target.rank)
+            self._append(ev.ProcessSignalled(*what, message.signal, user.name, now.wall_s))
+        for node in sorted(inquiry.open):
+            session = self._sessions[node]
+            where = (self.state.epoch, session.incarnation, ask)
+            self._send(session.peer, ms.Strike(*where, message.key, message.signal, tuple(strikes[node])))
+        return None
+
+    def _inquiry(self, item: Asked, jobs: dict[int, str], nodes: Iterable[str], strikes: bool, now: Now) -> Inquiry:
+        asked = {node for node in nodes if node in self._sessions and self._sessions[node].told}
+        silent = {node for node in nodes if node not in asked}
+        return Inquiry(item.peer, item.request, jobs, asked, now.boot_s + ms.INSPECT_S, strikes, silent)
+
+    def _tell(self, found: Iterable[Inquiry]) -> None:
+        for inquiry in found:
+            self._send(inquiry.peer, inquiry.answer(), inquiry.request)
+
     def _wake(self, waiters: Iterable[Waiter]) -> None:
         for waiter in waiters:
             jobs = [self.state.jobs[number] for number in waiter.jobs if number in self.state.jobs]
@@ -279,6 +325,9 @@ class Head:
         match message:
             case ms.Ping():
                 self._ping(session, message, now)
+            case ms.Processes() | ms.Hits():
+                whole = self._inquiries.told(message)
+                self._tell([whole] if whole else [])
             case ms.Delivered():
                 known = session.signalled.get((message.job, message.attempt), 0)
                 session.signalled[message.job, message.attempt] = max(known, message.serial)
@@ -412,6 +461,7 @@ class Head:
             self._dirty = True  # for what depends on time alone: a job's back-off, the patience of a wide one
         self._look_at_nodes(now)
         self._wake(self._waiters.late(now.boot_s))
+        self._tell(self._inquiries.late(now.boot_s))
         for number, seen_s in list(self._attached_s.items()):
             job = self.state.jobs.get(number)
             if not job or job.state in ENDED:

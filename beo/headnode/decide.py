@@ -92,14 +92,15 @@ def pick(state: State, user: User, words: tuple[str, ...]) -> list[Job]:
     return [state.jobs[n] for n in found]
 
 
-def _check_key(key: str, what: str) -> None:
+def check_key(key: str, what: str) -> None:
+    """Raise UsageError for what can't be an idempotency key."""
     if not key or len(key) > KEY_LENGTH_MAX or not key.isprintable():
         raise UsageError(f"{what} has no usable key", f"1 to {KEY_LENGTH_MAX} printable characters", "use a new UUID")
 
 
 def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s: float) -> _Decision:
     """Take a job, once per key."""
-    _check_key(wish.key, "the submission")
+    check_key(wish.key, "the submission")
     known = state.keys.get(wish.key)
     if known is not None:
         job = state.jobs.get(known.job)
@@ -145,7 +146,7 @@ def cancel(state: State, user: User, words: tuple[str, ...], now_s: float) -> tu
 
 def signal(state: State, user: User, wish: ms.Signal, now_s: float) -> _Decision:
     """Signal a job's ranks, once per key. It cancels a queued job, as it would end a program about to start."""
-    _check_key(wish.key, "the signal")
+    check_key(wish.key, "the signal")
     job = find(state, wish.job)
     if not 1 <= wish.signal <= SIGNAL_MAX:
         raise UsageError(f"no signal {wish.signal}", f"signals are 1 to {SIGNAL_MAX}", "")

@@ -177,6 +177,9 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
         case ev.RequeueRequested():
             held = ", to be held" if event.hold else ""
             return kind, event.job, "", f"attempt {event.attempt}: requeued by {event.user}{held}"
+        case ev.ProcessSignalled():
+            what = f"rank {event.rank}" if event.rank >= 0 else f"process {event.pid}"
+            return kind, event.job, event.node, f"signal {event.signal} for {what} by {event.user}"
         case ev.PrioritySet():
             return kind, event.job, "", f"priority {event.priority} by {event.user}"
         case ev.NodeDrained():

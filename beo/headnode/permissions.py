@@ -34,6 +34,8 @@ RULES: dict[type, str] = {
     ms.Release: OWNER,
     ms.Requeue: OWNER,
     ms.SetPriority: OWNER,
+    ms.ListProcesses: OWNER,
+    ms.SignalProcesses: OWNER,
     ms.Signal: OWNER,
     ms.ListNodes: ALL,
     ms.ListEvents: SEEN,
@@ -51,6 +53,8 @@ RULES: dict[type, str] = {
     ms.Gone: WORKER,
     ms.Delivered: WORKER,
     ms.Health: WORKER,
+    ms.Processes: WORKER,
+    ms.Hits: WORKER,
     ms.Chunk: WORKER,
     ms.StdinAck: WORKER,
     ms.BulkHello: WORKER,
@@ -107,7 +111,7 @@ def foreign_node(node: str) -> BeoError:
 
 def _named(state: State, user: User, message: Any) -> list[Job]:
     if hasattr(message, "select"):
-        return pick(state, user, message.select)
+        return pick(state, user, message.select) if message.select else []
     numbers = [number for number, _ in message.jobs] if hasattr(message, "jobs") else [message.job]
     return [find(state, number) for number in numbers]
 

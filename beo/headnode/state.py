@@ -432,6 +432,9 @@ class State:
         job.cancel, job.reason, job.exit_code, job.code_by, job.ended_s = "", reason, -1, "job", 0.0
         self._await(job)
 
+    def _process_signalled(self, event: ev.ProcessSignalled) -> None:
+        """Nothing changes: the entry says who did it."""
+
     def _priority_set(self, event: ev.PrioritySet) -> None:
         job = self.jobs.get(event.job)
         if not job or job.state not in WAITING:
@@ -588,4 +591,5 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.KeyRevoked: State._key_revoked,
     ev.TokenMade: State._token_made,
     ev.Enrolled: State._enrolled,
+    ev.ProcessSignalled: State._process_signalled,
 }

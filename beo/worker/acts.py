@@ -159,6 +159,13 @@ class StdinTaken(msgspec.Struct, frozen=True):
     closed: bool
 
 
+class LookInside(msgspec.Struct, frozen=True):
+    """Look at processes, or signal some, for the head. wardens: (job, attempt, warden) of what lives here of it."""
+
+    message: Union[ms.Inspect, ms.Strike]  # noqa: UP007
+    wardens: tuple[tuple[int, int, int], ...]
+
+
 class Remember(msgspec.Struct, frozen=True):
     """Write down that an attempt was seen, and its order, before anything is started."""
 
@@ -192,5 +199,5 @@ class Epoch(msgspec.Struct, frozen=True):
 
 
 Effect = Union[  # noqa: UP007
-    ToHead, ToPeer, Answer, ToWarden, Launch, Ship, StdinTaken, Remember, Seen, Drop, Reborn, Epoch
+    ToHead, ToPeer, Answer, ToWarden, Launch, Ship, StdinTaken, LookInside, Remember, Seen, Drop, Reborn, Epoch
 ]

@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -27,6 +28,7 @@ from beo import messages as ms
 from beo.config import Home, home, is_address, write_durably
 from beo.worker import acts, core, launch, probe, process
 from beo.worker.health import Checkup
+from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
 
@@ -89,6 +91,7 @@ class Agent:
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
         self._checkup = Checkup(lambda: doctor.machine(where, contain, self._memory_kind))
+        self._inspector = Inspector(name, self._waker, self._to_warden)
         self._shipping: set[tuple[int, int]] = set()
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
@@ -158,6 +161,7 @@ class Agent:
             thread.join(END_S)
         self._checkup.stop()
         self._shipper.stop()
+        self._inspector.stop()
         for link in self._links.values():
             link.close()
         self._memory.close()
@@ -184,6 +188,7 @@ class Agent:
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
         self._checkup.start()
+        self._inspector.start()
         log.info("%s serves the head at %s", self._core.node.name, self._cluster.heads[0])
         next_tick_s = 0.0
         while not self._stopping:
@@ -204,6 +209,8 @@ class Agent:
                 if isinstance(news, acts.Shipped):
                     self._shipping.discard((news.job, news.attempt))
                 self._handle(news)
+            for seen in self._inspector.news():
+                self._head.send(0, ms.encode(seen))
 
     def _read_head(self) -> None:
         if self._head.renewed:
@@ -250,12 +257,14 @@ class Agent:
 
     def _read_warden(self, number: int, link: process.Link) -> None:
         for message in link.receive():
+            self._inspector.hear(number, message)
             self._handle(acts.FromWarden(number, message))
         if link.closed:
             self._poller.unregister(link.fileno())
             link.close()
             self._ended.append(link)
             del self._links[number]
+            self._inspector.gone(number)
             self._limbo.add(number)
             self._look_into_limbo()
 
@@ -299,9 +308,9 @@ class Agent:
                 case acts.ToHead():
                     self._head.send(0, ms.encode(effect.message))
                 case acts.ToWarden():
-                    link = self._links.get(effect.warden)
-                    if link:
-                        link.send(effect.message)
+                    self._to_warden(effect.warden, effect.message)
+                case acts.LookInside():
+                    self._inspector.look(effect)
                 case acts.Launch():
                     self._launch(effect)
                 case acts.Ship():
@@ -324,6 +333,11 @@ class Agent:
                     log.warning("a new incarnation: %s", effect.incarnation)
                 case acts.Epoch():
                     self._memory.obey(effect.epoch)
+
+    def _to_warden(self, number: int, message: dict[str, Any]) -> None:
+        link = self._links.get(number)
+        if link:
+            link.send(message)
 
     def _peer(self, peer: ms.Peer) -> wire.Connection:
         connection = self._peers.get(peer.address)

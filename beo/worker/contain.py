@@ -155,7 +155,12 @@ def resident_bytes(kind: str) -> int:
 
 def descendants(ancestor: int) -> list[int]:
     """Children of `ancestor`, their children and so on, from one walk of /proc."""
-    children: dict[int, list[int]] = {}
+    return below(ancestor, children())
+
+
+def children() -> dict[int, list[int]]:
+    """Every process that has children, and these, from one walk of /proc."""
+    found: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -164,7 +169,12 @@ def descendants(ancestor: int) -> list[int]:
                 parent = int(file.read().rpartition(b")")[2].split()[1])
         except (OSError, IndexError):
             continue  # gone meanwhile
-        children.setdefault(parent, []).append(int(name))
+        found.setdefault(parent, []).append(int(name))
+    return found
+
+
+def below(ancestor: int, children: dict[int, list[int]]) -> list[int]:
+    """Children of `ancestor`, their children and so on, among these."""
     found: list[int] = []
     level = [ancestor]
     while level:

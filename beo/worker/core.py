@@ -32,6 +32,7 @@ from beo.worker.acts import (
     Input,
     Launch,
     LaunchFailed,
+    LookInside,
     Node,
     Now,
     Reborn,
@@ -270,6 +271,17 @@ class Worker:
                 self._kill(message, now)
             case ms.Deliver():
                 self._deliver(message)
+            case ms.Inspect() | ms.Strike():
+                self._look_inside(message)
+
+    def _look_inside(self, message: ms.Inspect | ms.Strike) -> None:
+        if isinstance(message, ms.Inspect):
+            meant = set(message.attempts)
+        else:
+            meant = {(target.job, attempt) for attempt, target in message.targets}
+        found = ((key, self.held.get(key)) for key in sorted(meant))
+        wardens = tuple((*key, held.warden) for key, held in found if held and held.alive and held.warden)
+        self._do(LookInside(message, wardens))
 
     def _deliver(self, message: ms.Deliver) -> None:
         key = (message.job, message.attempt)
