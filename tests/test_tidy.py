@@ -20,12 +20,14 @@ FLOORS = {
     0: "version token errors nodeset units spec settings results events entries messages records selector table",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.core worker.acts "
-    "worker.core worker.told worker.launch worker.pmi worker.frames worker.peers worker.steps",
+    "worker.core worker.told worker.launch worker.pmi worker.frames worker.peers worker.steps "
+    "headnode.inquiries",
     2: "address config log wire journal mark lockfile birth worker.memory worker.process worker.probe worker.contain "
     "worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes worker.terminal worker.step "
-    "worker.request worker.outflow worker.door headnode.output",
+    "worker.request worker.outflow worker.door headnode.output worker.processes",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
-    "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor",
+    "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
+    "worker.inspector",
     4: "client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
