@@ -29,6 +29,7 @@ CONNECT_S = 3.0  # for the head's machine to answer at all
 ENROL_S = 10.0  # for its answer; a head that replays a long journal takes some seconds
 ASK_AGAIN_S = 1.0
 CLOCK_OFF_MAX_S = 60.0  # beyond, times in queues and logs mislead people
+LINE_LENGTH_MAX = 256  # a token is shorter
 TOKEN_S = 3_600.0  # how long a token lives unless told otherwise
 
 
@@ -164,6 +165,8 @@ def login(home: Home, head: str, text: str, echo: Echo) -> None:
 
 def _enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> ms.EnrolledIs:
     """Have this folder's key (made here the first time) authorized, and write down which cluster that is."""
+    if text == "-":  # so that it stands in no list of processes
+        text = sys.stdin.readline(LINE_LENGTH_MAX)
     asked = token.read(text)
     if not head:
         raise UsageError("--token without --head", "", "'beo token' prints both, on the head's machine")
@@ -176,6 +179,10 @@ def _enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) ->
             f"{home.path} belongs to another cluster",
             f"{known.cluster[:8]}… at {known.heads[0]}",
             "set BEO_DIR to another folder, or remove this one if that cluster is no more",
+        )
+    if known and head not in known.heads and local.is_running(home):
+        raise Conflict(
+            f"this machine's worker is up, with the head at {known.heads[0]}", f"not {head}", "'beo down' first"
         )
     if not (home.keys / f"{key}.secret").exists():
         home.write_secret(key, wire.new_keypair()[1])

@@ -40,6 +40,7 @@ class View:
         self.folder = folder
         self.specs = specs or {}
         self.gone: set[int] = set()
+        self.rank0 = "n1"
         self.keys = {public: name.split(":") for name, (public, _) in KEYS.items()}
 
     def user_of_key(self, key: str) -> User | None:
@@ -62,7 +63,7 @@ class View:
         return (self.folder / f"{job}.{attempt}.over").exists()
 
     def rank0_node(self, job: int, attempt: int) -> tuple[str, str] | None:
-        return ("n1", "i1") if self.owner(job) else None
+        return (self.rank0, "i1") if self.owner(job) else None
 
 
 class Cluster:
@@ -160,6 +161,15 @@ def test_only_workers_bring_output(cluster: Cluster) -> None:
     for message in (chunk(numbered(0, 1)), ms.BulkHello("n1", "i1"), ms.StdinAck(1, 1, 0, False)):
         with pytest.raises(Refused, match="only a worker's key"):
             ask(cluster.connect("ann:user"), message)
+
+
+def test_a_worker_brings_output_of_its_own_node_alone(cluster: Cluster) -> None:
+    for message in (chunk(numbered(0, 1), node="other"), ms.BulkHello("other", "i1")):
+        with pytest.raises(Refused, match="can't speak for other"):
+            ask(cluster.connect("nodes:worker"), message)
+    cluster.view.rank0 = "other"
+    with pytest.raises(Refused, match="can't speak for other"):
+        ask(cluster.connect("nodes:worker"), ms.StdinAck(1, 1, 0, False))
 
 
 def test_nonsense_is_answered_clearly_and_changes_nothing(cluster: Cluster) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
+from beo import __version__, version, wire
 from beo import messages as ms
-from beo import wire
 from beo.version import GREETING
 
 Socket = zmq.Socket[bytes]
@@ -207,3 +207,92 @@ def test_who_waits_for_an_answer_of_a_server_that_died_learns_of_the_next_one_at
     assert connection.send(1, b"again", 5.0)
     assert not connection.renewed
     echo.close()
+
+
+def test_who_was_refused_is_heard_as_soon_as_its_key_is_known(context: Context, pair: tuple[str, str]) -> None:
+    known: list[str] = []
+    echo = Echo()
+    echo.server._authorize = known.__contains__
+    try:
+        connection = _connect(echo, pair[1], context)
+        deadline = time.monotonic() + 10
+        while not connection.refused and time.monotonic() < deadline:
+            connection.send(1, b"let me in", 0.05)
+        assert connection.refused
+        known.append(pair[0])
+        while not echo.heard and time.monotonic() < deadline:
+            connection.send(2, b"and now?", 0.05)
+            assert connection.receive(0.0) in (None, (2, b"and now?"))
+        assert echo.heard[0] == (pair[0], b"and now?") and not connection.refused
+    finally:
+        echo.close()
+
+
+def test_a_server_with_another_key_than_expected_is_told_apart_from_none(
+    echo: Echo, pair: tuple[str, str], context: Context
+) -> None:
+    connection = wire.Connection(echo.server.address, wire.new_keypair()[0], pair[1], context)
+    deadline = time.monotonic() + 10
+    while not connection.mistaken and time.monotonic() < deadline:
+        connection.send(1, b"secret", 0.05)
+    assert connection.mistaken and not connection.refused
+    assert echo.heard == []
+    absent = wire.Connection("127.0.0.1:1", echo.public, pair[1], context)
+    absent.send(1, b"anyone?", 0.5)
+    assert not absent.mistaken
+
+
+@pytest.mark.parametrize(
+    ("greeting", "understood"),
+    [
+        (b"beo/1/1/0.1.99", True),
+        (b"beo/1/7/3.0", True),
+        (b"beo/2/1/0.1.0", False),
+        (b"beo/11/1/0.1.0", False),
+        (b"beo1", False),
+        (b"beo", False),
+    ],
+)
+def test_patch_versions_understand_each_other_and_other_protocols_are_named_once(
+    greeting: bytes, understood: bool, pair: tuple[str, str], context: Context
+) -> None:
+    public, secret = wire.new_keypair()
+    server = wire.Server("127.0.0.1:0", secret, lambda key: True)
+    socket: Socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.curve_serverkey = public.encode()
+    socket.curve_publickey, socket.curve_secretkey = (key.encode() for key in pair)
+    socket.connect(f"tcp://{server.address}")
+    poller = wire.Poller()
+    server.register(poller)
+    for _ in range(3):
+        socket.send_multipart([greeting, bytes(8), b"body"])
+    heard: list[bytes] = []
+    told: list[bytes] = []
+    deadline = time.monotonic() + 5
+    while len(heard) + len(told) < 3 and time.monotonic() < deadline:
+        poller.poll(20)
+        heard += [body for _, _, _, body in server.receive()]
+        while socket.poll(0):
+            told.append(socket.recv_multipart()[0])
+    assert (heard, told) == (([b"body"] * 3, []) if understood else ([], [GREETING] * 3))
+    assert server.strangers() == ([] if understood else [greeting])
+    assert server.strangers() == []
+    server.close()
+
+
+def test_a_client_learns_the_version_of_a_server_of_another_protocol(pair: tuple[str, str], context: Context) -> None:
+    public, secret = wire.new_keypair()
+    server: Socket = context.socket(zmq.ROUTER)
+    server.linger = 0
+    server.curve_server, server.curve_secretkey = True, secret.encode()
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    connection = wire.Connection(f"127.0.0.1:{port}", public, pair[1], context)
+    assert connection.send(1, b"hello", 5.0)
+    peer = server.recv_multipart()[0]
+    server.send_multipart([peer, b"beo/2/1/0.9.0", bytes(8), b"whatever it says"])
+    assert connection.receive(5.0) == (0, b"")
+    text = str(version.mismatch("the head", connection.stranger))
+    ours = f"this is protocol 1, beo {__version__}"
+    cure = f"install beo 0.9.0 here, or beo {__version__} there"
+    assert text == f"the head speaks protocol 2 (beo 0.9.0) ({ours}): {cure}"

@@ -633,6 +633,26 @@ def test_a_probe_is_answered_on_its_channel_and_an_answer_is_not(node: Node) -> 
     assert node.answers == [ms.Probe("n1", node.incarnation)]
 
 
+def test_a_word_in_the_name_of_another_node_counts_for_nothing(node: Node) -> None:
+    warden = node.start(nodes=("n1", "n2"))
+    node.peer(ms.Relay("n2", *JOB, 1, b"{}"), key="of-n3")
+    node.peer(ms.RelayAck("n2", *JOB, 1), key="of-n3")
+    for _ in range(5):
+        node.peer(ms.Probe("n2", "inc"), key="of-n3")
+        node.wait(1, answered=True)
+    assert {end["reason"] for end in node.told(warden, "end")} == {"silence: n2 is silent"}
+    assert not node.told(warden, "peer") and not node.told(warden, "peer_ack")
+
+
+def test_an_agent_knows_the_keys_of_those_it_shares_an_attempt_with_and_no_longer_than_it_does(node: Node) -> None:
+    assert not node.worker.knows("k")
+    warden = node.start(nodes=("n1", "n2"))
+    assert node.worker.knows("k") and not node.worker.knows("of-n3")
+    node.hear(warden, "ended", job=JOB[0], attempt=JOB[1], result=result(), spool_length=0)
+    node.head(ms.Committed(EPOCH, *JOB))
+    assert not node.worker.knows("k")
+
+
 def test_the_silence_of_a_peer_ends_the_part(node: Node) -> None:
     warden = node.start(nodes=("n1", "n2", "n3"))
     for _ in range(5):

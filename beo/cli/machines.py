@@ -153,7 +153,7 @@ def _show_tokens(cluster: Cluster, fields: str, as_json: bool, quiet: bool) -> N
     ],
 )
 @option("--head", "address", default="", metavar="HOST:PORT", help="Where the head listens.")
-@option("--token", "text", default="", metavar="TOKEN", help="What 'beo token' printed on the head's machine.")
+@option("--token", "text", default="", metavar="TOKEN", help="What 'beo token' printed; -: read it from stdin.")
 @option("--name", default="", metavar="NAME", help="This node's name (default: the machine's).")
 @option("--slots", type=click.IntRange(1), help="Ranks at one time (default: as before, or the processors).")
 @option("--foreground", is_flag=True, help="Stay, and end the worker when told to: for systemd.")
@@ -172,7 +172,7 @@ def worker(address: str, text: str, name: str, slots: int | None, foreground: bo
     examples=[("beo login --head HOST:PORT --token T", "the head's 'beo token --role user:NAME' prints this line")],
 )
 @option("--head", "address", required=True, metavar="HOST:PORT", help="Where the head listens.")
-@option("--token", "text", required=True, metavar="TOKEN", help="What 'beo token --role ...' printed there.")
+@option("--token", "text", required=True, metavar="TOKEN", help="What 'beo token --role ...' printed; -: from stdin.")
 def login(address: str, text: str) -> None:
     """Get a key of your own, so that beo on this machine speaks with a cluster elsewhere."""
     from beo import machines

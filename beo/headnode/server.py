@@ -7,6 +7,7 @@ journal ends the process: what it had acknowledged is on disk, and the next head
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -159,6 +160,12 @@ class Server:
         try:
             return wire.Server(address, secret, lambda key: decide.user_of(self._state, key) is not None)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise Conflict(
+                    str(error),
+                    "this machine's address is another now",
+                    "'beo down', then 'beo head init --listen' with the new one",
+                ) from None
             raise Conflict(
                 str(error), "another program has the port", "end it, or set another [head] listen in beo.toml"
             ) from None

@@ -89,6 +89,7 @@ class Agent:
         self._peers: dict[str, wire.Connection] = {}  # by address
         self._waker = wire.Waker()
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
+        self._refusal = ""  # the last one, each told once
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
         self._checkup = Checkup(lambda: doctor.machine(where, contain, self._memory_kind))
         self._inspector = Inspector(name, self._waker, self._to_warden)
@@ -226,11 +227,16 @@ class Agent:
                 log.warning("the head says what this agent can't read: %s", error)
                 continue
             if isinstance(message, ms.Failed):
-                log.warning("the head refuses: %s", message.error.get("what"))
+                self._refused(message.error.get("what", ""))
             elif not isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
                 if isinstance(message, ms.Welcome):
                     self._shipper.connect(message.bulk)
                 self._handle(acts.FromHead(message))
+
+    def _refused(self, what: str) -> None:
+        if what != self._refusal:  # a head that has forgotten this node says so to every sign of life
+            self._refusal = what
+            log.warning("the head refuses: %s", what)
 
     def _meet_stranger(self, who: str, greeting: bytes) -> None:
         if greeting not in self._strangers:

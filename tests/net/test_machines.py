@@ -6,8 +6,10 @@ took that one would not work.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +17,7 @@ import pytest
 
 from beo import token, wire
 from beo.config import ClusterFile, Home
-from tests.cluster import wait_for
+from tests.cluster import BEO, wait_for
 from tests.net.hosts import Host, Network, network
 
 pytestmark = [pytest.mark.root, pytest.mark.net]
@@ -50,7 +52,7 @@ def states(host: Host) -> dict[str, str]:
 
 
 def await_states(host: Host, **wanted: str) -> None:
-    wait_for(lambda: states(host) == wanted, f"the nodes are {wanted}")
+    wait_for(lambda: wanted.items() <= states(host).items(), f"among the nodes are {wanted}")
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +315,52 @@ def test_cluster_json_holds_no_secret(machines: Machines) -> None:
     known = msgspec.json.decode(text, type=ClusterFile)
     assert known.heads == ("10.77.0.1:7420",) and known.key == Home(machines.head.beo_dir).cluster().key
     assert Home(machines.one.beo_dir).secret("worker").encode() not in text
+
+
+def test_in_the_foreground_a_worker_ends_when_it_is_told_to(machines: Machines, newcomer: Host) -> None:
+    words = line(machines.head)
+    process = newcomer.start(*BEO, *words[:-1], "-", "--name", "front", "--foreground", stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(f"{words[-1]}\n")
+    process.stdin.close()
+    process.stdin = None
+    wait_for(lambda: states(machines.head).get("front") == "up", "the node is up")
+    assert words[-1] not in newcomer.run("ps", "axww").stdout
+    assert process.poll() is None
+    pid = (Path(newcomer.env["BEO_DIR"]) / "run" / "supervisor.lock").read_text().split()[0]
+    newcomer.run("kill", pid)
+    assert process.wait(30) == 0
+    assert "nothing is up" in said(newcomer, "down")
+
+
+def test_a_forgotten_machine_is_unknown_until_it_gets_a_new_token(machines: Machines, newcomer: Host) -> None:
+    said(newcomer, *line(machines.head), "--name", "guest")
+    said(newcomer, "down")
+    wait_for(lambda: states(machines.head)["guest"] == "lost", "the node is lost")
+    said(machines.head, "forget", "guest")
+    assert "does not know this machine's key" in said(newcomer, "up", code=77)
+    assert "nothing is up" in said(newcomer, "down")
+    assert "up: guest" in said(newcomer, *line(machines.head))
+    said(newcomer, "down")
+    wait_for(lambda: states(machines.head)["guest"] == "lost", "the node is lost")
+    said(machines.head, "forget", "guest")
+
+
+def test_a_node_that_is_cut_off_is_a_finding_of_the_doctor_and_so_is_an_open_key(machines: Machines) -> None:
+    def findings() -> list[tuple[str, str]]:
+        rows = msgspec.json.decode(machines.head.beo("doctor", "--json").stdout)
+        return sorted((row["where"], row["check"]) for row in rows if row["where"] in ("pc2", "pc3"))
+
+    assert findings() == []
+    spare = machines.one.beo_dir / "keys" / "spare.secret"
+    spare.touch(0o644)
+    spare.chmod(0o644)
+    assert machines.one.beo("doctor").returncode == 1
+    said(machines.one, "down")
+    said(machines.one, "up")
+    wait_for(lambda: findings() == [("pc2", "modes")], "the open key is found")
+    spare.unlink()
+    machines.net.cut(machines.two)
+    wait_for(lambda: ("pc3", "nodes") in findings(), "the silence is found")
+    machines.net.mend(machines.two)
+    await_states(machines.head, pc2="up", pc3="up")
