@@ -77,11 +77,9 @@ def test_who_gives_up_waiting_lets_the_next_one_in() -> None:
     assert parts(book.cancel(("a", 2))) == [("a", 1)]
 
 
-def test_a_spawn_never_waits() -> None:
+def test_the_children_of_the_jobs_own_ranks_are_known_until_the_last_has_ended() -> None:
     book = ledger(2, taken=1)
-    assert parts(book.ask(("a", 1), [Wish([1])], family=0, wait=False)) == [("a", 1)]
-    (refused,) = book.ask(("a", 2), [Wish([1])], family=0, wait=False)
-    assert isinstance(refused, Refused) and refused.what == "no free slots"
+    assert parts(book.ask(("a", 1), [Wish([1])], family=0)) == [("a", 1)]
     assert book.children
     book.freed(1, ["a"])
     assert not book.children

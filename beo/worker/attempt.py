@@ -83,6 +83,7 @@ class Attempt:
         self._own_ended = False  # the ranks of step 0 here
         self._finishing = False  # all is done: what is still here is ended, and its end means nothing
         self._door: door.Door | None = None
+        self._host_name: contain.HostName | None = None
         self._peers = Peers(node for node in order.nodes if node != order.node)
         services: dict[str, str] = {}
         program = Program(order.argv, order.cwd, {})
@@ -251,7 +252,12 @@ class Attempt:
             raise ranks.LaunchError(126, text) from None
 
     def _start_ranks(self, step: Step, failure: ranks.LaunchError | None = None) -> list[Rank]:
-        failed = step.start(self.order, self._loop, failure)
+        if step.pmi and len(self.order.nodes) > 1:
+            self._host_name = self._host_name or contain.HostName(self._kind, self.order.node)
+            with self._host_name:
+                failed = step.start(self.order, self._loop, failure)
+        else:
+            failed = step.start(self.order, self._loop, failure)
         for rank in step.ranks.values():
             if rank.pid:
                 self._by_pid[rank.pid] = rank
@@ -440,6 +446,8 @@ class Attempt:
         self._conductor.close()
         if self._door:
             self._door.close()
+        if self._host_name:
+            self._host_name.close()
         self._output.drain(self._sweep)
 
     def _sweep(self, again: bool = False) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+SPAWN_WAIT_S = 5.0
+"""How long a spawn waits for slots before it is an error: ranks that have called MPI_Finalize take a moment to end."""
 KILL_AGAIN_S = 0.2
 """Between two rounds of killing a step: a fork may have slipped by."""
 UNDER_WAY_MAX = 64
@@ -184,20 +186,20 @@ class Conductor:
         except Refusal as error:
             client.refuse(error.what, error.why, error.cure)
             return
-        number = self._ask((client, request), [request.wish], -1, wait=True)
+        number = self._ask((client, request), [request.wish], -1)
         client.hear = lambda message: self._waiting_word(number, client, message)
 
-    def _ask(self, ask: tuple[Client, Request] | Birth, wishes: Sequence[Wish], family: int, wait: bool) -> int:
+    def _ask(self, ask: tuple[Client, Request] | Birth, wishes: Sequence[Wish], family: int) -> int:
         number = self._next_ask
         self._next_ask += 1
         self._asks[number] = ask
         words = [[list(wish.counts), wish.cpus, wish.nodes, wish.on, wish.overlap] for wish in wishes]
-        self._loop.after(0, ("ask", number), lambda: self._send_ask(number, words, family, wait))
+        self._loop.after(0, ("ask", number), lambda: self._send_ask(number, words, family))
         return number
 
-    def _send_ask(self, number: int, wishes: list[Any], family: int, wait: bool) -> None:
+    def _send_ask(self, number: int, wishes: list[Any], family: int) -> None:
         if number in self._asks:
-            self._send(self._lead, "ask", id=number, wishes=wishes, family=family, wait=wait)
+            self._send(self._lead, "ask", id=number, wishes=wishes, family=family)
 
     def _waiting_word(self, number: int, client: Client, message: dict[str, Any] | None) -> None:
         if message is None:
@@ -208,14 +210,15 @@ class Conductor:
 
     def _answer(self, node: str, body: dict[str, Any]) -> None:
         ask = self._asks.get(body["id"])
-        if "why" in body and ask and not isinstance(ask, Birth):
-            if "what" in body:
-                del self._asks[body["id"]]
-                ask[0].refuse(body["what"], body["why"], body["cure"])
-            else:
+        if "parts" not in body and "what" not in body:  # it has to wait
+            if isinstance(ask, Birth):
+                number = body["id"]
+                self._loop.after(SPAWN_WAIT_S, ("ask", number), lambda: self._lose_patience(number, body["why"]))
+            elif ask:
                 ask[0].send({"op": "waiting", "why": body["why"]})
             return
         self._asks.pop(body["id"], None)
+        self._loop.forget(("ask", body["id"]))
         if isinstance(ask, Birth):
             if "what" in body:
                 self._answer_spawn(ask, trouble=f"{body['what']}: {body['why']}")
@@ -224,8 +227,17 @@ class Conductor:
         elif not ask:
             if "parts" in body:  # who asked has gone meanwhile
                 self._give_back(body)
+        elif "what" in body:
+            ask[0].refuse(body["what"], body["why"], body["cure"])
         else:
             self._begin(*ask, body)
+
+    def _lose_patience(self, number: int, why: str) -> None:
+        """A spawn has waited for long enough: those who hold the slots will not go soon."""
+        birth = self._asks.pop(number, None)
+        if isinstance(birth, Birth):
+            self._send(self._lead, "cancel", id=number)
+            self._answer_spawn(birth, trouble=f"no free slots: {why}")
 
     def _give_back(self, body: dict[str, Any]) -> None:
         self._send(self._lead, "freed", k=body["k"], nodes=_nodes(body["parts"]))
@@ -356,7 +368,7 @@ class Conductor:
         except Refusal as error:
             self._answer_spawn(birth, trouble=f"{error.what}: {error.why}")
             return
-        self._ask(birth, wishes, step.family, wait=False)
+        self._ask(birth, wishes, step.family)
 
     def _answer_spawn(self, birth: Birth, codes: Sequence[int] = (), trouble: str = "") -> None:
         if birth.step.pmi:
@@ -410,7 +422,7 @@ class Conductor:
     def _asked(self, node: str, body: dict[str, Any]) -> None:
         who = (node, body["id"])
         if self._ledger:
-            self._tell(self._ledger.ask(who, [Wish(*w) for w in body["wishes"]], body["family"], body["wait"]))
+            self._tell(self._ledger.ask(who, [Wish(*w) for w in body["wishes"]], body["family"]))
         else:
             why = "its node runs an older beo"
             self._tell([Refused(who, "this job can't start steps", why, "submit it again")])

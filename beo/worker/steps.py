@@ -117,20 +117,18 @@ class Ledger:
         self._family: dict[int, int] = {}
         self._waiting: deque[_Request] = deque()
 
-    def ask(self, who: Who, wishes: Sequence[Wish], family: int = -1, wait: bool = True) -> list[Effect]:
-        """Place a step of these programs, one after another in its ranks; or let it wait, if it may.
+    def ask(self, who: Who, wishes: Sequence[Wish], family: int = -1) -> list[Effect]:
+        """Place a step of these programs, one after another in its ranks, or let it wait.
 
         family: the step that it belongs to; -1: it founds one of its own. (Those of family 0 are step 0's children.)
         """
         trouble = self._trouble(who, wishes)
         if trouble:
             return [trouble]
-        if len(self._held) < STEPS_MAX and not (wait and self._waiting and not _overlaps(wishes)):
+        if len(self._held) < STEPS_MAX and (not self._waiting or _overlaps(wishes)):
             parts = _place(wishes, self._free)
             if parts:
                 return [self._take(who, wishes, parts, family)]
-        if not wait:
-            return [Refused(who, "no free slots", self._why(wishes), "spawn fewer, or submit with more --slots")]
         if len(self._waiting) >= WAITING_MAX:
             return [Refused(who, "too many steps wait", f"the limit is {WAITING_MAX}", "start them one by one")]
         why = self._why(wishes)
