@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from beo.errors import Internal
-from beo.spec import RANKS_MAX
 
 HEADER = struct.Struct(">IBI")  # rank, fd, length of the data
+NUMBERS_MAX = 1 << 31  # ranks that a job spawns have numbers of their own, up to this (worker/steps.py)
 STDOUT = 1
 STDERR = 2
 RECORD_SIZE_MAX_BYTES = (
@@ -75,7 +75,7 @@ def unpack(data: bytes) -> Iterator[Record]:
 
 
 def _is_sound(rank: int, fd: int, length: int) -> bool:
-    return rank < RANKS_MAX and STDOUT <= fd <= STDERR and length <= RECORD_SIZE_MAX_BYTES
+    return rank < NUMBERS_MAX and STDOUT <= fd <= STDERR and length <= RECORD_SIZE_MAX_BYTES
 
 
 def _damaged(start: int, rank: int, fd: int, length: int) -> DamagedRecord:

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from beo import records
 from beo.messages import CHUNK_SIZE_MAX_BYTES
-from beo.records import DamagedRecord, Record
-from beo.spec import RANKS_MAX
-from beo.worker import spool
+from beo.records import NUMBERS_MAX, DamagedRecord, Record
+from beo.worker import spool, steps
 
 RECORDS = st.lists(
-    st.builds(Record, st.integers(0, RANKS_MAX - 1), st.sampled_from((1, 2)), st.binary(max_size=50)), max_size=20
+    st.builds(Record, st.integers(0, NUMBERS_MAX - 1), st.sampled_from((1, 2)), st.binary(max_size=50)), max_size=20
 )
 
 
@@ -46,7 +45,7 @@ def test_any_bytes_are_records_or_a_clear_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "fd", "size"), [(RANKS_MAX, 1, 1), (0, 0, 1), (0, 3, 1), (0, 1, records.RECORD_SIZE_MAX_BYTES + 1)]
+    ("rank", "fd", "size"), [(NUMBERS_MAX, 1, 1), (0, 0, 1), (0, 3, 1), (0, 1, records.RECORD_SIZE_MAX_BYTES + 1)]
 )
 def test_each_bound_of_a_record_is_held(rank: int, fd: int, size: int) -> None:
     with pytest.raises(DamagedRecord):
@@ -59,7 +58,7 @@ def test_the_wardens_writer_and_this_reader_agree(tmp_path: Path) -> None:
     writer = spool.Spool(str(tmp_path / "1.1.spool"))
     long = bytes(range(256)) * 1000
     writer.add(3, 1, b"hello\n")
-    writer.add(RANKS_MAX - 1, 2, long)
+    writer.add(NUMBERS_MAX - 1, 2, long)
     assert writer.write()
     writer.close()
     data = (tmp_path / "1.1.spool").read_bytes()
@@ -73,3 +72,7 @@ def test_the_wardens_writer_and_this_reader_agree(tmp_path: Path) -> None:
 def test_a_chunk_always_has_room_for_the_longest_record() -> None:
     assert records.HEADER.size + records.RECORD_SIZE_MAX_BYTES <= CHUNK_SIZE_MAX_BYTES
     assert spool.RECORD_BYTES_MAX <= records.RECORD_SIZE_MAX_BYTES
+
+
+def test_a_step_has_no_rank_whose_output_could_not_be_read() -> None:
+    assert steps.NUMBERS_MAX <= NUMBERS_MAX

@@ -347,3 +347,109 @@ def test_a_job_of_one_rank_and_one_slot_has_no_door_and_one_with_room_has(one: A
         agent.wait("ended", job=job)
         assert agent.output(job) == expected
         agent.commit(job)
+
+
+HOSTILE = """
+import json, os, random, socket, sys, time
+from beo.worker.frames import frame
+chance = random.Random(int(sys.argv[1]))
+def knock():
+    door = socket.socket(socket.AF_UNIX)
+    door.connect(os.environ["BEO_STEPS"])
+    door.settimeout(0.1)
+    return door
+run = {"op": "run", "argv": ["sleep", "0.01"], "cwd": "/", "env": {}, "ranks": 1, "mpi": False}
+odd = [None, -1, 0, 1 << 70, 1.5, "", "x" * 70_000, [], [None], {}, {"a": 1}, True, "\\0", "\\ud800", ["\\ud800"],
+       [["a"]], "node01", ["node01"], 3, float("inf")]
+def thing():
+    kind = chance.randrange(8)
+    if kind == 0:
+        return chance.randbytes(chance.randrange(200))
+    if kind == 1:
+        return (chance.choice([1 << 31, 1 << 24, 5, 0])).to_bytes(4, "big") + b"{}" * chance.randrange(5)
+    if kind == 2:
+        return frame(chance.choice([{}, {"op": "run"}, {"op": 7}, {"op": ["run"]}, {"step": "ask"}, {"op": "ended"}]))
+    if kind == 3:
+        return frame(run)[: chance.randrange(40)]
+    words = {**run, **{chance.choice(sorted(run) + ["on", "nodes", "cpus", "stdin", "overlap"]): chance.choice(odd)}}
+    first = frame(words if chance.random() < 0.8 else run)
+    later = {"op": chance.choice(["stdin", "signal", "run", "output", None]), "offset": chance.choice(odd),
+             "data": chance.choice(odd), "signal": chance.choice(odd), "eof": chance.choice(odd)}
+    return first + (frame(later) if kind > 5 else b"")
+doors = []
+for turn in range(150):
+    try:
+        door = knock()
+        door.sendall(thing())
+        if chance.random() < 0.3:
+            door.recv(65536)
+        doors.append(door) if chance.random() < 0.3 else door.close()
+    except OSError:
+        pass
+    if len(doors) > 40:
+        doors.pop(chance.randrange(len(doors))).close()
+for door in doors:
+    door.close()
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_hostile_client_harms_nobody_but_its_own_steps(two: Allocation, tmp_path: Path, seed: int) -> None:
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    after = run(["sh", "-c", "echo fine $BEO_NODE"], ranks=4)
+    two.batch(tmp_path, f"{PYTHON} {tmp_path}/hostile.py {seed}; {after}; echo code $?")
+    results = two.results()
+    lines = two.output().decode().splitlines()
+    assert lines[0] == "done" and lines[-1] == "code 0"
+    assert sorted(lines[1:-1]) == ["fine node01"] * 2 + ["fine node02"] * 2
+    assert [result["reason"] for result in results] == [None, None]
+    for agent in two.agents.values():
+        assert "Traceback" not in agent.log() and "no message" not in agent.log(), agent.log()
+
+
+def test_more_clients_than_the_door_takes_are_told_so(one: Allocation, tmp_path: Path) -> None:
+    client = """
+import os, socket
+from beo.worker.door import CLIENTS_MAX
+from beo.worker.frames import Frames
+doors = [socket.socket(socket.AF_UNIX) for _ in range(CLIENTS_MAX + 1)]
+for door in doors:
+    door.connect(os.environ["BEO_STEPS"])
+[message] = Frames().feed(doors[-1].recv(65536))
+print(message["op"], message["what"], flush=True)
+"""
+    (tmp_path / "many.py").write_text(client)
+    two_steps = run(["echo", "fine"])
+    one.batch(tmp_path, f"ulimit -n 2000; {PYTHON} {tmp_path}/many.py; {two_steps}")
+    one.results()
+    assert one.output() == b"refused too many steps at once\nfine\n", one.agents["node01"].output(fd=2)
+
+
+def test_the_leash_ends_the_steps_too(two: Allocation, tmp_path: Path) -> None:
+    mark = f"1004.{os.getpid()}"
+    two.batch(tmp_path, run(["sh", "-c", f"echo up; exec sleep {mark}"], ranks=4) + "; echo over")
+    two.until_printed(b"up\n", 4)
+    agent = two.agents["node02"]
+    agent.say("leash", until_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 100_000_000)
+    wait_for(lambda: not alive([agent.keeper, agent.hello["pid"]]), "the leash to end node02's part")
+    wait_for(lambda: len(_named(mark)) == 2, "only node01's ranks are left")
+    two.agents["node01"].say("end", reason="silence: node02 is silent", grace_s=0)
+    two.agents["node01"].wait("ended")
+    assert not _named(mark)
+
+
+def test_the_lead_does_not_wait_for_the_word_of_a_node_that_has_ended_and_gone(two: Allocation, tmp_path: Path) -> None:
+    two.batch(tmp_path, "true")
+    lead, other = two.agents["node01"], two.agents["node02"]
+
+    def other_ended() -> bool:
+        two.relay()
+        return any(message["op"] == "ended" for message in other.heard)
+
+    carry = two._carry
+    two._carry = lambda to, message: None if message["op"] == "peer_ack" and to == "node01" else carry(to, message)  # type: ignore[method-assign]
+    wait_for(other_ended, "the other node to end")
+    lead.say("end", reason="silence: node02 is silent", grace_s=0)
+    result = lead.wait("ended")["result"]
+    assert (result["reason"], statuses([result])) == (None, [0]), "the job had ended well"

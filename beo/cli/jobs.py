@@ -106,8 +106,9 @@ def _as_object(detail: m.JobDetail) -> dict[str, object]:
                     "peak_bytes": rank.peak_bytes,
                     "spawned": rank.spawned,
                 }
-                for result in attempt.results
-                for rank in result.steps
+                for rank in sorted(
+                    (rank for result in attempt.results for rank in result.steps), key=lambda rank: rank.rank
+                )
             ],
             "steps_more": sum(result.more for result in attempt.results),
         }

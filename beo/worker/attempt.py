@@ -36,7 +36,7 @@ FILES_MORE = 64
 STRAY_ROUNDS = 5
 """How often what a step has left is looked for: each round finds what the one before it has forked."""
 FINISH_S = 60.0
-"""How long the lead waits for the other nodes to hear that all is done. Who is silent for longer ends by itself."""
+"""How long the lead waits for word that the other nodes know that all is done. It is lost if an agent dies just then."""
 KILL_AGAIN_S = 0.2
 """Between two rounds of killing."""
 PEER_AGAIN_S = 0.3
@@ -386,8 +386,9 @@ class Attempt:
 
         Peers are told even when all is over here: they may wait in a barrier for ranks that ended before it.
         """
-        if self._finishing:
-            return  # too late: it has ended well
+        if self._finishing:  # too late: it has ended well, and who is silent now has ended too
+            self._finished()
+            return
         if self._reason is None:
             self._reason, self._culprit, self._culprit_status = reason, culprit, status
             if tell_peers:

@@ -493,9 +493,6 @@ class Worker:
             return
         key = (message.job, message.attempt)
         there = self.held.get(key)
-        if not there and self.seen.get(key) and item.channel and isinstance(message, ms.Relay):
-            # It is over here and forgotten: nobody will ever hear this, so nobody need wait for its being heard.
-            self._do(Answer(item.channel, ms.RelayAck(self.node.name, *key, message.seq)))
         if not there or not self._heard(there, message.node, item.key, now) or not there.warden:
             return
         words: dict[str, Any] = {"from": message.node, "seq": message.seq}
