@@ -36,7 +36,7 @@ FILES_MORE = 64
 STRAY_ROUNDS = 5
 """How often what a step has left is looked for: each round finds what the one before it has forked."""
 FINISH_S = 60.0
-"""How long the lead waits for word that the other nodes know that all is done. It is lost if an agent dies just then."""
+"""How long the lead waits for word that the other nodes know that all is done. It may get lost with an agent."""
 KILL_AGAIN_S = 0.2
 """Between two rounds of killing."""
 PEER_AGAIN_S = 0.3

@@ -68,7 +68,7 @@ class Order:
 
     @property
     def may_have_steps(self) -> bool:
-        """Whether it gets a door for steps. A rank with the only slot gets none: a twelfth of its time."""
+        """Whether it gets a door for steps. A rank with the only slot gets none: 7 % of its time."""
         return bool(self.slots) and (self.places > 1 or not any(self.taken.values()))
 
     @property
