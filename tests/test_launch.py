@@ -121,3 +121,26 @@ def test_a_node_without_a_part_is_an_error_that_names_the_nodes() -> None:
 def test_an_order_that_is_not_whole_is_refused(key: str, value: object) -> None:
     with pytest.raises(ValueError):
         Order({**start_message(ATTEMPT, FACTS, "abcd"), key: value})
+
+
+def test_nodes_of_one_machine_get_names_of_their_own_that_resolve_and_others_keep_theirs() -> None:
+    parts = [
+        Part("node1", (0,), host="10.0.0.1"),
+        Part("node2", (1,), host="10.0.0.2"),
+        Part("n3", (2,), host="10.0.0.1"),
+    ]
+    attempt = replace(ATTEMPT, parts=parts)
+    names = [start_message(attempt, replace(FACTS, node=p.node), "abcd")["steps"]["host_name"] for p in parts]
+    assert names == ["127.0.0.2", None, "127.0.0.4"]
+
+
+def test_a_batch_job_has_all_slots_for_its_steps_and_an_mpi_job_what_its_ranks_leave() -> None:
+    parts = [Part("node1", (0, 1), 1), Part("node2", (), 2)]
+    message = start_message(replace(ATTEMPT, size=2, parts=parts), FACTS, "abcd")
+    order = Order(message)
+    assert (order.ranks, order.slots, order.taken) == ([], {"node1": 12, "node2": 8}, {"node1": 8, "node2": 0})
+    assert (order.places, message["pmi"]["universe"]) == (5, 5)
+    batch = replace(ATTEMPT, size=1, parts=[Part("node1", (0,), 2), Part("node2", (), 1)], batch=True)
+    order = Order(start_message(batch, FACTS, "abcd"))
+    assert (order.slots, order.taken, order.pmi) == ({"node1": 8, "node2": 4}, {"node1": 0, "node2": 0}, None)
+    assert order.may_have_steps and not order.reusable

@@ -114,7 +114,7 @@ class Job(Cluster):
         """Order it: `more` slots on each node beyond the rank's own."""
         (folder / "program.py").write_text(HEAD + program)
         names = list(self.agents)
-        parts = [launch.Part(name, () if n else (0,), more[n]) for n, name in enumerate(names)]
+        parts = [launch.Part(name, () if n else (0,), more[n], "127.0.0.1") for n, name in enumerate(names)]
         argv = [sys.executable, str(folder / "program.py")]
         attempt = launch.Attempt(1, 1, argv, "/", dict(os.environ), 1, parts, ",".join(names))
         nonce = secrets.token_hex(8)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class Allocation(Cluster):
         names = list(self.agents)
         (folder / "client.py").write_text(CLIENT)
         env = {**os.environ, "PYTHONPATH": ROOT, "STEP": f"{PYTHON} {folder}/client.py", "SHELL_TRACE": ""}
-        parts = [launch.Part(name, () if n else (0,), slots) for n, name in enumerate(names)]
+        parts = [launch.Part(name, () if n else (0,), slots, "127.0.0.1") for n, name in enumerate(names)]
         attempt = launch.Attempt(1, 1, ["sh", "-c", script], "/", env, 1, parts, ",".join(names), batch=True)
         nonce = secrets.token_hex(8)
         for name, agent in self.agents.items():
@@ -453,3 +454,25 @@ def test_the_lead_does_not_wait_for_the_word_of_a_node_that_has_ended_and_gone(t
     lead.say("end", reason="silence: node02 is silent", grace_s=0)
     result = lead.wait("ended")["result"]
     assert (result["reason"], statuses([result])) == (None, [0]), "the job had ended well"
+
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+@pytest.mark.skipif(KIND != "pidns" or not os.path.exists(SYSTEM_PYTHON), reason="needs root and a python for all")
+def test_the_steps_of_another_users_job_are_his() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="beo-steps-", dir="/tmp"))  # pytest's own is closed to others
+    folder.chmod(0o755)
+    shutil.copytree(Path(ROOT) / "beo", folder / "beo", ignore=shutil.ignore_patterns("__pycache__"))
+    allocation = Allocation(folder / "nodes", 2)
+    try:
+        (folder / "nodes").chmod(0o755)
+        env_root = f"PYTHONPATH={folder} {SYSTEM_PYTHON} {folder}/nodes/client.py"
+        script = run(["sh", "-c", "id -u; id -g"], ranks=2, nodes=2).replace("$STEP", env_root)
+        allocation.batch(folder / "nodes", script + "; echo code $?", uid=65534, gid=65534)
+        allocation.results()
+        assert allocation.output() == b"65534\n" * 4 + b"code 0\n", allocation.agents["node01"].output(fd=2)
+    finally:
+        for agent in allocation.agents.values():
+            agent.close()
+        shutil.rmtree(folder)

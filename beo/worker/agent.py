@@ -396,13 +396,19 @@ class Agent:
         argv = list(spec.argv)
         here = next(part for part in order.parts if part.node == self._core.node.name)
         places = here.ranks + here.more
-        parts = [launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks)), p.more) for p in order.parts]
+        hosts = [p.address.rpartition(":")[0] for p in order.parts]
+        parts = [
+            launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks)), p.more, host)
+            for p, host in zip(order.parts, hosts, strict=True)
+        ]
         size = spec.ranks
         if spec.script:
             argv[0] = self._write_script(order)
         if spec.batch:
             size = 1
-            parts = [launch.Part(p.node, () if n else (0,), p.ranks + p.more) for n, p in enumerate(order.parts)]
+            parts = [
+                launch.Part(p.node, () if n else (0,), p.ranks + p.more, hosts[n]) for n, p in enumerate(order.parts)
+            ]
         attempt = launch.Attempt(
             job=order.job,
             attempt=order.attempt,

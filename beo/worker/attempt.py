@@ -252,8 +252,9 @@ class Attempt:
             raise ranks.LaunchError(126, text) from None
 
     def _start_ranks(self, step: Step, failure: ranks.LaunchError | None = None) -> list[Rank]:
-        if step.pmi and len(self.order.nodes) > 1:
-            self._host_name = self._host_name or contain.HostName(self._kind, self.order.node)
+        order = self.order
+        if step.pmi and order.host_name and (step.number or order.places > order.size):
+            self._host_name = self._host_name or contain.HostName(self._kind, order.host_name)
             with self._host_name:
                 failed = step.start(self.order, self._loop, failure)
         else:

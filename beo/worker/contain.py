@@ -229,11 +229,7 @@ def remove_tree(folder: str) -> None:
 
 
 class HostName:
-    """A host name of our own, for the processes that are started inside of `with`.
-
-    By the host's name MPICH tells which ranks of *different* worlds share a host (MPI_Comm_spawn). By the machine's it
-    would take all nodes of one machine for one host, and wait for words in a shared memory that isn't there.
-    """
+    """A host name of our own, for the processes that are started inside of `with`."""
 
     def __init__(self, kind: str, name: str) -> None:
         self._fds: list[int] = []

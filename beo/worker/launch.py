@@ -18,12 +18,13 @@ GRACE_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Part:
     """One node's part of an attempt: its name, the global numbers of its ranks, rising, and how many ranks more there
-    are slots for.
+    are slots for. host: of its agent's address.
     """
 
     node: str
     ranks: tuple[int, ...]
     more: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "env_of": {str(rank): rank_environment(rank, local) for local, rank in enumerate(part.ranks)},
         "stdin": attempt.stdin,
         "pmi": process_management(attempt, facts.cluster, nonce),
-        "steps": room_for_steps(attempt, facts.cluster, nonce),
+        "steps": room_for_steps(attempt, facts, nonce),
         "time_limit_s": attempt.time_limit_s,
         "grace_s": attempt.grace_s,
         "mem_bytes": attempt.mem_bytes,
@@ -145,16 +146,31 @@ def process_management(attempt: Attempt, cluster: str, nonce: str) -> dict[str, 
     }
 
 
-def room_for_steps(attempt: Attempt, cluster: str, nonce: str) -> dict[str, Any]:
-    """What the wardens need to know for placing steps: the slots of each node, and those that the job's ranks hold."""
+def room_for_steps(attempt: Attempt, facts: Facts, nonce: str) -> dict[str, Any]:
+    """What the wardens need to know for steps: the slots of each node, and those that the job's ranks hold."""
     held = 0 if attempt.batch else attempt.cpus
     return {
         "slots": [(part.more + (0 if attempt.batch else len(part.ranks))) * attempt.cpus for part in attempt.parts],
         "taken": [len(part.ranks) * held for part in attempt.parts],
         "cpus": attempt.cpus,
-        "world": _world(attempt, cluster),
+        "world": _world(attempt, facts.cluster),
         "nonce": nonce,
+        "host_name": host_name(attempt, facts.node),
     }
+
+
+def host_name(attempt: Attempt, node: str) -> str | None:
+    """A name that MPI ranks shall take for their host's; None: the machine's own.
+
+    By it MPICH tells which ranks of *different* worlds share a host. Where several nodes are one machine's it would
+    take them for one host, and wait for words in a shared memory that isn't there. So each gets another name of the
+    loopback, which every program can resolve.
+    """
+    hosts = [part.host for part in attempt.parts]
+    here = next(n for n, part in enumerate(attempt.parts) if part.node == node)
+    if not hosts[here] or hosts.count(hosts[here]) == 1:
+        return None
+    return f"127.0.{(here + 2) >> 8}.{(here + 2) & 255}"
 
 
 def _places(attempt: Attempt) -> int:
