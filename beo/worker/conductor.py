@@ -472,7 +472,7 @@ class Conductor:
         if family:
             output = self._outflow(number, family, watcher, len(programs) > 1)
         else:
-            self._stage.output.holding = True
+            self._stage.output.hold()
         mine = {rank: programs[rank] for rank in here}
         step = Step(
             number,

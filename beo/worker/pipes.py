@@ -26,14 +26,14 @@ RETRY_S = 0.2
 class Output:
     """Reads the ranks' stdout and stderr into the spool, and stops reading while the disk takes no more.
 
-    holding: keep the lines of several ranks apart; it counts for the pipes opened from then on. notice: told the length
-    of the spool whenever there is more, and the trouble ("" if none) when it can't be written.
+    holding: keep the lines of several ranks apart. notice: told the length of the spool whenever there is more, and the
+    trouble ("" if none) when it can't be written.
     """
 
     def __init__(self, spool: Spool, loop: Loop, holding: bool, notice: Callable[[int, str], None]) -> None:
         self._spool = spool
         self._loop = loop
-        self.holding = holding
+        self._holding = holding
         self._notice = notice
         self._streams: list[Stream] = []
         self._blocked = False
@@ -44,10 +44,16 @@ class Output:
         """Make the pipe for a rank's stdout (1) or stderr (2); its end for the rank, for the caller to close."""
         fd, write = os.pipe()
         os.set_blocking(fd, False)
-        stream = Stream(rank, kind, fd, self.holding)
+        stream = Stream(rank, kind, fd, self._holding)
         self._streams.append(stream)
         self._watch(stream)
         return write
+
+    def hold(self) -> None:
+        """Keep lines apart from now on: there is more than one rank."""
+        self._holding = True
+        for stream in self._streams:
+            stream.holding = True
 
     def say(self, rank: int, kind: int, data: bytes) -> None:
         """Write what no pipe brings, such as why a rank could not be started."""
