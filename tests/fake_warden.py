@@ -32,7 +32,10 @@ class Talk:
     def hear(self) -> dict[str, Any] | None:
         """The client's next message; None when it has hung up."""
         while not self._ahead:
-            data = self.connection.recv(65536)
+            try:
+                data = self.connection.recv(65536)
+            except ConnectionResetError:  # so the kernel says it of one that was killed with something unread
+                return None
             if not data:
                 return None
             self._ahead += self._frames.feed(data)
