@@ -73,8 +73,21 @@ def open_ahead(home: config.Home, count: int) -> None:
     Whoever wants one reads the cluster's address and keys anew, and takes none that was made with others.
     """
     cluster = home.cluster()
-    whom = (cluster.heads[0], cluster.key, home.secret("admin"))
+    _, secret = _identity(home)
+    whom = (cluster.heads[0], cluster.key, secret)
+    if not secret:
+        return  # a user's first word is at the door
     _ahead.extend((whom, wire.Connection(*whom, _context())) for _ in range(count))
+
+
+def _identity(home: config.Home) -> tuple[str, str]:
+    """Where our secret key is, and the key: the cluster's own for who may read it, else one of this user, if any."""
+    if home.is_ours:
+        return str(home.keys / "admin.secret"), home.secret("admin")
+    from beo import keyring
+
+    path = keyring.path_of(home.cluster().cluster)
+    return path, keyring.read(path)
 
 
 def close_ahead() -> None:
@@ -99,6 +112,7 @@ class Cluster:
         self.home = home or config.home()
         self._connection: wire.Connection | None = None
         self._requests = 0
+        self._introduced = False  # at the door, by this object
 
     def __enter__(self) -> Cluster:
         """Return the cluster, to be closed at the end of the block."""
@@ -146,11 +160,13 @@ class Cluster:
                         tell("a head answers again")
                     return answer
             if connection.refused:
-                raise Refused(
-                    f"the head at {connection.address} does not know this key",
-                    str(self.home.keys / "admin.secret"),
-                    "set BEO_DIR to the cluster that you mean, or ask its operator for a key",
-                )
+                if not self._introduce():
+                    raise Refused(
+                        f"the head at {connection.address} does not know this key",
+                        _identity(self.home)[0],
+                        "set BEO_DIR to the cluster that you mean, or ask its operator for a key",
+                    )
+                connection = self._connected()
 
     def _connected(self) -> wire.Connection:
         if not self._connection:
@@ -158,12 +174,34 @@ class Cluster:
         return self._connection
 
     def _connect(self, address: str) -> wire.Connection:
-        whom = (address, self.home.cluster().key, self.home.secret("admin"))
+        whom = (address, self.home.cluster().key, self._secret())
         for number, (known, connection) in enumerate(_ahead):
             if known == whom and not connection.refused:
                 del _ahead[number]
                 return connection
         return wire.Connection(*whom, _context())
+
+    def _secret(self) -> str:
+        """Our secret key; a user who has none gets one here, by knocking at the door."""
+        path, secret = _identity(self.home)
+        if not secret:
+            from beo import door, keyring
+
+            secret = keyring.keep(path, wire.new_keypair()[1])
+            door.knock(str(self.home.path), wire.public_of(secret))
+            self._introduced = True
+        return secret
+
+    def _introduce(self) -> bool:
+        """Say the key of this user at the cluster's door, once; whether that may have helped."""
+        if self._introduced or self.home.is_ours:
+            return False
+        self._introduced = True
+        from beo import door
+
+        door.knock(str(self.home.path), wire.public_of(self._secret()))
+        self.close()
+        return True
 
     def bulk(self) -> wire.Connection:
         """Return a new connection to the head's bulk plane, where output and input go."""

@@ -19,14 +19,17 @@ import tomllib
 
 import msgspec
 
+from beo import keyring
 from beo.errors import BeoError, NoHead, Refused, UsageError, reason
-from beo.settings import Config
+from beo.settings import Config, Limits
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
-SECRET_LENGTH = 40
+SECRET_LENGTH = keyring.SECRET_LENGTH
+SYSTEM = "/var/lib/beo"  # the cluster of a machine, for all of its users
 CLUSTER_SIZE_MAX_BYTES = 1024 * 1024  # of cluster.json: a few hundred bytes per head
 TOML_SIZE_MAX_BYTES = 1024 * 1024  # of beo.toml, which has a dozen lines
 
@@ -100,7 +103,7 @@ class Home:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"can't read {self.toml}", reason(error), "make it a readable text") from None
         try:
-            return msgspec.convert(tomllib.loads(text), Config)
+            return msgspec.convert(_with_overrides(tomllib.loads(text)), Config)
         except (ValueError, RecursionError) as error:  # of tomllib and of msgspec
             raise UsageError(f"{self.toml} is faulty", reason(error), "mend or remove that line") from None
 
@@ -116,7 +119,9 @@ class Home:
         except FileNotFoundError:
             raise NoHead(f"no cluster in {self._folder}", "", "make one with 'beo up', or set BEO_DIR") from None
         except PermissionError:
-            raise Refused(f"{path} is not readable for you", "", "ask its owner") from None
+            from beo import door
+
+            raise door.describe_shut(self._folder) from None
         except NotADirectoryError:
             raise NoHead(f"{self._folder} is not a folder", "", "set BEO_DIR to a cluster's folder") from None
         except (OSError, ValueError) as error:  # of msgspec
@@ -131,7 +136,8 @@ class Home:
         path = f"{self._folder}/keys/{name}.secret"
         try:
             with open(path) as file:
-                mode = os.fstat(file.fileno()).st_mode & 0o777
+                keyring.check_private(os.fstat(file.fileno()), path)
+                keyring.check_folder(f"{self._folder}/keys")
                 text = file.read(SECRET_LENGTH + 2).strip()
         except FileNotFoundError:
             raise Refused(
@@ -139,11 +145,14 @@ class Home:
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise Refused(f"can't read the key {path}", reason(error), "ask the cluster's operator") from None
-        if mode & 0o077:
-            raise Refused(f"the key {path} is open to others (mode {mode:04o})", "", f"chmod 600 {path}")
         if len(text) != SECRET_LENGTH:
             raise Refused(f"{path} holds no key", f"a key has {SECRET_LENGTH} characters", "restore it")
         return text
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has the cluster's admin key: it is the cluster's owner, or root."""
+        return os.access(f"{self._folder}/keys/admin.secret", os.R_OK)
 
     def write_secret(self, name: str, secret: str) -> None:
         """Write a secret key, mode 0600 from its first moment on."""
@@ -157,9 +166,30 @@ def is_address(text: str) -> bool:
     return bool(host) and " " not in host and port.isdecimal() and len(port) <= 5 and int(port) < 1 << 16
 
 
+def _with_overrides(settings: dict[str, Any]) -> dict[str, Any]:
+    """Move the tables [users.NAME] to where `UsersConfig` has them; each begins with what [users] says."""
+    users = settings.get("users")
+    if not isinstance(users, dict):
+        return settings
+    tables = {name: table for name, table in users.items() if isinstance(table, dict)}
+    for_all = {key: value for key, value in users.items() if key not in tables}
+    overrides = {}
+    for name, table in tables.items():
+        limits = {key: value for key, value in for_all.items() if key in Limits.__struct_fields__}
+        try:
+            overrides[name] = msgspec.convert({**limits, **table}, Limits)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(str(error).replace("`$", f"`$.users.{name}")) from None
+    return {**settings, "users": {**for_all, **({"overrides": overrides} if overrides else {})}}
+
+
 def home() -> Home:
-    """Return this process's cluster: ``BEO_DIR``, or ``~/.beo``."""
-    return Home(os.path.abspath(os.environ.get("BEO_DIR") or os.path.expanduser("~/.beo")))
+    """Return this process's cluster: ``BEO_DIR``; else ``~/.beo`` if it is there, else the machine's (`SYSTEM`)."""
+    chosen = os.environ.get("BEO_DIR")
+    if not chosen:
+        own = os.path.expanduser("~/.beo")
+        chosen = SYSTEM if not os.path.isdir(own) and os.path.isdir(SYSTEM) else own
+    return Home(os.path.abspath(chosen))
 
 
 def write_durably(path: Path, data: bytes, mode: int) -> None:

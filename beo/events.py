@@ -45,7 +45,8 @@ class KeyAuthorized(_Event, frozen=True):
     """A CURVE public key (40 characters of Z85) may connect, as `user`, in a role: admin, user or worker.
 
     uid: whose jobs it may submit; -1: anybody's, which is for admins. node: the only one that a worker's key speaks
-    for; "": those that no other key does. A node has one key: the one before is void.
+    for; "": those that no other key does. A node has one key: the one before is void. gid and groups: what a door's
+    kernel said of one who has no account on the head's machine.
     """
 
     key: str
@@ -54,6 +55,8 @@ class KeyAuthorized(_Event, frozen=True):
     time_s: float
     uid: int = -1
     node: str = ""
+    gid: int = -1
+    groups: tuple[int, ...] = ()
 
 
 class KeyRevoked(_Event, frozen=True):
@@ -61,6 +64,24 @@ class KeyRevoked(_Event, frozen=True):
 
     key: str
     user: str  # who said so
+    time_s: float
+
+
+class KeysRevoked(_Event, frozen=True):
+    """These keys of a user may not connect any more, and never again; a barred user gets no other one at a door."""
+
+    keys: tuple[str, ...]
+    user: str
+    barred: bool
+    by: str
+    time_s: float
+
+
+class UserAllowed(_Event, frozen=True):
+    """A barred user may come to the doors again."""
+
+    user: str
+    by: str
     time_s: float
 
 
@@ -290,6 +311,8 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     Born,
     EpochBegan,
     KeyAuthorized,
+    KeysRevoked,
+    UserAllowed,
     Submitted,
     Started,
     PartEnded,

@@ -113,6 +113,22 @@ class Signal(_Message, frozen=True):
     key: str
 
 
+class ListUsers(_Message, frozen=True):
+    """→ UsersAre"""
+
+
+class RevokeKeys(_Message, frozen=True):
+    """Take a key, by its first characters, or all keys of a user, who is barred from the doors then. → Done"""
+
+    word: str
+
+
+class AllowUser(_Message, frozen=True):
+    """Let a barred user come to the doors again. → Done"""
+
+    user: str
+
+
 class ListNodes(_Message, frozen=True):
     """→ NodesAre"""
 
@@ -239,6 +255,8 @@ class InfoIs(_Message, frozen=True):
     user: str
     version: str
     bulk: str  # address of the bulk plane
+    role: str = ""
+    uid: int = -1  # whose jobs the client may submit; -1: anybody's
 
 
 class TokenView(msgspec.Struct, frozen=True, array_like=True):
@@ -428,6 +446,27 @@ class HitsAre(_Message, frozen=True):
     silent: tuple[str, ...] = ()
 
 
+class UserView(msgspec.Struct, frozen=True, array_like=True):
+    """One row of `beo users`. role: admin, user or barred. Limits of 0: none."""
+
+    name: str
+    role: str
+    uid: int
+    keys: tuple[str, ...]
+    queued: int
+    running: int
+    slots: int
+    running_max: int
+    slots_max: int
+    queued_max: int
+
+
+class UsersAre(_Message, frozen=True):
+    """→ ListUsers."""
+
+    users: tuple[UserView, ...]
+
+
 class EventView(msgspec.Struct, frozen=True, array_like=True):
     """One journal entry in words."""
 
@@ -530,6 +569,18 @@ class Hits(_Message, frozen=True):
     incarnation: str
     ask: int
     hits: tuple[Hit, ...]
+
+
+class Vouch(_Message, frozen=True):
+    """Somebody knocked at the door of a worker that runs as root; `visitor` is the agent's name for him. → Vouched"""
+
+    node: str
+    incarnation: str
+    visitor: int
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    key: str
 
 
 # ---- the head tells an agent; a lower epoch or a foreign incarnation is refused -----------------------------------
@@ -640,6 +691,16 @@ class Strike(_Message, frozen=True):
     key: str
     signal: int
     targets: tuple[tuple[int, Target], ...]
+
+
+class Vouched(_Message, frozen=True):
+    """The visitor's key may connect as `user`, or may not: BeoError.to_dict()."""
+
+    epoch: int
+    incarnation: str
+    visitor: int
+    user: str
+    error: dict[str, str] | None = None
 
 
 # ---- agents among themselves (control plane, own sockets) ----------------------------------------------------------
@@ -761,8 +822,11 @@ ClientRequest = Union[  # noqa: UP007
     ListTokens,
     RevokeTokens,
     Enrol,
+    ListUsers,
+    RevokeKeys,
+    AllowUser,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits, Vouch]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed,
     Done,
@@ -776,8 +840,9 @@ HeadAnswer = Union[  # noqa: UP007
     EnrolledIs,
     ProcessesAre,
     HitsAre,
+    UsersAre,
 ]
-HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike]  # noqa: UP007
+HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
 BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
 BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed]  # noqa: UP007

@@ -24,6 +24,38 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attached_grace_s: Seconds = 60.0  # a job of `beo run` ends when its client was silent for so long
 
 
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one user may have; of the maxima of running jobs, 0 is no limit."""
+
+    queued_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 10_000  # so one alone can't fill head.queued_max
+    running_max: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0  # jobs at one time
+    slots_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0  # of all his running jobs together
+    priority_max: Annotated[int, msgspec.Meta(ge=-1_000, le=1_000)] = 0  # he may lower a job's priority, not raise it
+
+
+NO_LIMITS = Limits(queued_max=1_000_000, priority_max=1_000)  # an admin's
+
+
+class UsersConfig(Limits, frozen=True, forbid_unknown_fields=True):
+    """[users], for every user but admins; ``[users.NAME]`` says otherwise for one (`named`)."""
+
+    door: bool = True  # local users need no key: see docs/users.md
+    overrides: dict[str, Limits] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def named(self) -> dict[str, Limits]:
+        """The limits of those who have their own."""
+        return {} if self.overrides is msgspec.UNSET else self.overrides
+
+    def where(self, name: str) -> str:
+        """Return which table of beo.toml sets a user's limits."""
+        return f"users.{name}" if name in self.named else "users"
+
+    def of(self, name: str) -> Limits:
+        """Return the limits of a user."""
+        return self.named.get(name, self)
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[worker]"""
 
@@ -38,3 +70,4 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     head: HeadConfig = HeadConfig()
     worker: WorkerConfig = WorkerConfig()
+    users: UsersConfig = UsersConfig()

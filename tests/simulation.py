@@ -22,7 +22,7 @@ from beo.headnode.model import ENDED, WAITING, Job
 from beo.headnode.state import State
 from beo.worker import acts
 from beo.worker import core as workercore
-from tests.world import START_S, Disk, birth, same, settings, spec
+from tests.world import ACCOUNT, START_S, Disk, birth, same, settings, spec
 
 NS = 1_000_000_000
 CONFIG = settings(lease_s=3.0, heartbeat_s=0.4, peer_silence_s=2.0, grace_s=0.5, attached_grace_s=5.0)
@@ -329,7 +329,7 @@ class Simulation:
         """A message reaches the head's machine."""
         if self.head:
             message = ms.to_head.decode(ms.encode(message))
-            self._handle(headacts.Asked(peer, request, key, message))
+            self._handle(headacts.Asked(peer, request, key, message, ACCOUNT))
             self._handle(headacts.Turn())
 
     # ---- the head

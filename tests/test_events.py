@@ -14,6 +14,8 @@ FACTS: list[ev.Event] = [
     ev.Born("c" * 32, "A", 1.0),
     ev.EpochBegan(3, "A", 1.0),
     ev.KeyAuthorized("k" * 40, "ann", "user", 1.0),
+    ev.KeysRevoked(("k" * 40,), "ann", True, "root", 1.0),
+    ev.UserAllowed("ann", "root", 1.0),
     ev.Submitted(1, "key", "ann", 1000, 1000, (4, 5), spec(env={"B": "2", "A": "1"}, ranks=2), 1.5),
     ev.Started(1, 1, (ev.Part("n1", "i1", 0, 2),), "nonce", 2.0),
     ev.PartEnded(1, 1, "n1", ev.PartResult(ranks_ended(0, 2, 3), "rank", 1, "why"), 3.0),

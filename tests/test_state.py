@@ -246,7 +246,7 @@ def test_the_queue_is_by_priority_then_by_age_and_a_requeued_job_stands_where_it
     assert list(state.queue) == [2, 4, 3]
     state.apply(ev.PartGone(1, 1, "n1", "", START_S))
     assert list(state.queue) == [2, 4, 1, 3]
-    assert state.queue.ahead_of(1, made[0]) == 2
+    assert state.queue.ahead_of(state.jobs[1]) == 2
 
 
 def test_a_key_is_remembered_for_seven_days_and_as_long_as_its_job() -> None:

@@ -15,16 +15,20 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
+from beo.account import Account
 from beo.headnode import acts, core
 from beo.headnode.model import Job
 from beo.headnode.state import State
-from beo.settings import Config
+from beo.settings import Config, UsersConfig
 from beo.spec import JobSpec
 
 KEYS = {"ann": ("ann", "user"), "bob": ("bob", "user"), "root": ("root", "admin"), "worker": ("worker", "worker")}
 """Who holds which key; the keys are named as their holders."""
 
 DAY_S = 86_400.0
+ACCOUNT = Account(1000, "ann", (1000, 50))
+"""Whom the head's machine takes everybody's uid for."""
+
 START_S = 1_800_000_000.0
 """The wall clock when a world begins."""
 
@@ -54,8 +58,9 @@ def same(state: State, other: State) -> bool:
             node: {key: (found[0].id, found[1].number, found[2]) for key, found in parts.items()}
             for node, parts in sorted(some.live.items())
         }
-        order = [list(some.queue), list(some.jobs), list(some.keys), list(some.tokens)]
-        return live, some.node_keys, order, len(some.queue), some.running, some.held
+        order = [list(some.queue), list(some.jobs), list(some.keys), list(some.tokens), list(some.revoked)]
+        counts = len(some.queue), some.running, some.held, some.holdings
+        return live, some.node_keys, order, counts, some.admins
 
     return state.encode() == other.encode() and derived(state) == derived(other)
 
@@ -173,7 +178,7 @@ class World:
     """The head's core with everything around it. Each act is followed by what a turn of the real loop does."""
 
     def __init__(self, config: Config | None = None) -> None:
-        self.config = config or Config()
+        self.config = config or settings()
         self.boot_s = 1_000.0
         self.wall_s = START_S
         self.disk = Disk()
@@ -270,7 +275,7 @@ class World:
     def ask(self, message: ms.ClientRequest, who: str = "ann", client: bytes = b"client") -> int:
         """Ask the head something; returns the request's id."""
         self.requests += 1
-        self.handle(acts.Asked(client, self.requests, who, message))
+        self.handle(acts.Asked(client, self.requests, who, message, ACCOUNT))
         self.turn()
         return self.requests
 
@@ -308,9 +313,17 @@ class World:
 
 
 def settings(**words: Any) -> Config:
-    """The default settings, but for [head] and [worker] words said here (`lease_s=3.0`)."""
-    config = Config()
+    """The default settings, but for [head], [worker] and [users] words said here (`lease_s=3.0`), and for priorities.
+
+    Here every user may raise a job's as he likes.
+    """
+    config = Config(users=UsersConfig(priority_max=1_000))
     head = {k: v for k, v in words.items() if k in config.head.__struct_fields__}
     worker = {k: v for k, v in words.items() if k in config.worker.__struct_fields__}
-    assert len(head) + len(worker) == len(words), f"no such setting among {sorted(words)}"
-    return Config(msgspec.structs.replace(config.head, **head), msgspec.structs.replace(config.worker, **worker))
+    users = {k: v for k, v in words.items() if k not in head and k in config.users.__struct_fields__}
+    assert len(head) + len(worker) + len(users) == len(words), f"no such setting among {sorted(words)}"
+    return Config(
+        msgspec.structs.replace(config.head, **head),
+        msgspec.structs.replace(config.worker, **worker),
+        msgspec.structs.replace(config.users, **users),
+    )

@@ -57,7 +57,7 @@ EXIT_CODES = (
     ("77", "refused: not yours, or the key is not known"),
     ("130", "interrupted"),
 )
-ENVIRONMENT = (("BEO_DIR", "the cluster's folder (default ~/.beo)"),)
+ENVIRONMENT = (("BEO_DIR", "the cluster's folder (default: ~/.beo, or /var/lib/beo)"),)
 
 
 class Option(click.Option):

@@ -8,6 +8,7 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
+from beo.account import Account
 
 
 class Now(msgspec.Struct, frozen=True):
@@ -33,6 +34,24 @@ class Asked(msgspec.Struct, frozen=True):
     request: int
     key: str
     message: Union[ms.ClientRequest, ms.AgentReport]  # noqa: UP007
+    account: Account | None = None  # of whom a submission or a worker's word is about
+
+
+class Knock(msgspec.Struct, frozen=True):
+    """Somebody at a door: who the kernel says he is, and the public key that he wants to be known by."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    key: str
+
+
+class Knocked(msgspec.Struct, frozen=True):
+    """Somebody stands at the head's own door; `visitor` is for the answer."""
+
+    visitor: int
+    knock: Knock
+    account: Account
 
 
 class Durable(msgspec.Struct, frozen=True):
@@ -79,4 +98,12 @@ class Forget(msgspec.Struct, frozen=True):
     jobs: tuple[int, ...]
 
 
-Effect = Union[Append, Send, Over, Forget]  # noqa: UP007
+class Greet(msgspec.Struct, frozen=True):
+    """Tell a visitor of the door as whom he is let in, or why not."""
+
+    visitor: int
+    user: str
+    error: dict[str, str] | None = None
+
+
+Effect = Union[Append, Send, Over, Forget, Greet]  # noqa: UP007

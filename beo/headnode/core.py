@@ -16,8 +16,9 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
+from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import decide, inquiries, operate, permissions, tokens, views
+from beo.headnode import admit, decide, inquiries, operate, permissions, tokens, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -25,6 +26,9 @@ from beo.headnode.acts import (
     Durable,
     Effect,
     Forget,
+    Greet,
+    Knock,
+    Knocked,
     Now,
     Over,
     Send,
@@ -78,7 +82,7 @@ class Head:
         self._durable = state.index
         self._began_s = 0.0
         self._effects: list[Effect] = []
-        self._outbox: deque[tuple[int, Send | Over | Forget]] = deque()
+        self._outbox: deque[tuple[int, Send | Over | Forget | Greet]] = deque()
         self._sessions: dict[str, _Session] = {}
         self._waiters = Waiters()
         self._inquiries = Inquiries()
@@ -90,11 +94,13 @@ class Head:
 
     # ---- the frame
 
-    def handle(self, item: Begin | Asked | Durable | Tick | Turn, now: Now) -> list[Effect]:
+    def handle(self, item: Begin | Asked | Knocked | Durable | Tick | Turn, now: Now) -> list[Effect]:
         """Take one input, return its effects in order."""
         match item:
             case Asked():
                 self._asked(item, now)
+            case Knocked():
+                self._knocked(item, now)
             case Durable():
                 self._durable = max(self._durable, item.index)
             case Turn():
@@ -113,7 +119,7 @@ class Head:
         self.state.apply(event)
         self._effects.append(Append(self.state.index, event))
 
-    def _later(self, effect: Send | Over | Forget) -> None:
+    def _later(self, effect: Send | Over | Forget | Greet) -> None:
         self._outbox.append((self.state.index, effect))
 
     def _send(
@@ -138,9 +144,10 @@ class Head:
         try:
             user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
             if isinstance(
-                message, ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits
+                message,
+                ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits | ms.Vouch,
             ):
-                self._told(item.peer, message, now)
+                self._told(item, message, now)
                 return
             answer = self._answer(item, message, user, now)
         except BeoError as error:
@@ -156,13 +163,13 @@ class Head:
         answer: ms.HeadAnswer | None
         match message:
             case ms.Submit():
-                events, answer = decide.submit(state, user, message, self._config.head, now.wall_s)
+                events, answer = decide.submit(state, user, message, self._config, now.wall_s, item.account)
                 if message.spec.attached and events:
                     self._attached_s[state.next_job] = now.boot_s
             case ms.Cancel():
                 return self._change(user, *decide.cancel(state, user, message.select, now.wall_s))
             case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority():
-                return self._change(user, *operate.jobs(state, user, message, self._config.head, now.wall_s))
+                return self._change(user, *operate.jobs(state, user, message, self._config, now.wall_s))
             case ms.Drain() | ms.Resume() | ms.ForgetNodes():
                 events, names = operate.nodes(state, user, message, now.wall_s)
                 for event in events:
@@ -179,13 +186,20 @@ class Head:
                 return self._strike(item, message, user, now)
             case ms.WaitJobs():
                 return self._wait(item, message, user, now)
+            case ms.RevokeKeys():
+                events, answer = admit.revoke(state, user.name, message.word, now.wall_s), ms.Done()
+            case ms.AllowUser():
+                events, answer = admit.allow(state, user.name, message.user, now.wall_s), ms.Done()
+            case ms.ListUsers():
+                answer = ms.UsersAre(views.user_rows(state, self._config.users))
             case ms.Info():
-                answer = ms.InfoIs(state.cluster, state.head, state.epoch, user.name, self._version, self._bulk)
+                who = (user.name, self._version, self._bulk, user.role, user.uid)
+                answer = ms.InfoIs(state.cluster, state.head, state.epoch, *who)
             case ms.ListJobs():
                 answer = self._list(message, user)
             case ms.ShowJob():
                 jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
-                outlook = Outlook(state, self._ready)
+                outlook = Outlook(state, self._ready, self._config.users)
                 answer = ms.DetailsAre(tuple(views.detail(job, outlook, self._sight(user, job)) for job in jobs))
             case ms.ListNodes():
                 shown = (name for name in sorted(state.nodes) if permissions.sees_node(state, user, name))
@@ -230,7 +244,7 @@ class Head:
         return (session.clock_s, session.findings) if session else (0.0, ())
 
     def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
-        outlook = Outlook(self.state, self._ready)
+        outlook = Outlook(self.state, self._ready, self._config.users)
         return tuple(views.job_row(job, outlook, self._sight(user, job)) for job in jobs)
 
     def _sight(self, user: User, job: Job) -> views.Sight:
@@ -313,7 +327,8 @@ class Head:
         session = self._sessions.get(node)
         return max(self._began_s, session.heard_s if session else self._began_s)
 
-    def _told(self, peer: bytes, message: ms.AgentReport, now: Now) -> None:
+    def _told(self, item: Asked, message: ms.AgentReport, now: Now) -> None:
+        peer = item.peer
         if isinstance(message, ms.Join):
             self._join(peer, message, now)
             return
@@ -334,9 +349,32 @@ class Head:
             case ms.Health():
                 session.clock_s = message.wall_s - now.wall_s
                 session.findings = message.findings[:FINDINGS_MAX]
+            case ms.Vouch():
+                self._vouch(item, message, now)
             case ms.Ended() | ms.Gone():
                 self._ended(message, now)
                 self._send(peer, ms.Committed(self.state.epoch, message.job, message.attempt))
+
+    def _vouch(self, item: Asked, message: ms.Vouch, now: Now) -> None:
+        account = item.account or Account(message.uid, "")
+        wish = Knock(message.uid, message.gid, message.groups, message.key)
+        error = None
+        try:
+            for event in admit.vouch(self.state, message.node, wish, account, now.wall_s):
+                self._append(event)
+        except BeoError as refusal:
+            error = refusal.to_dict()
+        answer = ms.Vouched(self.state.epoch, message.incarnation, message.visitor, account.name, error)
+        self._send(item.peer, answer)
+
+    def _knocked(self, item: Knocked, now: Now) -> None:
+        error = None
+        try:
+            for event in admit.knock(self.state, item.knock, item.account, now.wall_s):
+                self._append(event)
+        except BeoError as refusal:
+            error = refusal.to_dict()
+        self._later(Greet(item.visitor, item.account.name, error))
 
     def _ended(self, message: ms.Ended | ms.Gone, now: Now) -> None:
         found = self.state.live_parts(message.node).get((message.job, message.attempt))
@@ -506,7 +544,7 @@ class Head:
         self._dirty = False
         self._planned_s = now.boot_s
         self._look_at_nodes(now)
-        for placement in plan(self.state, self._ready, now.wall_s):
+        for placement in plan(self.state, self._ready, now.wall_s, self._config.users):
             job = self.state.jobs[placement.job]
             parts = tuple(
                 ev.Part(name, self.state.nodes[name].incarnation, first, ranks, more)

@@ -12,11 +12,12 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset, selector
+from beo.account import Account
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
-from beo.headnode.model import ENDED, LEASHABLE, WAITING, Authorized, Job, Node
-from beo.headnode.schedule import capacity, place
+from beo.headnode.model import ENDED, LEASHABLE, WAITING, Authorized, Holding, Job, Node
+from beo.headnode.schedule import capacity, limits_of, narrow, open_to, place
 from beo.headnode.state import KEYS_KEEP_S, State
-from beo.settings import HeadConfig
+from beo.settings import Config
 from beo.spec import check, key_made_s
 from beo.units import format_duration
 
@@ -26,6 +27,7 @@ SELECT_MAX = 10_000  # jobs that one cancel may name: one journal entry each
 GROUPS_MAX = 65_536  # the kernel's NGROUPS_MAX
 ID_MAX = 2**32 - 2  # the last uid and gid; the one above means "no change" to the kernel
 NODES_MAX = 4_096
+NAMED_MAX = 8  # groups named in one sentence
 SLOTS_MAX = 65_536  # of one node
 MEM_MAX_BYTES = 1 << 50
 FACTS_MAX = 64  # that a node may tell of itself
@@ -39,13 +41,14 @@ class User(msgspec.Struct, frozen=True):
     """Who asks: name, role and uid (-1: any), from the key that the connection was made with.
 
     role: admin, user, worker, or token for a token's own key. node: the only one that a worker speaks for; "": those
-    that have no key of their own.
+    that have no key of their own. gids: his groups, if he has no account on the head's machine.
     """
 
     name: str
     role: str
     uid: int = -1
     node: str = ""
+    gids: tuple[int, ...] = ()
 
     def may(self, job: Job) -> bool:
         """Whether a job is this user's own, or he is an admin."""
@@ -61,7 +64,7 @@ def user_of(state: State, key: str) -> User | None:
     if key in state.tokens:  # also when it is of no use any more: its holder is told why
         return User(state.tokens[key].user, "token")
     known: Authorized | None = state.authorized.get(key)
-    return User(known.user, known.role, known.uid, known.node) if known else None
+    return User(known.user, known.role, known.uid, known.node, known.gids) if known else None
 
 
 def find(state: State, number: int) -> Job:
@@ -98,8 +101,51 @@ def check_key(key: str, what: str) -> None:
         raise UsageError(f"{what} has no usable key", f"1 to {KEY_LENGTH_MAX} printable characters", "use a new UUID")
 
 
-def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s: float) -> _Decision:
-    """Take a job, once per key."""
+def _groups(user: User, wish: ms.Submit, account: Account | None) -> tuple[tuple[int, ...], list[str]]:
+    """The further groups that a job gets, and warnings; Refused for a first group that isn't the user's.
+
+    What a user's own machine says about his groups is not believed: only those that the head's machine knows as his.
+    """
+    if user.role == "admin":
+        return wish.groups, []
+    real = account.gids if account and account.gids else user.gids
+    if wish.gid not in real:
+        why = f"{user.name}'s are {', '.join(map(str, real))}" if real else f"{user.name} has no account there"
+        what = f"group {wish.gid} is not one of yours on the head's machine"
+        raise Refused(what, why, "submit with a group of your own ('newgrp'), or ask the operator")
+    foreign = sorted(set(wish.groups) - set(real))
+    if not foreign:
+        return wish.groups, []
+    named = f"group{'s' * (len(foreign) > 1)} {', '.join(map(str, foreign[:NAMED_MAX]))}"
+    left = f"{named} left out: not {user.name}'s on the head's machine"
+    return tuple(gid for gid in wish.groups if gid in real), [left]
+
+
+def check_room(state: State, owner: str, config: Config, more: int = 1, own_more: int = 1) -> None:
+    """Raise Conflict where so many more jobs may not wait, or so many more of this owner."""
+    if state.waiting + more > config.head.queued_max:
+        raise Conflict(
+            f"{state.waiting} jobs are queued already", "the limit is head.queued_max", "try later, or raise it"
+        )
+    limits = limits_of(state, config.users, owner)
+    own = state.holdings.get(owner, Holding()).waiting
+    if own + own_more > limits.queued_max:
+        why = f"the limit is {config.users.where(owner)}.queued_max = {limits.queued_max}"
+        raise Conflict(f"{own} jobs of {owner} are queued already", why, "wait for some, or ask an admin to raise it")
+
+
+def check_priority(state: State, user: User, priority: int, config: Config) -> None:
+    """Raise Refused where a user wants to jump the queue."""
+    limits = limits_of(state, config.users, user.name)
+    if priority > limits.priority_max:
+        why = f"the limit is {config.users.where(user.name)}.priority_max = {limits.priority_max}"
+        raise Refused(f"priority {priority} is above yours", why, "choose a lower one, or ask an admin")
+
+
+def submit(
+    state: State, user: User, wish: ms.Submit, config: Config, now_s: float, account: Account | None = None
+) -> _Decision:
+    """Take a job, once per key. account: the user's on the head's machine."""
     check_key(wish.key, "the submission")
     known = state.keys.get(wish.key)
     if known is not None:
@@ -118,19 +164,17 @@ def submit(state: State, user: User, wish: ms.Submit, limits: HeadConfig, now_s:
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
     spec = check(wish.spec)
-    if state.waiting >= limits.queued_max:
-        raise Conflict(
-            f"{state.waiting} jobs are queued already", "the limit is head.queued_max", "try later, or raise it"
-        )
-    warnings = []
+    check_room(state, user.name, config)
+    check_priority(state, user, spec.priority, config)
+    groups, warnings = _groups(user, wish, account)
     up = [node for node in state.nodes.values() if node.takes_work]
-    job = Job(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s)
-    if up and not place(job, capacity(up)):
+    job = Job(state.next_job, wish.key, user.name, wish.uid, wish.gid, groups, spec, now_s)
+    if up and not place(job, open_to(job.uid, capacity(up), narrow(up))):
         slots = sum(node.slots for node in up)
         warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
-    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, wish.groups, spec, now_s, wish.hold)
+    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
     return [event], ms.SubmittedIs(event.job, tuple(warnings))
 
 

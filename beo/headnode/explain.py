@@ -7,10 +7,11 @@ from functools import cached_property
 
 from beo import events as ev
 from beo import nodeset
-from beo.headnode.model import ENDED, WAITING, Attempt, Job, Node
+from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
 from beo.headnode.queue import Shape, shape_of
-from beo.headnode.schedule import back_off_s, capacity, place
+from beo.headnode.schedule import back_off_s, capacity, limits_of, narrow, open_to, place
 from beo.headnode.state import State
+from beo.settings import UsersConfig
 from beo.units import approximate_size, format_duration, format_size
 
 NAMED_MAX = 8  # jobs and nodes named in one sentence
@@ -37,10 +38,11 @@ def _wish(job: Job) -> str:
 class Outlook:
     """The state as it bears on waiting, worked out once for many jobs. ready: the nodes that may be given work."""
 
-    def __init__(self, state: State, ready: Collection[str]) -> None:
-        """Take the state as it is now."""
+    def __init__(self, state: State, ready: Collection[str], users: UsersConfig | None = None) -> None:
+        """Take the state as it is now, and what users may have."""
         self._state = state
         self._ready = frozenset(ready)
+        self._users_may = users or UsersConfig()
         self._placeable: dict[tuple[Shape, bool], bool] = {}
 
     @cached_property
@@ -54,6 +56,10 @@ class Outlook:
     @cached_property
     def _capacity(self) -> dict[str, tuple[int, int]]:
         return capacity(self._up)
+
+    @cached_property
+    def _owned(self) -> dict[str, int]:
+        return narrow(self._up)
 
     @cached_property
     def _free(self) -> dict[str, tuple[int, int]]:
@@ -96,21 +102,39 @@ class Outlook:
 
     def _fits(self, job: Job, empty: bool) -> bool:
         """Whether a job fits into the cluster as it is, or as it would be with nothing in it."""
-        key = (shape_of(job.spec), empty)
+        key = (shape_of(job), empty)
         if key not in self._placeable:
-            self._placeable[key] = place(job, self._capacity if empty else self._free) is not None
+            room = open_to(job.uid, self._capacity if empty else self._free, self._owned)
+            self._placeable[key] = place(job, room) is not None
         return self._placeable[key]
+
+    def _at_limit(self, job: Job) -> str:
+        limits, held = limits_of(self._state, self._users_may, job.user), self._state.holdings.get(job.user, Holding())
+        whose = self._users_may.where(job.user)
+        if limits.running_max and held.jobs >= limits.running_max:
+            return f"{job.user} has {_counted(held.jobs, 'job')} running: {whose}.running_max is {limits.running_max}"
+        if limits.slots_max and held.slots + job.spec.slots_in_all > limits.slots_max:
+            holds = f"{job.user} holds {_counted(held.slots, 'slot')}, it needs {job.spec.slots_in_all}"
+            return f"{holds}: {whose}.slots_max is {limits.slots_max}"
+        return ""
 
     def _why_queued(self, job: Job) -> list[str]:
         if not self._up:
             return [self._drain_sentence() or "no node is up: see 'beo nodes'"]
         if not self._fits(job, empty=True):
+            shut = [node.name for node in self._up if self._owned.get(node.name, job.uid) != job.uid]
+            if shut and place(job, self._capacity) is not None:
+                whose = "its daemon doesn't run" if len(shut) == 1 else "their daemons don't run"
+                return [f"{nodeset.fold(shut)} can't run jobs of {job.user}: {whose} as root there"]
             has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
             if job.spec.mem_bytes:
                 has += f" with {approximate_size(sum(node.mem_bytes for node in self._up))}"
             needs = f"needs {_wish(job)}; the cluster has {has}: it waits for more nodes"
             return [needs, *filter(None, [self._drain_sentence()])]
-        ahead = self._state.queue.ahead_of(job.id, job.spec)
+        limit = self._at_limit(job)
+        if limit:
+            return [limit]
+        ahead = self._state.queue.ahead_of(job)
         if self._fits(job, empty=False):
             slowed_s = back_off_s(job, job.attempts[-1].ended_s) if job.attempts else 0.0
             if slowed_s:
@@ -145,6 +169,11 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             return kind, 0, "", f"head {event.head} acts, epoch {event.epoch}"
         case ev.KeyAuthorized():
             return kind, 0, "", f"key {event.key[:8]}… is {event.role} {event.user}"
+        case ev.KeysRevoked():
+            which = f"{_counted(len(event.keys), 'key')} of {event.user} revoked by {event.by}"
+            return kind, 0, "", which + (", who is barred" if event.barred else "")
+        case ev.UserAllowed():
+            return kind, 0, "", f"{event.by} allowed {event.user} again"
         case ev.Submitted():
             words = " ".join(event.spec.argv)
             return kind, event.job, "", f"{event.user}: {words[:120]}"

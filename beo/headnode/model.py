@@ -133,12 +133,14 @@ class Authorized(msgspec.Struct, array_like=True, frozen=True):
     """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's).
 
     node: the only one that a worker's key speaks for; "": those that have no key of their own.
+    gids: the groups of one who has no account on the head's machine.
     """
 
     user: str
     role: str
     uid: int = -1
     node: str = ""
+    gids: tuple[int, ...] = ()
 
 
 class Token(msgspec.Struct, array_like=True, frozen=True):
@@ -153,6 +155,14 @@ class Token(msgspec.Struct, array_like=True, frozen=True):
     maker: str
     used: tuple[str, ...] = ()
     gone: bool = False
+
+
+class Holding(msgspec.Struct, gc=False):
+    """What a user has of the cluster at the moment: jobs that run and their slots, and jobs that wait."""
+
+    jobs: int = 0
+    slots: int = 0
+    waiting: int = 0
 
 
 class Submission(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -7,16 +7,17 @@ lost can be asked for; `forget` alone then says that there is no such node.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import Conflict, NotFound, Refused, UsageError
-from beo.headnode.decide import SELECT_MAX, User, find, pick
+from beo.headnode.decide import SELECT_MAX, User, check_priority, check_room, find, pick
 from beo.headnode.model import ENDED, WAITING, Job
 from beo.headnode.state import State
-from beo.settings import HeadConfig
+from beo.settings import Config
 from beo.spec import PRIORITY_MAX
 
 REASON_LENGTH_MAX = 200  # of a drain: it stands in a table
@@ -26,10 +27,10 @@ JobWish = ms.Hold | ms.Release | ms.Requeue | ms.SetPriority
 NodeWish = ms.Drain | ms.Resume | ms.ForgetNodes
 
 
-def jobs(state: State, user: User, wish: JobWish, limits: HeadConfig, now_s: float) -> tuple[list[ev.Event], list[Job]]:
+def jobs(state: State, user: User, wish: JobWish, config: Config, now_s: float) -> tuple[list[ev.Event], list[Job]]:
     """Decide on a wish about jobs. Returns the events, and the jobs that were meant."""
     if isinstance(wish, ms.Requeue):
-        return _requeue(state, user, wish, limits, now_s)
+        return _requeue(state, user, wish, config, now_s)
     meant = pick(state, user, wish.select)
     act: Callable[[User, Job, float], ev.Event | None]
     match wish:
@@ -43,6 +44,7 @@ def jobs(state: State, user: User, wish: JobWish, limits: HeadConfig, now_s: flo
             if not -PRIORITY_MAX <= wish.priority <= PRIORITY_MAX:
                 why = f"it must be from {-PRIORITY_MAX} to {PRIORITY_MAX}"
                 raise UsageError(f"the priority is {wish.priority}", why, "change --priority")
+            check_priority(state, user, wish.priority, config)
             apt, cure = [job for job in meant if job.state in WAITING], ""
 
             def act(user: User, job: Job, now_s: float) -> ev.Event | None:
@@ -84,12 +86,12 @@ def _release(user: User, job: Job, now_s: float) -> ev.Event | None:
 
 
 def _requeue(
-    state: State, user: User, wish: ms.Requeue, limits: HeadConfig, now_s: float
+    state: State, user: User, wish: ms.Requeue, config: Config, now_s: float
 ) -> tuple[list[ev.Event], list[Job]]:
     meant = [find(state, number) for number, _ in wish.jobs]
     _check_number(meant)
     events: list[ev.Event] = []
-    room = limits.queued_max - state.waiting
+    more: Counter[str] = Counter()  # that wait then, by owner
     for number, attempt in dict.fromkeys(wish.jobs):
         job = state.jobs[number]
         if job.attempt_number != attempt or job.state in WAITING or job.requeue:
@@ -102,10 +104,8 @@ def _requeue(
         if job.state not in ENDED and job.cancel:
             raise Conflict(f"job {job.id} is being ended ({job.cancel})", "", "requeue it when it has ended")
         if job.state in ENDED:
-            room -= 1
-            if room < 0:
-                why = "the limit is head.queued_max"
-                raise Conflict(f"{state.waiting} jobs are queued already", why, "try later, or raise it")
+            more[job.user] += 1
+            check_room(state, job.user, config, more.total(), more[job.user])
         hold = _level(user, job) if wish.hold else ""
         events.append(ev.RequeueRequested(job.id, attempt, user.name, now_s, hold))
     return events, meant

@@ -1,32 +1,38 @@
 """The queue: the jobs that wait, in the order of starting.
 
-Jobs of one shape (ranks, nodes, cpus, memory, slots) stand in one lane: where the first of them doesn't fit, none does.
-So a thousand jobs that wait for more nodes cost the scheduler one look, and never hide what stands behind them.
+Jobs of one user and one shape (ranks, nodes, cpus, memory, slots, uid) stand in one lane: where the first of them
+doesn't fit, none does. So a thousand jobs that wait for more nodes cost the scheduler one look, and never hide what
+stands behind them; and a user who may not have more costs it no look at all.
+
+The order: by priority; among jobs of one priority the user first who holds the fewest slots; then by age. So users who
+wait have equal shares of the cluster in the end, however many jobs each has handed in, and one alone has all of it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
-from heapq import merge
+from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heapreplace, merge
 
-from beo.spec import JobSpec
+from beo.headnode.model import Job
 
-Shape = tuple[int, int, int, int, int]  # ranks, nodes, cpus, mem_bytes, slots
-Place = tuple[int, int]  # (-priority, job): sorts in the order of starting
+Shape = tuple[str, int, int, int, int, int, int]  # user, uid, ranks, nodes, cpus, mem_bytes, slots
+Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
+Walk = Iterator[tuple[int, Shape]]
 
 
-def shape_of(spec: JobSpec) -> Shape:
-    """What a job needs, as far as placing it goes."""
-    return (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
+def shape_of(job: Job) -> Shape:
+    """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
+    spec = job.spec
+    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
 
 
 class Queue:
-    """Jobs by their id and spec; a spec never changes while its job waits."""
+    """The waiting jobs; a job's spec and owner never change while it waits."""
 
     def __init__(self) -> None:
         """Make an empty one."""
-        self._lanes: dict[Shape, list[Place]] = {}
+        self._lanes: dict[str, dict[Shape, list[Place]]] = {}  # by user
         self._length = 0
 
     def __len__(self) -> int:
@@ -34,30 +40,43 @@ class Queue:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        """All jobs, in the order of starting."""
-        return (job for _, job in merge(*self._lanes.values()))
+        """All jobs, by priority and age."""
+        return (job for _, job in merge(*(lane for lanes in self._lanes.values() for lane in lanes.values())))
 
-    def add(self, job: int, spec: JobSpec) -> None:
+    def add(self, job: Job) -> None:
         """Put a job where its priority and its age say."""
-        insort(self._lanes.setdefault(shape_of(spec), []), (-spec.priority, job))
+        insort(self._lanes.setdefault(job.user, {}).setdefault(shape_of(job), []), (-job.spec.priority, job.id))
         self._length += 1
 
-    def remove(self, job: int, spec: JobSpec) -> None:
+    def remove(self, job: Job) -> None:
         """Take a job out; nothing where it doesn't stand in the queue."""
-        lane, place = self._lanes.get(shape_of(spec), []), (-spec.priority, job)
+        lanes, shape = self._lanes.get(job.user, {}), shape_of(job)
+        lane, place = lanes.get(shape, []), (-job.spec.priority, job.id)
         at = bisect_left(lane, place)
-        if at < len(lane) and lane[at] == place:
-            del lane[at]
-            self._length -= 1
-            if not lane:
-                del self._lanes[shape_of(spec)]
+        if at >= len(lane) or lane[at] != place:
+            return
+        del lane[at]
+        self._length -= 1
+        if not lane:
+            del lanes[shape]
+        if not lanes:
+            del self._lanes[job.user]
 
-    def ahead_of(self, job: int, spec: JobSpec) -> int:
-        """How many jobs stand before this one."""
-        return sum(bisect_left(lane, (-spec.priority, job)) for lane in self._lanes.values())
+    def ahead_of(self, job: Job) -> int:
+        """How many jobs surely stand before this one: its user's own, and others' of a higher priority."""
+        place, higher = (-job.spec.priority, job.id), (-job.spec.priority, 0)
+        return sum(
+            bisect_left(lane, place if user == job.user else higher)
+            for user, lanes in self._lanes.items()
+            for lane in lanes.values()
+        )
 
-    def walk(self, hopeless: set[Shape]) -> Iterator[tuple[int, Shape]]:
-        """All jobs and their shapes, in the order of starting; a shape that is added to `hopeless` comes no more."""
+    def walk(self, hopeless: set[Shape], closed: set[str], held: Callable[[str], int]) -> Walk:
+        """All jobs and their shapes, in the order of starting.
+
+        A shape that is added to `hopeless` meanwhile comes no more, nor does a user who is added to `closed`. held: how
+        many slots a user holds now; whoever walks changes that as he goes.
+        """
 
         def lane(shape: Shape, places: list[Place]) -> Iterator[tuple[Place, Shape]]:
             for place in places:
@@ -65,4 +84,21 @@ class Queue:
                     return
                 yield place, shape
 
-        return ((job, shape) for (_, job), shape in merge(*(lane(*item) for item in self._lanes.items())))
+        def ranked(user: str, place: Place) -> tuple[int, int, int, str]:
+            return (place[0], held(user), place[1], user)
+
+        rows = {user: merge(*(lane(*item) for item in lanes.items())) for user, lanes in self._lanes.items()}
+        first = {user: found for user in rows if user not in closed and (found := next(rows[user], None))}
+        users = [ranked(user, place) for user, (place, _) in first.items()]
+        heapify(users)
+        while users:
+            user = users[0][-1]
+            place, shape = first[user]
+            if user not in closed and shape not in hopeless:
+                yield place[1], shape
+            following = next(rows[user], None) if user not in closed else None
+            if following is None:
+                heappop(users)
+            else:
+                first[user] = following
+                heapreplace(users, ranked(user, following[0]))

@@ -1,8 +1,9 @@
 """Which queued jobs start now, and where: `plan`, a pure function of the state.
 
-Jobs are looked at by priority, then by age. Each is placed first-fit on the nodes that are ready; one that doesn't fit
-is passed over by smaller ones, but only for PATIENCE_S: from then on nothing behind it starts before it, so that a
-steady stream of small jobs can't starve a wide one.
+Jobs are looked at in the order of the queue (queue.py): by priority, then whose user holds the fewest slots, then by
+age. One whose user is at a limit of his is passed over and holds nobody up. Each other is placed first-fit on the nodes
+that are ready; one that doesn't fit is passed over by smaller ones, but only for PATIENCE_S: from then on nothing
+behind it starts before it, so that a steady stream of small jobs can't starve a wide one.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Collection
 
 import msgspec
 
-from beo.headnode.model import Job, Node
+from beo.headnode.model import Holding, Job, Node
 from beo.headnode.queue import Shape
 from beo.headnode.state import State
+from beo.settings import NO_LIMITS, Limits, UsersConfig
 
 LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its time
 PATIENCE_S = 600.0
@@ -100,6 +102,48 @@ def divide(job: Job, parts: tuple[tuple[str, int, int], ...]) -> tuple[tuple[str
     return tuple(divided)
 
 
+class Quotas:
+    """What each user holds and may hold, as a plan goes on. closed: users at their limit of running jobs."""
+
+    def __init__(self, state: State, users: UsersConfig) -> None:
+        """Take what the state says."""
+        self._state = state
+        self._users = users
+        self._taken: dict[str, Holding] = {}
+        self.closed = {name for name in state.holdings if self._is_full(name)}
+
+    def _is_full(self, user: str) -> bool:
+        most = limits_of(self._state, self._users, user).running_max
+        return bool(most) and self._jobs_of(user) >= most
+
+    def _jobs_of(self, user: str) -> int:
+        held, taken = self._state.holdings.get(user), self._taken.get(user)
+        return (held.jobs if held else 0) + (taken.jobs if taken else 0)
+
+    def slots_of(self, user: str) -> int:
+        """How many slots a user's jobs hold, those placed just now included."""
+        held, taken = self._state.holdings.get(user), self._taken.get(user)
+        return (held.slots if held else 0) + (taken.slots if taken else 0)
+
+    def allow(self, job: Job) -> bool:
+        """Whether a job's slots are within its user's limit."""
+        most = limits_of(self._state, self._users, job.user).slots_max
+        return not most or self.slots_of(job.user) + job.spec.slots_in_all <= most
+
+    def take(self, job: Job) -> None:
+        """A job was placed."""
+        taken = self._taken.setdefault(job.user, Holding())
+        taken.jobs += 1
+        taken.slots += job.spec.slots_in_all
+        if self._is_full(job.user):
+            self.closed.add(job.user)
+
+
+def limits_of(state: State, users: UsersConfig, name: str) -> Limits:
+    """Return what a user may have; admins set the limits and have none, unless they are named among them."""
+    return NO_LIMITS if name in state.admins and name not in users.named else users.of(name)
+
+
 def back_off_s(job: Job, now_s: float) -> float:
     """How long a job still has to wait before its next attempt: one that is lost again and again is slowed down.
 
@@ -121,8 +165,20 @@ def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
     return {node.name: (node.slots, node.mem_bytes) for node in nodes}
 
 
-def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
+def narrow(nodes: Collection[Node]) -> dict[str, int]:
+    """Return the nodes that can run the jobs of one uid only, since their daemon isn't root, each with that uid."""
+    facts = ((node.name, node.facts.get("uid", "0")) for node in nodes)
+    return {name: int(uid) for name, uid in facts if uid != "0" and uid.isdecimal()}
+
+
+def open_to(uid: int, free: dict[str, tuple[int, int]], owned: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Return those of the free nodes that can run a job of this uid; owned: from `narrow`."""
+    return {name: room for name, room in free.items() if owned.get(name, uid) == uid} if owned else free
+
+
+def plan(state: State, ready: Collection[str], now_s: float, users: UsersConfig | None = None) -> list[Placement]:
     """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock."""
+    users = users or UsersConfig()
     ready = frozenset(ready)
     free = {
         name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
@@ -130,23 +186,29 @@ def plan(state: State, ready: Collection[str], now_s: float) -> list[Placement]:
         if name in ready and node.takes_work and node.slots > node.used_slots
     }
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
+    owned = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
     placements: list[Placement] = []
     hopeless: set[Shape] = set()
-    for looks, (number, shape) in enumerate(state.queue.walk(hopeless)):
+    quotas = Quotas(state, users)
+    for looks, (number, shape) in enumerate(state.queue.walk(hopeless, quotas.closed, quotas.slots_of)):
         if not free or looks >= LOOKS_MAX:
             break
         job = state.jobs[number]
         if back_off_s(job, now_s):
             continue
-        parts = place(job, free) if job.spec.slots_in_all <= free_slots else None
+        if not quotas.allow(job):
+            hopeless.add(shape)
+            continue
+        parts = place(job, open_to(job.uid, free, owned)) if job.spec.slots_in_all <= free_slots else None
         if parts is None:
             hopeless.add(shape)
-            if now_s - job.submitted_s > PATIENCE_S and place(job, everything):
+            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job.uid, everything, owned)):
                 break
             continue
         placements.append(Placement(number, divide(job, parts)))
         free_slots -= job.spec.slots_in_all
+        quotas.take(job)
         for name, _, places in parts:
             slots, size = free[name]
             slots, size = slots - places * job.spec.cpus, size - places * job.spec.mem_bytes

@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import queue
 import secrets
 import sys
 import time
@@ -19,7 +20,9 @@ import msgspec
 
 from beo import __version__, birth, daemon, events, lockfile, version, wire
 from beo import messages as ms
+from beo.accounts import Accounts
 from beo.config import Home, home
+from beo.door import Door
 from beo.errors import BeoError, Conflict, Internal
 from beo.headnode import acts, core, decide, permissions, views
 from beo.headnode.model import ENDED
@@ -115,6 +118,9 @@ class Server:
         if not cluster.bulk:
             where.write_cluster(msgspec.structs.replace(cluster, bulk=(self._streams.address,)))
         self._core = core.Head(state, self._config, lambda: secrets.token_hex(8), self._streams.address, __version__)
+        self._accounts = Accounts()
+        self._knocks: queue.SimpleQueue[tuple[int, acts.Knock]] = queue.SimpleQueue()
+        self._door = self._open_door()
         self._perform(self._core.handle(acts.Begin(birth), self._now()))
 
     # ---- the journal
@@ -170,6 +176,20 @@ class Server:
                 str(error), "another program has the port", "end it, or set another [head] listen in beo.toml"
             ) from None
 
+    def _open_door(self) -> Door | None:
+        """Let local users in, where we can act for them: as root."""
+        if os.geteuid() or not self._config.users.door:
+            return None
+        try:
+            return Door(str(self._home.path), self._knock)
+        except OSError as error:
+            log.error("no door for other users: %s", error)
+            return None
+
+    def _knock(self, visitor: int, uid: int, gid: int, groups: tuple[int, ...], key: str) -> None:
+        self._knocks.put((visitor, acts.Knock(uid, gid, groups, key)))
+        self._waker.wake()
+
     def _now(self) -> acts.Now:
         return acts.Now(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
@@ -204,6 +224,9 @@ class Server:
             for greeting in self._server.strangers():
                 log.warning("%s", version.mismatch("a client or worker", greeting))
             self._waker.clear()
+            while not self._knocks.empty():
+                visitor, knock = self._knocks.get_nowait()
+                self._perform(self._core.handle(acts.Knocked(visitor, knock, self._accounts.look(knock.uid)), now))
             if self._failure:
                 raise self._failure
             self._perform(self._core.handle(acts.Turn(), now))
@@ -211,6 +234,8 @@ class Server:
 
     def close(self) -> None:
         """Release everything; what was appended is committed."""
+        if self._door:
+            self._door.close()
         self._streams.stop()
         self._server.close()
         self._journal.close()
@@ -231,7 +256,10 @@ class Server:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
             self._server.send(peer, request, ms.encode(decide.failure(full)))
             return
-        self._perform(self._core.handle(acts.Asked(peer, request, key, message), now))
+        account = None
+        if isinstance(message, ms.Submit | ms.Vouch) and 0 <= message.uid <= decide.ID_MAX:
+            account = self._accounts.look(message.uid)
+        self._perform(self._core.handle(acts.Asked(peer, request, key, message, account), now))
 
     def _perform(self, effects: list[acts.Effect]) -> None:
         for effect in effects:
@@ -249,6 +277,9 @@ class Server:
                     self._server.send(effect.peer, effect.request, ms.encode(message))
                 case acts.Over():
                     self._readers_wait = self._readers_wait or any(map(self._has_ended, effect.jobs))
+                case acts.Greet():
+                    if self._door:
+                        self._door.answer(effect.visitor, effect.user, effect.error)
                 case acts.Forget():
                     self._streams.forget(effect.jobs)
 

@@ -22,6 +22,7 @@ from beo.headnode.model import (
     Attempt,
     Authorized,
     Drain,
+    Holding,
     Job,
     Node,
     PartState,
@@ -37,6 +38,7 @@ SIGNALS_KEPT = 32  # per job: to be delivered again, and to recognise a repeated
 DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
 KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as long as its job's record
 KEYS_MAX = 1_000_000  # about 300 MB; beyond, the oldest are forgotten, and nothing as old as they is taken any more
+REVOKED_MAX = 10_000  # of the last keys that were revoked: a door must not let one in again
 KEYS_DROPPED = 10_000  # at a time: forgetting them one by one would search the table's emptied front each time
 
 TOKENS_KEEP_S = 7 * 86_400.0  # beyond its end, so that who comes too late is told why
@@ -64,6 +66,8 @@ class Image(msgspec.Struct, array_like=True):
     keys_from_s: float
     tokens: dict[str, Token] = {}
     next_token: int = 1
+    revoked: dict[str, float] = {}
+    barred: dict[str, float] = {}
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -86,6 +90,8 @@ class State:
         self.tokens: dict[str, Token] = {}  # by public key, the oldest first
         self.next_token = 1
         self.keys: dict[str, Submission] = {}  # in the order of submission
+        self.revoked: dict[str, float] = {}  # key -> when, the oldest first
+        self.barred: dict[str, float] = {}  # user whom no door lets in -> since when
         self.keys_from_s = 0.0  # keys made before this may have been forgotten
         # Derived, rebuilt from the above:
         self.queue = Queue()
@@ -93,6 +99,8 @@ class State:
         self.held = 0  # jobs that wait to be released
         self.node_keys: dict[str, str] = {}  # node -> the key that speaks for it alone
         self.running = 0
+        self.admins: set[str] = set()
+        self.holdings: dict[str, Holding] = {}  # by user, of those who have jobs that run or wait
         self.changed: set[int] = set()  # jobs that changed since the core looked last
         self._environments: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
 
@@ -115,6 +123,8 @@ class State:
                 self.keys_from_s,
                 self.tokens,
                 self.next_token,
+                self.revoked,
+                self.barred,
             )
         )
 
@@ -129,6 +139,8 @@ class State:
         state.index, state.cluster, state.head = image.index, image.cluster, image.head
         state.epoch, state.next_job = image.epoch, image.next_job
         state.authorized, state.keys_from_s = image.authorized, image.keys_from_s
+        state.admins = {found.user for found in image.authorized.values() if found.role == "admin"}
+        state.revoked, state.barred = dict(sorted(image.revoked.items(), key=lambda item: item[1])), image.barred
         state.keys = dict(sorted(image.keys.items(), key=lambda item: item[1].job))
         state.tokens = dict(sorted(image.tokens.items(), key=lambda item: item[1].number))
         state.next_token = image.next_token
@@ -141,10 +153,12 @@ class State:
                 state._await(job)
             elif job.state not in ENDED:
                 state.running += 1
+                state._count(job.user, jobs=1)
             if job.attempt and job.state not in ENDED:
                 for part in job.attempt.parts:
                     if part.state in ("live", "reserved"):
                         state.live.setdefault(part.node, {})[job.id, job.attempt.number] = (job, job.attempt, part)
+                        state._count(job.user, slots=part.places * job.spec.cpus)
         return state
 
     def _share_environment(self, job: Job) -> None:
@@ -199,7 +213,8 @@ class State:
             self.epoch, self.head = event.epoch, event.head
 
     def _key_authorized(self, event: ev.KeyAuthorized) -> None:
-        self._authorize(event.key, Authorized(event.user, event.role, event.uid, event.node))
+        gids = (event.gid, *(gid for gid in event.groups if gid != event.gid)) if event.gid >= 0 else ()
+        self._authorize(event.key, Authorized(event.user, event.role, event.uid, event.node, gids))
 
     def _authorize(self, key: str, whom: Authorized) -> None:
         self._revoke(key)
@@ -207,17 +222,34 @@ class State:
             self._revoke(self.node_keys.get(whom.node, ""))
             self.node_keys[whom.node] = key
         self.authorized[key] = whom
+        if whom.role == "admin":
+            self.admins.add(whom.user)
 
     def _revoke(self, key: str) -> None:
         known = self.authorized.pop(key, None)
         if known and known.node:
             del self.node_keys[known.node]
+        if known and known.role == "admin":
+            self.admins = {found.user for found in self.authorized.values() if found.role == "admin"}
 
     def _key_revoked(self, event: ev.KeyRevoked) -> None:
         self._revoke(event.key)
         token = self.tokens.get(event.key)
         if token:
             self.tokens[event.key] = msgspec.structs.replace(token, gone=True)
+
+    def _keys_revoked(self, event: ev.KeysRevoked) -> None:
+        for key in event.keys:
+            if key in self.authorized:
+                self._revoke(key)
+                self.revoked[key] = event.time_s
+        for key in list(islice(self.revoked, max(0, len(self.revoked) - REVOKED_MAX))):
+            del self.revoked[key]
+        if event.barred:
+            self.barred[event.user] = event.time_s
+
+    def _user_allowed(self, event: ev.UserAllowed) -> None:
+        self.barred.pop(event.user, None)
 
     def _token_made(self, event: ev.TokenMade) -> None:
         if event.number != self.next_token or event.key in self.tokens or event.key in self.authorized:
@@ -254,18 +286,20 @@ class State:
 
     def _await(self, job: Job) -> None:
         """Let a job wait: in the queue, or to be released."""
+        self._count(job.user, waiting=1)
         if job.hold:
             job.state = "held"
             self.held += 1
         else:
             job.state = "queued"
-            self.queue.add(job.id, job.spec)
+            self.queue.add(job)
 
     def _await_no_more(self, job: Job) -> None:
+        self._count(job.user, waiting=-1)
         if job.state == "held":
             self.held -= 1
         else:
-            self.queue.remove(job.id, job.spec)
+            self.queue.remove(job)
 
     def _drop_keys(self, keys: list[str]) -> None:
         for key in keys:
@@ -297,8 +331,9 @@ class State:
         job.attempts = [*job.attempts[-(ATTEMPTS_KEPT - 1) :], attempt]
         job.state, job.reason = "running", ""
         self.changed.add(job.id)
-        self.queue.remove(job.id, job.spec)
+        self._await_no_more(job)
         self.running += 1
+        self._count(job.user, jobs=1)
         for part in parts:
             self._hold(job, attempt, part)
 
@@ -307,11 +342,21 @@ class State:
         node.used_slots += part.places * job.spec.cpus
         node.used_bytes += part.places * job.spec.mem_bytes
         self.live.setdefault(part.node, {})[job.id, attempt.number] = (job, attempt, part)
+        self._count(job.user, slots=part.places * job.spec.cpus)
+
+    def _count(self, user: str, jobs: int = 0, slots: int = 0, waiting: int = 0) -> None:
+        held = self.holdings.setdefault(user, Holding())
+        held.jobs += jobs
+        held.slots += slots
+        held.waiting += waiting
+        if not held.jobs and not held.slots and not held.waiting:
+            del self.holdings[user]
 
     def _release(self, job: Job, attempt: Attempt, part: PartState) -> None:
         node = self.nodes[part.node]
         node.used_slots -= part.places * job.spec.cpus
         node.used_bytes -= part.places * job.spec.mem_bytes
+        self._count(job.user, slots=-part.places * job.spec.cpus)
         placed = self.live[part.node]
         del placed[job.id, attempt.number]
         if not placed:
@@ -364,6 +409,7 @@ class State:
     def _conclude(self, job: Job, attempt: Attempt, time_s: float) -> None:
         attempt.ended_s = time_s
         self.running -= 1
+        self._count(job.user, jobs=-1)
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
         if job.requeue and not job.cancel:
@@ -571,6 +617,8 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.Born: State._born,
     ev.EpochBegan: State._epoch_began,
     ev.KeyAuthorized: State._key_authorized,
+    ev.KeysRevoked: State._keys_revoked,
+    ev.UserAllowed: State._user_allowed,
     ev.Submitted: State._submitted,
     ev.Started: State._started,
     ev.PartEnded: State._part_ended,

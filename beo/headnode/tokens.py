@@ -13,6 +13,7 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
+from beo.headnode.admit import check_name
 from beo.headnode.model import Token
 from beo.headnode.state import State
 from beo.units import format_duration
@@ -47,6 +48,8 @@ def make(state: State, maker: str, wish: ms.MakeToken, now_s: float) -> tuple[li
         raise UsageError(f"a token for uid {wish.uid}", f"a uid is 0 to {UID_MAX}", "say --role user:NAME:UID")
     if not 0 < len(wish.user) <= NAME_LENGTH_MAX or not wish.user.isprintable():
         raise UsageError(f"a token for {wish.user[:NAME_LENGTH_MAX]!r}", "that is no user's name", "change --role")
+    if wish.role == "user":
+        check_name(state, wish.user, wish.uid)
     expires_s = now_s + wish.expires_s
     uid = wish.uid if wish.role == "user" else -1
     user = "worker" if wish.role == "worker" else wish.user

@@ -9,8 +9,10 @@ from beo import messages as ms
 from beo import nodeset
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook, describe
-from beo.headnode.model import ENDED, WAITING, Job, Node
+from beo.headnode.model import ENDED, WAITING, Authorized, Holding, Job, Node
+from beo.headnode.schedule import limits_of
 from beo.headnode.state import State
+from beo.settings import UsersConfig
 from beo.spec import JobSpec
 
 Sight = Literal["own", "open", "private"]  # of a job: one's own (or an admin's), another's, another's without its name
@@ -87,6 +89,33 @@ def event_row(index: int, epoch: int, event: ev.Event, state: State, user: User)
     if job and not user.may_see(state.jobs.get(job)) and kind not in OPEN_EVENTS:
         text = ""
     return ms.EventView(index, epoch, event.time_s, kind, job, node, text)
+
+
+def user_rows(state: State, users: UsersConfig) -> tuple[ms.UserView, ...]:
+    """The rows of `beo users`: everybody with a key, and those who are barred."""
+    found: dict[str, list[tuple[str, Authorized]]] = {}
+    for key, known in state.authorized.items():
+        if known.role != "worker":
+            found.setdefault(known.user, []).append((key, known))
+    rows = []
+    for name in sorted({*found, *state.barred})[: ms.LIST_LENGTH_MAX]:
+        keys = found.get(name, [])
+        held, limits = state.holdings.get(name, Holding()), limits_of(state, users, name)
+        rows.append(
+            ms.UserView(
+                name=name,
+                role="barred" if name in state.barred else keys[0][1].role,
+                uid=keys[0][1].uid if keys else -1,
+                keys=tuple(sorted(key for key, _ in keys)),
+                queued=held.waiting,
+                running=held.jobs,
+                slots=held.slots,
+                running_max=limits.running_max,
+                slots_max=limits.slots_max,
+                queued_max=limits.queued_max,
+            )
+        )
+    return tuple(rows)
 
 
 def node_row(

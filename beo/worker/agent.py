@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import msgspec
 
 from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
 from beo import messages as ms
+from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
 from beo.worker import acts, core, launch, probe, process
 from beo.worker.health import Checkup
@@ -68,6 +70,7 @@ class Agent:
             "cores": str(probe.cores()),
             "interface": self._interface or "",
             **doctor.facts(self._interface),
+            "uid": str(os.geteuid()),  # only root can run everybody's jobs
         }
         self._contain = contain
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
@@ -77,7 +80,7 @@ class Agent:
         self._core = core.Worker(node, self._config, lambda: secrets.token_hex(8))
         # What every job needs, made once: paths as text, since Path takes a twentieth of a short job's time here.
         self._wardens = str(self._folder / "wardens")
-        self._scripts = str(self._folder / "scripts")
+        self._accounts = Accounts()
         self._mark = f"beo-{self._cluster.cluster[:8]}-{name}"  # begins the names of what an attempt has elsewhere
         self._beo_dir = str(where.path)
         self._links: dict[int, process.Link] = {}
@@ -393,6 +396,9 @@ class Agent:
 
     def _start_message(self, order: ms.Start, leash_until_ns: int) -> dict[str, object]:
         spec = order.spec
+        if os.geteuid() not in (0, order.uid):
+            why = f"its worker runs as uid {os.geteuid()} and not as root"
+            raise ValueError(f"this node can't run jobs of {order.user} ({why}): start the worker as root")
         argv = list(spec.argv)
         here = next(part for part in order.parts if part.node == self._core.node.name)
         places = here.ranks + here.more
@@ -414,7 +420,7 @@ class Agent:
             attempt=order.attempt,
             argv=argv,
             cwd=spec.cwd,
-            env={**spec.env, "BEO_DIR": self._beo_dir},
+            env=self._environment(order),
             size=size,
             parts=parts,
             nodes_folded=here.node if len(order.parts) == 1 else nodeset.fold([part.node for part in order.parts]),
@@ -438,21 +444,32 @@ class Agent:
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
+    def _environment(self, order: ms.Start) -> dict[str, str]:
+        """What the job brought along, on top of what a login here would say; whose it is, this node knows better."""
+        login = self._accounts.look(order.uid).environment()
+        name = {key: word for key, word in login.items() if key in ("USER", "LOGNAME")}
+        return {**login, **order.spec.env, **name, "BEO_DIR": self._beo_dir}
+
     def _script(self, job: int, attempt: int) -> str:
-        return f"{self._scripts}/{job}.{attempt}"
+        return f"{self._tmp(job, attempt)}.script"
 
     def _write_script(self, order: ms.Start) -> str:
-        os.makedirs(self._scripts, 0o711, exist_ok=True)
+        """Write a job's script where its owner can read it, and nobody else."""
         path = self._script(order.job, order.attempt)
-        with open(path, "w", encoding="utf-8") as file:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o500), "w", encoding="utf-8") as file:
             file.write(order.spec.script)
-        if os.geteuid() == 0:
-            os.chown(path, order.uid, order.gid)
-        os.chmod(path, 0o500)
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), order.uid, order.gid)
         return path
 
     def _tmp(self, job: int, attempt: int) -> str:
-        return f"/tmp/{self._mark}-{job}.{attempt}"
+        """An attempt's folder in /tmp: by a name that nobody can guess, so nobody can be there before us."""
+        secret = self._secret.encode()
+        tag = blake2b(f"{self._mark} {job}.{attempt}".encode(), digest_size=8, key=secret).hexdigest()
+        return f"/tmp/{self._mark}-{job}.{attempt}-{tag}"
 
     def _cgroup(self, job: int, attempt: int) -> str:
         return f"{self._cgroups}/{self._mark}-{job}.{attempt}"
@@ -471,8 +488,6 @@ class Agent:
             self._shipping.discard((job, attempt))
             self._shipper.forget(job, attempt)
         self._memory.drop(job, attempt)
-        with suppress(FileNotFoundError):
-            os.unlink(self._script(job, attempt))
         self._sweep(job, attempt)
         left = self._left.pop((job, attempt), None)
         if left:
@@ -483,6 +498,8 @@ class Agent:
 
         By a thread of its own: a million files, or a cgroup that the kernel holds on to, must not delay a heartbeat.
         """
+        with suppress(FileNotFoundError):
+            os.unlink(self._script(job, attempt))
         tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
         if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
             self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]

@@ -19,6 +19,9 @@ PMI_FD = 3
 PATH = "/usr/local/bin:/usr/bin:/bin"
 """Where programs are looked for if the job has no PATH."""
 
+UMASK = 0o022
+"""Of a rank that isn't the daemon's own user's: what a login usually has; root's own may be stricter, or none."""
+
 _ALL_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
@@ -49,6 +52,7 @@ class Person:
 
     def become(self) -> None:
         """Turn this process into one of this person, for good."""
+        os.umask(UMASK)
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
