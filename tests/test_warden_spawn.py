@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from beo.worker import launch, probe
 from tests.test_warden_mpi import Cluster, statuses
+from tests.test_warden_steps import Allocation, run
 
 pytest.importorskip("mpi4py")
 KIND = probe.contain_kind()
@@ -223,3 +225,49 @@ def test_a_published_name_is_known_to_all_worlds_of_the_job(two: Job, tmp_path: 
     results = two.results()
     assert two.lines() == ["hello"], [agent.output(fd=2) for agent in two.agents.values()]
     assert [result["reason"] for result in results] == [None, None]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_spawned_ranks_meet_over_agents_that_forget_and_repeat(tmp_path: Path, seed: int) -> None:
+    job = Job(tmp_path, 2, random.Random(seed))
+    try:
+        job.begin(tmp_path, MERGED, (1, 2))
+        results = job.results()
+        assert job.lines()[-1] == "sum 6 universe 4" and len(job.lines()) == 4
+        assert [result["reason"] for result in results] == [None, None]
+    finally:
+        for agent in job.agents.values():
+            agent.close()
+
+
+@pytest.mark.parametrize(
+    ("child", "code", "reason"),
+    [
+        ("say('child', world.rank)", 0, []),
+        ("world.Abort(9)", 9, ["reason: step 2: rank 1 called MPI_Abort"]),
+        ("os.kill(os.getpid(), 9)", 137, ["reason: step 2: rank 1 was killed by SIGKILL"]),
+    ],
+)
+def test_what_a_step_spawns_belongs_to_it_and_its_end_is_not_the_jobs(
+    tmp_path: Path, child: str, code: int, reason: list[str]
+) -> None:
+    allocation = Allocation(tmp_path, 2)
+    try:
+        program = FAILING.format(
+            parent="children.recv(source=0)" if code else "pass",
+            child=child,
+            sibling="world.recv(source=0)" if code else "pass",
+        )
+        (tmp_path / "program.py").write_text(HEAD + program)
+        step = run([sys.executable, str(tmp_path / "program.py")], mpi=True)
+        allocation.batch(tmp_path, f"{step}; echo code $?; {run(['echo', 'next'], ranks=4)}")
+        results = allocation.results()
+        lines = [line for line in allocation.output().decode().splitlines() if line not in ("child 1", "next")]
+        assert lines[-1] == f"code {code}"
+        assert [line.startswith(start) for line, start in zip(lines, reason, strict=False)] == [True] * len(reason)
+        assert allocation.output().count(b"next\n") == 4, "the slots of the broken step are free again"
+        assert allocation.output().count(b"child 1\n") == (not code)
+        assert [(result["reason"], statuses([result])) for result in results] == [(None, [0]), (None, [])]
+    finally:
+        for agent in allocation.agents.values():
+            agent.close()
