@@ -63,6 +63,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: Annotated[float, msgspec.Meta(ge=0.02, le=60)] = 0.5
     peer_silence_s: Seconds = 4.0  # ranks of an attempt whose other node is silent for so long are ended
     grace_s: Seconds = 5.0  # between SIGTERM and SIGKILL
+    processes_max: Annotated[int, msgspec.Meta(ge=16, le=1 << 22)] = 4_096  # of an attempt on one node, threads counted
+    output_max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 1 << 36  # that an attempt may print on one node
+    shm_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # of its /dev/shm; 0: a quarter of the node's memory
+    free_min_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1 << 28  # of the node's disks, or a twentieth of a smaller one
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

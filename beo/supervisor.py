@@ -27,6 +27,7 @@ import msgspec
 from beo.config import Home, write_durably
 from beo.errors import BeoError
 from beo.lockfile import Process, holding
+from beo.worker import remains
 
 HEALTHY_S = 10.0  # who lived for so long begins with no delay again
 DELAY_FIRST_S = 0.1  # before the second restart in a row; the first comes at once
@@ -184,6 +185,8 @@ def end(home: Home, agents: list[Process], heads: list[Process]) -> None:
     deadline = time.monotonic() + KILLED_END_S
     while (left := newborns(home) + wardens(home)) and time.monotonic() < deadline:
         _end(left, signal.SIGKILL, KILLED_END_S)
+    with suppress(OSError, BeoError):  # what was killed has left its temporary files; without a cluster.json, none
+        remains.remove(home.cluster().cluster, [entry.name for entry in os.scandir(home.nodes)])
 
 
 def _end(processes: list[Process], number: int, timeout_s: float) -> None:

@@ -23,7 +23,7 @@ from beo import messages as m
 from beo.config import Home
 from beo.errors import NoHead
 from beo.lockfile import Process
-from beo.worker import probe
+from beo.worker import remains
 from tests.history import History
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,9 +285,7 @@ class Cluster:
         if self.home.cluster_file.exists():
             cluster = self.home.cluster().cluster
             found += [str(entry) for entry in Path("/dev/shm").glob(f"*{cluster[:8]}*")]
-            found += [str(entry) for entry in Path("/tmp").glob(f"beo-{cluster[:8]}-*")]
-            _, cgroups = probe.memory_limit()
-            found += [str(entry) for entry in Path(cgroups).glob(f"beo-{cluster[:8]}-*")] if cgroups else []
+            found += remains.found(cluster, [path.name for path in self.home.nodes.iterdir()])
             found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if cluster[:8] in line]
         return found
 

@@ -25,7 +25,8 @@ FLOORS = {
     "worker.steps headnode.inquiries",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes "
-    "worker.terminal worker.step worker.request worker.outflow worker.door headnode.output worker.processes",
+    "worker.terminal worker.step worker.request worker.outflow worker.door headnode.output worker.processes "
+    "worker.disk worker.bounds worker.remains",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector",

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -28,7 +29,7 @@ from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
-from beo.worker import acts, core, launch, probe, process
+from beo.worker import acts, core, launch, probe, process, remains
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
@@ -37,6 +38,8 @@ from beo.worker.shipper import Shipper
 TICK_S = 0.05
 SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
+WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
+SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
 log = logging.getLogger("beo.agent")
@@ -63,10 +66,12 @@ class Agent:
         self._interface = address.interface_of(host)
         contain = probe.contain_kind()
         self._memory_kind, self._cgroups = probe.memory_limit()
+        processes, self._crowds = probe.process_limit()
         boot = probe.boot_id()
         facts = {
             "contain": contain,
             "memory": self._memory_kind,
+            "processes": processes,
             "cores": str(probe.cores()),
             "interface": self._interface or "",
             **doctor.facts(self._interface),
@@ -78,10 +83,15 @@ class Agent:
         self._memory.introduce(told, secrets.token_hex(8))
         node = acts.Node(name, boot, self._server.address, public, slots, mem_bytes, facts)
         self._core = core.Worker(node, self._config, lambda: secrets.token_hex(8))
+        self._limits = {
+            "output_bytes": self._config.output_max_bytes,
+            "shm_bytes": self._config.shm_max_bytes or probe.memory_bytes() // SHM_PART,
+            "free_bytes": self._config.free_min_bytes,
+        }
         # What every job needs, made once: paths as text, since Path takes a twentieth of a short job's time here.
         self._wardens = str(self._folder / "wardens")
         self._accounts = Accounts()
-        self._mark = f"beo-{self._cluster.cluster[:8]}-{name}"  # begins the names of what an attempt has elsewhere
+        self._mark = remains.mark(self._cluster.cluster, name)  # begins the names of what an attempt has elsewhere
         self._beo_dir = str(where.path)
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
@@ -161,6 +171,8 @@ class Agent:
                 time.sleep(0.005)
             for key in self._core.held:
                 self._sweep(*key)
+            for number in self._links if self._crowds else ():
+                self._sweep_up(probe.remove_cgroup, self._crowd(number))
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
@@ -289,6 +301,8 @@ class Agent:
         self._handle(acts.WardenClosed(number, spool_bytes))
         if not spool_bytes:
             shutil.rmtree(folder, ignore_errors=True)
+        if self._crowds and os.path.isdir(self._crowd(number)):
+            self._sweep_up(probe.remove_cgroup, self._crowd(number))
 
     def _housekeep(self) -> None:
         self._ended = [link for link in self._ended if not link.reaped()]
@@ -359,10 +373,27 @@ class Agent:
     def _spawn(self) -> int:
         number = self._next_warden
         self._next_warden += 1
-        link = process.spawn_warden(f"{self._wardens}/{number}", sys.executable, self._contain)
+        crowd = self._make_crowd(number)
+        link = process.spawn_warden(f"{self._wardens}/{number}", sys.executable, self._contain, crowd)
         self._links[number] = link
         self._poller.register(link.fileno(), wire.POLLIN)
         return number
+
+    def _crowd(self, warden: int) -> str:
+        return f"{self._crowds}/{self._mark}-w{warden}"
+
+    def _make_crowd(self, warden: int) -> str:
+        """Make what limits the processes of all that a warden will run: a cgroup, or else a number."""
+        most = self._config.processes_max
+        if not self._crowds:
+            return "" if os.geteuid() == 0 else str(most)
+        try:
+            return probe.make_crowd(self._crowd(warden), most + WARDEN_PROCESSES)
+        except FileExistsError:  # of an agent that was killed just here
+            return self._crowd(warden)
+        except OSError as error:
+            log.warning("no cgroup (%s): the processes of jobs aren't limited", error)
+            return ""
 
     def _ship(self, effect: acts.Ship) -> None:
         key = effect.job, effect.attempt
@@ -441,6 +472,7 @@ class Agent:
             self._interface,
             self._tmp(order.job, order.attempt),
             self._make_cgroup(order, spec.mem_bytes * places),
+            self._limits,
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
@@ -502,10 +534,13 @@ class Agent:
             os.unlink(self._script(job, attempt))
         tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
         if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
-            self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
-            thread = threading.Thread(target=_remove, args=(tmp, cgroup), name="beo-sweeper", daemon=True)
-            thread.start()
-            self._sweepers.append(thread)
+            self._sweep_up(_remove, tmp, cgroup)
+
+    def _sweep_up(self, remove: Callable[..., object], *paths: str) -> None:
+        self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
+        thread = threading.Thread(target=remove, args=paths, name="beo-sweeper", daemon=True)
+        thread.start()
+        self._sweepers.append(thread)
 
 
 def _remove(tmp: str, cgroup: str) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 from beo.worker import contain, door, pmi, ranks
+from beo.worker.bounds import OOM_SCORE, Bounds
 from beo.worker.conductor import Conductor, Stage
 from beo.worker.loop import Loop
 from beo.worker.order import Order
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MEMORY_POLL_S = 0.25
+BOUNDS_POLL_S = 0.25
 WORDS_LENGTH_MAX = 500
 """Most of an abort's message that goes into the result; MPI prints all of it on stderr."""
 FILES_PER_RANK = 4
@@ -47,7 +50,7 @@ class Attempt:
     """Runs an `Order` behind walls that are already there.
 
     kind: of the walls. folder: for the spool. tell: sends a message to the agent, if there is one. over: called when
-    the result stands.
+    the result stands. crowd: the cgroup that limits its processes, if there is one.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Attempt:
         loop: Loop,
         tell: Callable[[dict[str, Any]], None],
         over: Callable[[], None],
+        crowd: str = "",
     ) -> None:
         self.order = order
         self.phase = "running"
         self.result: dict[str, Any] | None = None
-        self.spool = Spool(os.path.join(folder, f"{order.job}.{order.attempt}.spool"))
+        self.spool = Spool(os.path.join(folder, f"{order.job}.{order.attempt}.spool"), order.free_min_bytes)
+        self._bounds = Bounds(order, self.spool, crowd)
         self._kind = kind
         self._outer = outer
         self._loop = loop
@@ -119,6 +124,11 @@ class Attempt:
         if order.cgroup is not None:
             self._oom_kills = contain.oom_kills(order.cgroup)
         contain.allow_files(FILES_PER_RANK * len(order.ranks) + FILES_MORE)
+        if order.shm_max_bytes is not None:
+            try:
+                contain.limit_shm(self._kind, order.shm_max_bytes)
+            except OSError as error:
+                print(f"beo: warden: /dev/shm isn't limited ({error})", flush=True)
         try:
             self._make_tmp()
             failure = None
@@ -128,6 +138,7 @@ class Attempt:
             self._rank_left(rank)
         if order.mem_bytes or order.cgroup:
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
+        self._loop.after(BOUNDS_POLL_S, "bounds", self._watch_bounds)
         if not self._by_pid:
             self._loop.after(0, "reap", self.reap)
 
@@ -219,6 +230,8 @@ class Attempt:
     def turn(self) -> None:
         """At the end of the loop's turn: see to the output that it has brought."""
         self._output.turn()
+        if self.phase == "running" and (broken := self._bounds.output()):
+            self._lose(broken)
 
     def tell(self, op: str, **words: Any) -> None:
         """Send the agent a message about this attempt."""
@@ -253,12 +266,14 @@ class Attempt:
 
     def _start_ranks(self, step: Step, failure: ranks.LaunchError | None = None) -> list[Rank]:
         order = self.order
+        was = contain.offer(OOM_SCORE)  # for who is started now; this process itself must stay
         if step.pmi and order.host_name and (step.number or order.places > order.size):
             self._host_name = self._host_name or contain.HostName(self._kind, order.host_name)
             with self._host_name:
                 failed = step.start(self.order, self._loop, failure)
         else:
             failed = step.start(self.order, self._loop, failure)
+        contain.offer(was)
         for rank in step.ranks.values():
             if rank.pid:
                 self._by_pid[rank.pid] = rank
@@ -371,7 +386,10 @@ class Attempt:
         if self._reason is None and rank.status and self._out_of_memory():
             self._lose("out of memory", rank.number, rank.status)
         if self._reason is None and killed_by:
-            self._lose(f"rank {rank.number} was killed by {signal_name(killed_by)}", rank.number, rank.status)
+            why = f"rank {rank.number} was killed by {signal_name(killed_by)}"
+            if killed_by == signal.SIGKILL and self._bounds.for_want_of_memory():
+                why += f" when {self.order.node} had no memory left: say with --mem how much it needs"
+            self._lose(why, rank.number, rank.status)
         if self._own.pmi:
             self._carry_out(self._own, self._own.pmi.left(rank.number))
 
@@ -410,6 +428,13 @@ class Attempt:
     def _time_is_up(self) -> None:
         self._lose("time limit", grace_s=self.order.grace_s)
 
+    def _watch_bounds(self) -> None:
+        if self.phase != "running":
+            return
+        if broken := self._bounds.broken(time.monotonic()):
+            self._lose(broken)
+        self._loop.after(BOUNDS_POLL_S, "bounds", self._watch_bounds)
+
     def _watch_memory(self) -> None:
         if self._out_of_memory():
             # If it was a rank itself that the kernel killed, its end is about to be reaped, and tells which.
@@ -441,7 +466,7 @@ class Attempt:
 
     def _all_dead(self) -> None:
         self.phase = "sweeping"
-        for name in ("kill", "time limit", "memory", "reap", "finish"):
+        for name in ("kill", "time limit", "memory", "bounds", "reap", "finish"):
             self._loop.forget(name)
         self._input.close()
         self._own.close(self._loop)
@@ -450,6 +475,7 @@ class Attempt:
             self._door.close()
         if self._host_name:
             self._host_name.close()
+        self.spool.free_min_bytes = 0  # it prints no more, and what is left must not wait for others to make room
         self._output.drain(self._sweep)
 
     def _sweep(self, again: bool = False) -> None:

@@ -29,6 +29,7 @@ _HOST_NAME_LENGTH_MAX = 64
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_REMOUNT = 32
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -186,17 +187,63 @@ def below(ancestor: int, children: dict[int, list[int]]) -> list[int]:
     return found
 
 
+def limit_processes(crowd: str) -> None:
+    """Let this process and its children be no more than the cgroup in the folder `crowd` allows; a number is the most
+    that this user may run at all (RLIMIT_NPROC). OSError where the kernel refuses."""
+    if crowd.isdigit():
+        _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        most = int(crowd) if hard == resource.RLIM_INFINITY else min(int(crowd), hard)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    else:
+        with open(os.path.join(crowd, "cgroup.procs"), "w") as file:
+            file.write("0")
+
+
+def refused_forks(crowd: str) -> int:
+    """How often the cgroup has refused another process (v2 and v1 alike); 0 where there is none."""
+    return _counted(os.path.join(crowd, "pids.events"), "max ") if crowd and not crowd.isdigit() else 0
+
+
+def offer(score: int | None) -> int:
+    """Let the kernel take this process, and what it starts from now on, the sooner for want of memory, the higher the
+    score (0-1000; None: leave it). Returns what it was. Where /proc doesn't let us, nothing happens."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            was = int(file.read())
+            if score is not None:
+                file.seek(0)
+                file.write(str(score))
+            return was
+    except (OSError, ValueError):
+        return 0
+
+
+def machine_oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since the boot, on the whole machine."""
+    return _counted("/proc/vmstat", "oom_kill ")
+
+
+def limit_shm(kind: str, size_bytes: int) -> None:
+    """Let the own /dev/shm hold no more than this; OSError where the kernel refuses."""
+    if kind != "subreaper" and os.path.isdir("/dev/shm"):
+        options = f"size={size_bytes}".encode()
+        _call(_libc.mount, b"tmpfs", b"/dev/shm", b"tmpfs", _MS_REMOUNT | _MS_NOSUID | _MS_NODEV, options)
+
+
+def _counted(path: str, name: str) -> int:
+    try:
+        with open(path) as file:
+            for line in file:
+                if line.startswith(name):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
 def oom_kills(cgroup: str) -> int:
     """How many processes of the cgroup the kernel has killed for want of memory (v2 and v1 alike)."""
-    for name in ("memory.events", "memory.oom_control"):
-        try:
-            with open(os.path.join(cgroup, name)) as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
-    return 0
+    return max(_counted(os.path.join(cgroup, name), "oom_kill ") for name in ("memory.events", "memory.oom_control"))
 
 
 def allow_files(count: int) -> None:

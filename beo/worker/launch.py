@@ -6,7 +6,7 @@ Pure: the node's facts and the nonce come as arguments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from beo.worker.pmi import process_mapping
@@ -60,7 +60,7 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a node knows of itself: its name and its cluster's, the interface of the cluster's network, and where it
-    lets this attempt have temporary files and a cgroup.
+    lets this attempt have temporary files and a cgroup. limits: output_bytes, shm_bytes and free_bytes, see bounds.py.
     """
 
     cluster: str
@@ -68,6 +68,7 @@ class Facts:
     interface: str | None = None
     tmp: str | None = None
     cgroup: str | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "grace_s": attempt.grace_s,
         "mem_bytes": attempt.mem_bytes,
         "cgroup": facts.cgroup,
+        "limits": dict(facts.limits),
         "tmp": facts.tmp,
         "uid": attempt.uid,
         "gid": attempt.gid,

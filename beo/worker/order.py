@@ -17,9 +17,9 @@ class Order:
 
     job, attempt: numbers that name it. node, nodes: this node's name and all nodes' in order. argv, cwd, env, env_of
     (rank -> more environment): the program. ranks: the global numbers of the ranks here (none on a further node of a
-    batch job), size: of how many. stdin:
-    whether rank 0 gets a pipe. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds; mem_bytes;
-    cgroup and tmp: folders. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
+    batch job), size: of how many. stdin: whether rank 0 gets a pipe. pmi: None or kvsname, mapping, universe.
+    time_limit_s and grace_s in seconds; mem_bytes; cgroup and tmp: folders. output_max_bytes, shm_max_bytes (None: no
+    limit) and free_min_bytes: see bounds.py. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -41,6 +41,10 @@ class Order:
         self.tmp = _text_or_none(message, "tmp")
         groups = None if message.get("groups") is None else _wholes(message, "groups")
         self.person = Person(_whole_or_none(message, "uid"), _whole_or_none(message, "gid"), groups)
+        limits = message.get("limits") or {}
+        self.output_max_bytes = _whole_or_none(limits, "output_bytes")
+        self.shm_max_bytes = _whole_or_none(limits, "shm_bytes")
+        self.free_min_bytes = _whole_or_none(limits, "free_bytes") or 0
         self.leash_until_ns = _whole_or_none(message, "leash_until_ns") or 0
         self.pmi = _pmi(message.get("pmi"))
         self._take_steps(message.get("steps") or {})

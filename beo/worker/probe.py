@@ -13,6 +13,7 @@ _WARDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "warden.py")
 _REMOVE_S = 2.0  # the kernel lets go of a cgroup some milliseconds after its last process
 
 MemoryLimit = Literal["cgroup2", "cgroup1", "poll"]
+ProcessLimit = Literal["cgroup2", "cgroup1", "rlimit", "none"]
 
 
 def contain_kind(python: str = sys.executable) -> str:
@@ -31,11 +32,11 @@ def contain_kind(python: str = sys.executable) -> str:
 
 def memory_limit() -> tuple[MemoryLimit, str]:
     """How a job's memory can be limited here, and the folder to make its cgroups in ("" for polling). Tries it out."""
-    for kind, folder in _candidates():
+    for kind, folder in _candidates("memory"):
         probe = os.path.join(folder, f"beo-probe-{os.getpid()}")
         try:
             if kind == "cgroup2":
-                _delegate_memory(folder)
+                _delegate(folder, "memory")
             make_cgroup(probe, 1 << 30)
         except OSError:
             continue
@@ -43,6 +44,36 @@ def memory_limit() -> tuple[MemoryLimit, str]:
             remove_cgroup(probe)
         return kind, folder
     return "poll", ""
+
+
+def process_limit() -> tuple[ProcessLimit, str]:
+    """How the number of a job's processes can be limited here, and the folder to make cgroups in. Tries it out.
+
+    rlimit: by RLIMIT_NPROC, which counts all that the user runs on the machine, and which root doesn't have.
+    """
+    for kind, folder in _candidates("pids"):
+        probe = os.path.join(folder, f"beo-probe-{os.getpid()}")
+        try:
+            if kind == "cgroup2":
+                _delegate(folder, "pids")
+            make_crowd(probe, 1_000)
+        except OSError:
+            continue
+        finally:
+            remove_cgroup(probe)
+        return kind, folder
+    return ("none" if os.geteuid() == 0 else "rlimit"), ""
+
+
+def make_crowd(path: str, processes_max: int) -> str:
+    """Make the cgroup folder `path` with a limit on processes and threads; OSError, and no folder, if it can't be."""
+    os.mkdir(path, 0o755)
+    try:
+        _write(os.path.join(path, "pids.max"), processes_max)
+    except OSError:
+        os.rmdir(path)
+        raise
+    return path
 
 
 def make_cgroup(path: str, mem_bytes: int) -> str:
@@ -89,7 +120,7 @@ def cores() -> int:
 def memory_bytes() -> int:
     """Memory of this machine, or of the cgroup that this process is in, whichever is less."""
     total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for _, folder in _candidates():
+    for _, folder in _candidates("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             try:
                 with open(os.path.join(folder, name)) as file:
@@ -105,21 +136,21 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def _candidates() -> list[tuple[MemoryLimit, str]]:
+def _candidates(controller: str) -> list[tuple[Literal["cgroup2", "cgroup1"], str]]:
     """Folders of the cgroup hierarchies in which this process may be allowed to make cgroups, the best first."""
     paths: dict[str, str] = {}  # controllers ("" for v2) -> this process's cgroup
     with open("/proc/self/cgroup") as file:
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             paths[controllers] = path
-    found: list[tuple[MemoryLimit, str]] = []
+    found: list[tuple[Literal["cgroup2", "cgroup1"], str]] = []
     with open("/proc/self/mounts") as file:
         for line in file:
             _, where, kind, options = line.split()[:4]
             if kind == "cgroup2":
                 found += [("cgroup2", folder) for folder in _under(where, paths.get("", "/"))]
-            elif kind == "cgroup" and "memory" in options.split(","):
-                own = next((path for names, path in paths.items() if "memory" in names.split(",")), "/")
+            elif kind == "cgroup" and controller in options.split(","):
+                own = next((path for names, path in paths.items() if controller in names.split(",")), "/")
                 found += [("cgroup1", folder) for folder in _under(where, own)]
     return sorted(found, key=lambda item: item[0] == "cgroup1")
 
@@ -130,12 +161,12 @@ def _under(mount: str, path: str) -> list[str]:
     return [folder for folder in dict.fromkeys((own, mount)) if os.path.isdir(folder)]
 
 
-def _delegate_memory(folder: str) -> None:
-    """Let cgroups inside `folder` have memory limits (v2); OSError if its own controllers don't have memory."""
+def _delegate(folder: str, controller: str) -> None:
+    """Let cgroups inside `folder` have such limits (v2); OSError if it doesn't have that controller itself."""
     with open(os.path.join(folder, "cgroup.controllers")) as file:
-        if "memory" not in file.read().split():
-            raise OSError(f"{folder} has no memory controller")
-    _write(os.path.join(folder, "cgroup.subtree_control"), "+memory")
+        if controller not in file.read().split():
+            raise OSError(f"{folder} has no {controller} controller")
+    _write(os.path.join(folder, "cgroup.subtree_control"), f"+{controller}")
 
 
 def _write(path: str, value: int | str) -> None:

@@ -104,10 +104,11 @@ class Link:
         self._unsent.clear()
 
 
-def spawn_warden(folder: str, python: str, contain: str) -> Link:
+def spawn_warden(folder: str, python: str, contain: str, crowd: str = "") -> Link:
     """Start a warden that keeps its socket, log and spools in `folder` (made if missing), and connect to it.
 
-    python: the interpreter to run it with. contain: pidns, userns or subreaper, see `probe.contain_kind`. Returns at
+    python: the interpreter to run it with. contain: pidns, userns or subreaper, see `probe.contain_kind`. crowd: what
+    limits its processes, see `contain.limit_processes`. Returns at
     once, long before the warden is ready: what is sent meanwhile waits for it. OSError where that is not possible.
     """
     os.makedirs(folder, 0o700, exist_ok=True)
@@ -128,7 +129,7 @@ def spawn_warden(folder: str, python: str, contain: str) -> Link:
             (os.POSIX_SPAWN_DUP2, log_fd, 2),
             (os.POSIX_SPAWN_DUP2, listener.fileno(), LISTENER),
         ]
-        arguments = [python, "-I", "-S", _WARDEN, folder, contain]
+        arguments = [python, "-I", "-S", _WARDEN, folder, contain, *([crowd] if crowd else [])]
         # An empty environment: nothing of the agent's shall be readable in a warden's, and a job's is given with it.
         pid = os.posix_spawn(python, arguments, {}, file_actions=moves, setsid=True, setsigmask=())
         return Link(folder, _connect(folder_fd), pid)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import struct
 
+from beo.worker.disk import is_full
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +35,10 @@ def records(spool: bytes) -> Iterator[tuple[int, int, bytes]]:
 class Spool:
     """The writer of a spool file, which is made with the first record: a job that prints nothing makes none."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, free_min_bytes: int = 0) -> None:
+        """free_min_bytes: what it leaves of its disk, see bounds.py."""
         self.path = path
+        self.free_min_bytes = free_min_bytes
         self.whole_bytes = 0
         """Length of the whole records in the file: what a reader may rely on."""
         self.trouble = ""
@@ -54,6 +58,9 @@ class Spool:
         """Write what is queued; False (and `trouble`) while the disk doesn't take it all."""
         if not self._waiting:
             return True
+        if self.free_min_bytes and is_full(os.path.dirname(self.path), self.free_min_bytes):
+            self.trouble = "the disk is full but for what is kept free"
+            return False
         try:
             if self._fd < 0:
                 # Appending only and never truncating: the warden that made this file is the only one that writes it.

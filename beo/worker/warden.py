@@ -1,6 +1,7 @@
 """The warden: the small process that keeps one attempt on one node, whatever becomes of the agent.
 
-Started as `python -I -S warden.py FOLDER KIND` with the socket it listens on as descriptor 3. It is two processes of
+Started as `python -I -S warden.py FOLDER KIND [CROWD]` with the socket it listens on as descriptor 3. CROWD: the cgroup
+that limits its processes, or their number. It is two processes of
 one memory: the *keeper* outside the walls holds the leash and waits; *PID 1* inside them starts the ranks, serves them
 and the agent, and reaps what dies. When the keeper dies, the kernel kills PID 1 and with it all behind the walls.
 
@@ -50,10 +51,11 @@ class Warden:
     """PID 1: the agent's connection on one side, the attempt on the other."""
 
     def __init__(
-        self, folder: str, kind: str, outer: contain.OuterProc, keeper_pid: int, keeper: socket.socket
+        self, folder: str, kind: str, outer: contain.OuterProc, keeper_pid: int, keeper: socket.socket, crowd: str = ""
     ) -> None:
         self._folder = folder
         self._kind = kind
+        self._crowd = crowd
         self._outer = outer
         self._keeper_pid = keeper_pid
         self._keeper = keeper
@@ -242,7 +244,7 @@ class Warden:
         if order.leash_until_ns:
             self._leash(order.leash_until_ns)
         self._attempt = Attempt(
-            order, self._kind, self._folder, self._outer, self._loop, self._send, lambda: self._leash(0)
+            order, self._kind, self._folder, self._outer, self._loop, self._send, lambda: self._leash(0), self._crowd
         )
         self._attempt.start()
 
@@ -297,12 +299,20 @@ def keep(kind: str, pid: int, inside: socket.socket) -> None:
     os.waitpid(pid, 0)
 
 
+def _limit_processes(crowd: str) -> None:
+    try:
+        contain.limit_processes(crowd)
+    except OSError as error:  # jobs run all the same: who doesn't want that sees it in the log
+        print(f"beo: warden: the number of processes isn't limited ({error})", flush=True)
+
+
 def main(arguments: list[str]) -> int:
     """Build the walls, divide into keeper and PID 1, and serve."""
     trying = arguments[:1] == ["--try"]
-    if len(arguments) != 2 or arguments[1] not in contain.KINDS:
-        print(f"usage: warden.py (FOLDER | --try) ({' | '.join(contain.KINDS)})", file=sys.stderr)
+    if len(arguments) not in (2, 3) or arguments[1] not in contain.KINDS:
+        print(f"usage: warden.py (FOLDER | --try) ({' | '.join(contain.KINDS)}) [CROWD]", file=sys.stderr)
         return 2
+    crowd = arguments[2] if len(arguments) == 3 else ""
     folder, kind = os.path.abspath(arguments[0]), arguments[1]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the agent; the warden ends when its work does
@@ -319,6 +329,8 @@ def main(arguments: list[str]) -> int:
         status = 1
         try:
             inside.close()
+            if crowd:
+                _limit_processes(crowd)
             contain.settle(kind)
             outer.locate()
             # If the keeper died before `settle` asked to die with it, nobody will tell: look for its end of the pair.
@@ -326,7 +338,7 @@ def main(arguments: list[str]) -> int:
             if keeper.recv(1) and not trying:
                 outer.write_down(os.path.join(folder, PIDS), (outer.pid, keeper_pid))
                 os.chdir("/")
-                Warden(folder, kind, outer, keeper_pid, keeper).run()
+                Warden(folder, kind, outer, keeper_pid, keeper, crowd).run()
             status = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())

@@ -1,0 +1,42 @@
+"""What attempts have outside their node's folder (temporary folders, cgroups), and its removal when nothing runs.
+
+Wardens and agents remove it themselves. Where both were killed, whoever ends the cluster comes after them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+
+from beo.worker import probe
+
+TMP = "/tmp"
+
+
+def mark(cluster: str, node: str) -> str:
+    """Return what the names of all that belongs to a node begin with, before a hyphen."""
+    return f"beo-{cluster[:8]}-{node}"
+
+
+def found(cluster: str, nodes: Iterable[str]) -> list[str]:
+    """Return all that there is of these nodes of a cluster."""
+    starts = tuple(f"{mark(cluster, node)}-" for node in nodes)
+    folders = dict.fromkeys((TMP, probe.memory_limit()[1], probe.process_limit()[1]))
+    return sorted(f"{folder}/{name}" for folder in folders for name in _names(folder) if name.startswith(starts))
+
+
+def remove(cluster: str, nodes: Iterable[str]) -> None:
+    """Remove it; what the kernel still holds on to stays. No process of these nodes may be left."""
+    for path in found(cluster, nodes):
+        if path.startswith(f"{TMP}/"):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            probe.remove_cgroup(path)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder) if folder else []
+    except OSError:
+        return []
