@@ -76,7 +76,7 @@ class Cluster:
         self.home.toml.write_text(f"[worker]\nlease_s = {LEASE_S}\n{settings}")
         self.workers = workers
         self.slots = slots
-        self._heads: list[int] = []  # children of ours
+        self._children: list[int] = []  # heads and agents that are children of ours
         self._commands: list[subprocess.Popen[str]] = []
         self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT), BEO_RESIDENT="0")
 
@@ -242,7 +242,14 @@ class Cluster:
         Its back-off is right for a head that ends all the time, and would only make such a test long.
         """
         argv = (sys.executable, *local.HEAD_ARGV)
-        self._heads.append(supervisor.spawn(argv, supervisor.environment(self.home), self.home.logs / "head.log"))
+        self._children.append(supervisor.spawn(argv, supervisor.environment(self.home), self.home.logs / "head.log"))
+
+    def start_agent(self, node: str) -> None:
+        """The same for a node's agent."""
+        argv = (sys.executable, *local.AGENT_ARGV, "--node", node, "--slots", str(self.slots))
+        log = self.home.logs / f"{node}.log"
+        self._children.append(supervisor.spawn(argv, supervisor.environment(self.home), log))
+        wait_for(lambda: lockfile.holder(self.lock(node)), f"another agent of {node}")
 
     def wait_for_head(self) -> None:
         """Wait until a head answers."""
@@ -268,7 +275,7 @@ class Cluster:
         self.wait_for_head()
 
     def _reap(self) -> None:
-        self._heads = [pid for pid in self._heads if os.waitpid(pid, os.WNOHANG)[0] == 0]
+        self._children = [pid for pid in self._children if os.waitpid(pid, os.WNOHANG)[0] == 0]
 
     # ---- what is left
 

@@ -14,11 +14,13 @@ import pytest
 
 from tests.cluster import ROOT, Cluster, kill, running, wait_for
 from tests.history import History
+from tests.test_head_kills import CHATTER, Submitters
 
 NODES = ("node01", "node02")
 HEAT = ("jobs/heat2d.py", "--n", "64")
 HEAT_S = 5.0
 SEED = 4  # of the moments of killing
+KILLS, KILLS_SLOW = 10, 100
 
 # Rank 1 holds back until it is told, so that rank 0 waits for it inside MPI_Init, which `import MPI` calls.
 HELD_BACK = """
@@ -94,3 +96,38 @@ def test_jobs_that_start_and_end_around_killed_agents_run_once_each(cluster: Clu
             time.sleep(dice.uniform(0, 0.2))
             cluster.kill_and_await(NODES[k // 10 % 2])
     cluster.check(history, adopted=tags)
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(KILLS_SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_many_kills_of_agents_lose_no_job_and_no_line_and_start_none_again(tmp_path: Path, kills: int) -> None:
+    print(f"seed {SEED}")
+    dice = random.Random(SEED)
+    enough = tmp_path / "enough"
+    talker = [sys.executable, "-c", CHATTER, str(enough)]
+    with running(tmp_path / "beo", slots=4) as cluster:
+        history = History(tmp_path / "notes")
+        long_ones = {f"long-{k}" for k in range(2)}
+        for tag in sorted(long_ones):
+            history.acknowledged(tag, cluster.submit(history.argv(tag)))
+        chatter = cluster.submit(talker)
+        cluster.wait_for_state(chatter, "running")
+        files = [tmp_path / "said", tmp_path / "run"]
+        words = (["logs", "-f", str(chatter)], ["run", *talker])
+        followers = [cluster.start(*w, stdout=file.open("wb")) for w, file in zip(words, files, strict=True)]
+        wait_for(lambda: all(file.stat().st_size for file in files), "both print")
+        cluster.kill("supervisor")  # it would wait longer and longer before it starts what ends so often
+        with Submitters(cluster, history, SEED):
+            for _ in range(kills):
+                time.sleep(dice.uniform(0.02, 0.4))
+                node = dice.choice(NODES)
+                kill([cluster.pid(node)])
+                cluster.start_agent(node)
+        assert len(history.jobs) > kills
+        enough.touch()
+        cluster.check(history, adopted=long_ones)
+        for follower, file in zip(followers, files, strict=True):
+            _, err = follower.communicate(timeout=30)
+            assert follower.returncode == 0, err
+            lines = file.read_text().splitlines()
+            assert lines == [f"line {k}" for k in range(len(lines))] and len(lines) > kills
+        assert {view.attempt for view in cluster.wait(*history.jobs, chatter)} == {1}

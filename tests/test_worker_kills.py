@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sys
 import time
@@ -13,8 +14,11 @@ import pytest
 from beo.messages import JobView
 from tests.cluster import Cluster, is_alive, kill, running, send, wait_for
 from tests.history import History
+from tests.test_head_kills import Submitters
 
 NODES = ("node01", "node02")
+SEED = 6  # of the moments of killing
+KILLS, KILLS_SLOW = 6, 100
 
 # Ranks that talk to each other for ever.
 CHATTING = "from mpi4py import MPI\nwhile True: MPI.COMM_WORLD.allreduce(1)"
@@ -142,3 +146,23 @@ def test_a_job_whose_warden_is_killed_runs_again_unless_it_says_never(
     assert (view.state, view.attempt) == (state, attempt)
     if state == "done":
         cluster.check(history)
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(KILLS_SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_many_kills_of_whole_workers_lose_no_job_and_run_none_twice_at_once(tmp_path: Path, kills: int) -> None:
+    print(f"seed {SEED}")
+    dice = random.Random(SEED)
+    with running(tmp_path / "beo", slots=4) as cluster:
+        history = History(tmp_path / "notes")
+        for requeue in ("auto", "confirm"):
+            history.acknowledged(requeue, cluster.submit(history.argv(requeue), requeue=requeue))
+        cluster.kill("supervisor")  # it would wait longer and longer before it starts what ends so often
+        with Submitters(cluster, history, SEED):
+            for _ in range(kills):
+                time.sleep(dice.uniform(0.05, 0.5))
+                node = dice.choice(NODES)
+                cluster.kill_worker(node)
+                cluster.start_agent(node)
+        cluster.check(history)
+        attempts = [view.attempt for view in cluster.wait(*history.jobs)]
+        assert max(attempts) > 1, "nothing was hit"
