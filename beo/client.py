@@ -32,6 +32,7 @@ RESEND_S = 1.0  # an answer that is overdue by so much was lost with the head th
 CONNECT_POLL_S = 0.25  # how often an absent head's connection is looked at
 # A head that dies takes its parked polls along; their client asks again when they are overdue, so they are kept short.
 WAIT_SLICE_S = 2.0
+FOLLOW_S = 0.3  # between looks at a journal that has not grown
 EVENTS_PAGE = 1_000  # entries in one answer: the head's limit
 PACE_S = 0.1  # between polls that a busy head answers at once instead of keeping them
 PROGRESS_SLICE_S = 1.0  # the same where somebody watches
@@ -381,12 +382,52 @@ class Cluster:
         """Return the journal entries behind index `after`, at most `limit`; with 0 the last ones."""
         return self._ask(m.ListEvents(after, limit), m.EventsAre).events
 
-    def history(self) -> Iterator[m.EventView]:
-        """Yield all journal entries that the head still has, the oldest first."""
-        last = 1  # an `after` of 0 means the newest; entry 1 is the birth of the cluster
-        while page := self.events(last, EVENTS_PAGE):
-            yield from page
-            last = page[-1].index
+    def journal(self, job: int = 0, node: str = "") -> Iterator[m.EventView]:
+        """Yield all journal entries that the head still has, the oldest first; only those that name `job` or `node`."""
+        after = 1  # an `after` of 0 means the newest; entry 1 is the birth of the cluster
+        while True:
+            page = self._ask(m.ListEvents(after, EVENTS_PAGE, job, node), m.EventsAre)
+            yield from page.events
+            if page.upto <= after:
+                return
+            after = page.upto
+
+    def follow_journal(self, after: int = 0, job: int = 0, node: str = "") -> Iterator[m.EventsAre]:
+        """Yield what the journal says behind index `after` (0: from now on), page by page, for ever and without a gap.
+
+        Restarts of the head are waited out. A page may have no events. One that begins behind its `oldest` entry tells
+        of a gap all the same: the reader was so slow that entries were dropped.
+        """
+        if not after:
+            after = self._ask(m.ListEvents(0, 1), m.EventsAre, None).upto
+        while True:
+            page = self._ask(m.ListEvents(after, EVENTS_PAGE, job, node), m.EventsAre, None)
+            yield page
+            if page.upto > after:
+                after = page.upto
+            else:
+                time.sleep(FOLLOW_S)
+
+    def history(
+        self,
+        select: Iterable[str] = (),
+        user: str = "",
+        states: Iterable[str] = (),
+        since_s: float = 0.0,
+        until_s: float = 0.0,
+    ) -> Iterator[m.JobRecord]:
+        """Yield what ended jobs took, the newest first, as far as they are on record.
+
+        `since_s` and `until_s` (seconds since 1970) bound when they ended.
+        """
+        before = 0
+        wish = (tuple(select), user, tuple(states), since_s, until_s)
+        while True:
+            page = self._ask(m.ListHistory(*wish, before), m.HistoryAre)
+            yield from page.jobs
+            if not page.next:
+                return
+            before = page.next
 
     def drain(self, nodes: str, reason: str = "") -> tuple[m.NodeView, ...]:
         """Give the nodes of a node set no new work until they are resumed; what runs there goes on. Returns them."""

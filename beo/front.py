@@ -35,6 +35,7 @@ THROUGH = frozenset(
         "cancel",
         "drain",
         "events",
+        "history",
         "forget",
         "hold",
         "info",

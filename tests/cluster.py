@@ -166,7 +166,7 @@ class Cluster:
         history.release()
         self.wait(*history.jobs)
         with self.client() as own:
-            faults = history.faults(own.jobs(ended=True, limit=m.LIST_LENGTH_MAX).jobs, own.history(), adopted)
+            faults = history.faults(own.jobs(ended=True, limit=m.LIST_LENGTH_MAX).jobs, own.journal(), adopted)
         assert not faults, "\n".join(faults)
 
     # ---- who is who

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from beo import messages as m
 from beo import records
 from beo.cli.group import VERBS, main
+from beo.cli.past import parse_moment
 from beo.errors import Conflict
 from beo.events import PartResult, RankResult
 from beo.spec import JobSpec
@@ -306,12 +308,137 @@ def test_events_are_listed_the_newest_last_and_by_job(head: FakeHead, beo: Beo) 
     def page(message: object) -> object:
         assert isinstance(message, m.ListEvents)
         behind = [event for event in journal if event.index > message.after]
-        return m.EventsAre(tuple(behind[:4] if message.after else behind[-message.limit :]))
+        looked = behind[:4] if message.after else behind[-message.limit :]
+        found = tuple(event for event in looked if message.job in (0, event.job))
+        return m.EventsAre(found, 1, looked[-1].index if looked else message.after)
 
     head.on(m.ListEvents, page)
     assert [row["index"] for row in json.loads(beo("events", "-n", "3", "--json")[1])] == [9, 10, 11]
     assert beo("events", "--job", "2", "-q") == (0, "2\n5\n8\n11\n", "")
     assert beo("events", "--job", "2", "-q", "-n", "1") == (0, "11\n", "")
+
+
+def test_following_events_prints_each_once_over_pages_that_have_none(head: FakeHead) -> None:
+    journal = [m.EventView(i, 1, 1000.0 + i, "Submitted", i % 3, "n1", f"e{i}") for i in range(1, 4)]
+
+    def page(message: object) -> object:
+        assert isinstance(message, m.ListEvents)
+        behind = [event for event in journal if event.index > message.after]
+        looked = behind[:2] if message.after else behind[-message.limit :]
+        found = tuple(event for event in looked if message.job in (0, event.job))
+        return m.EventsAre(found, 1, looked[-1].index if looked else message.after)
+
+    head.on(m.ListEvents, page)
+    words = [sys.executable, "-m", "beo.front", "events", "-f", "--job", "2", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["index"] == 2, "what was there before comes first"
+        journal += [m.EventView(i, 1, 1000.0 + i, "Submitted", i % 3, "n1", f"e{i}") for i in range(4, 12)]
+        assert [json.loads(process.stdout.readline())["index"] for _ in range(3)] == [5, 8, 11]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+
+
+def test_following_events_says_what_is_no_longer_in_the_journal(head: FakeHead) -> None:
+    def page(message: object) -> object:
+        assert isinstance(message, m.ListEvents)
+        born = m.EventView(6, 1, 1.0, "Born", 0, "", "x")
+        return m.EventsAre((), 20, 30) if message.after else m.EventsAre((born,), 1, 6)
+
+    head.on(m.ListEvents, page)
+    words = [sys.executable, "-m", "beo.front", "events", "-f", "-q"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        line = process.stderr.readline()
+        assert line == "beo: entries 7 to 19 are no longer in the journal: this reader was too slow\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+def record(job: int, user: str = "ada", state: str = "done", **words: object) -> m.JobRecord:
+    fields: dict[str, object] = {
+        "name": "pi",
+        "exit_code": 0 if state == "done" else 1,
+        "code_by": "job",
+        "submitted_s": 1000.0,
+        "started_s": 1010.0,
+        "ended_s": 1100.0,
+        "waited_s": 10.0,
+        "ran_s": 90.0,
+        "cpu_s": 175.25,
+        "peak_bytes": 3 << 20,
+        "ranks": 2,
+        "slots": 4,
+        "nodes": "node[01-02]",
+        "attempts": 1,
+        "reason": "",
+    }
+    return m.JobRecord(id=job, user=user, state=state, **{**fields, **words})  # type: ignore[arg-type]
+
+
+def test_history_lists_what_ended_jobs_took_the_newest_last(head: FakeHead, beo: Beo) -> None:
+    head.on(m.ListHistory, m.HistoryAre((record(9, state="failed"), record(7))))
+    code, out, err = beo("history", "--format", "id,state,exit,waited,ran,cpu,peak,ranks,nodes")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["ID", "STATE", "EXIT", "WAITED", "RAN", "CPU", "PEAK", "RANKS", "NODES"],
+        ["7", "done", "0", "10s", "1m30s", "2m55s200ms", "3MiB", "2", "node[01-02]"],
+        ["9", "failed", "1", "10s", "1m30s", "2m55s200ms", "3MiB", "2", "node[01-02]"],
+    ]
+    row = json.loads(beo("history", "--json")[1])[0]
+    assert (row["id"], row["cpu"], row["attempts"], row["origin"]) == (7, 175.25, 1, "job")
+
+
+def test_history_asks_page_by_page_and_stops_when_it_has_enough(head: FakeHead, beo: Beo) -> None:
+    pages = {0: m.HistoryAre((record(9), record(8)), 8), 8: m.HistoryAre((), 5), 5: m.HistoryAre((record(3),), 0)}
+    head.on(m.ListHistory, lambda message: pages[message.before])  # type: ignore[attr-defined]
+    assert beo("history", "-q") == (0, "3\n8\n9\n", "")
+    assert len(head.received) == 3
+    code, out, err = beo("history", "-q", "-n", "1")
+    assert (code, out) == (0, "9\n") and err.startswith("beo: these are the last 1: raise -n")
+    assert len(head.received) == 4
+
+
+def test_history_says_what_is_meant(head: FakeHead, beo: Beo) -> None:
+    head.on(m.ListHistory, m.HistoryAre(()))
+    words = ["3-7", "-u", "ada", "--state", "failed,lost", "--since", "2026-11-25", "--until", "2026-11-25 17:30"]
+    assert beo("history", *words)[0] == 0
+    (wish,) = head.messages(m.ListHistory)
+    assert isinstance(wish, m.ListHistory)
+    assert (wish.select, wish.user, wish.states) == (("3-7",), "ada", ("failed", "lost"))
+    assert wish.until_s - wish.since_s == 17.5 * 3600
+
+
+def test_history_sums_by_user_and_for_all(head: FakeHead, beo: Beo) -> None:
+    jobs = (record(3, "bob", "failed", waited_s=0.0), record(2, peak_bytes=5 << 20), record(1, waited_s=20.0))
+    head.on(m.ListHistory, m.HistoryAre(jobs))
+    rows = json.loads(beo("history", "--sum", "--json")[1])
+    assert [(row["user"], row["jobs"], row["done"], row["failed"]) for row in rows] == [
+        ("ada", 2, 2, 0),
+        ("bob", 1, 0, 1),
+        ("*", 3, 2, 1),
+    ]
+    ada, _, everybody = rows
+    assert (ada["waited"], ada["ran"], ada["slottime"], ada["cpu"], ada["peak"]) == (15.0, 180.0, 720.0, 350.5, 5 << 20)
+    assert everybody["waited"] == 10.0
+
+
+@pytest.mark.parametrize("word", ["yesterday", "2026-13-01", "25.11.2026", "-1h"])
+def test_a_moment_that_is_none_is_a_mistake(head: FakeHead, beo: Beo, word: str) -> None:
+    code, _, err = beo("history", "--since", word)
+    assert code == 2 and err.startswith(f"beo: {word!r} is no moment: write it as 2026-11-25"), err
+
+
+def test_moments_are_local_time_or_so_long_ago() -> None:
+    now_s = time.mktime((2026, 11, 25, 17, 30, 0, 0, 0, -1))
+    assert parse_moment("2h", now_s) == now_s - 7200
+    assert parse_moment("now", now_s) == now_s
+    assert parse_moment("today", now_s) == parse_moment("2026-11-25", now_s) == now_s - 17.5 * 3600
+    assert parse_moment("2026-11-25T17:30", now_s) == parse_moment("2026-11-25 17:30:00", now_s) == now_s
 
 
 def test_info_tells_who_answers(head: FakeHead, beo: Beo) -> None:

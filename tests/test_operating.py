@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,61 @@ def test_a_node_that_does_not_answer_is_named_and_the_others_are_shown(cluster: 
 def test_top_shows_the_cluster_as_it_is(cluster: Cluster, pair: int) -> None:
     shown = cluster.beo("top", "-n", "1").stdout
     assert "node01  up" in shown and f"{pair:>3}  pair" in shown and f"{pair}/node02/" in shown
+
+
+# ---- what was
+
+
+def test_events_are_followed_without_loss_over_restarts_of_the_head(cluster: Cluster) -> None:
+    words = ("events", "-f", "-n", "1", "--json")
+    follower = cluster.start(*words)
+    assert follower.stdout
+    lines = [json.loads(follower.stdout.readline())]
+    submitted = []
+    for _ in range(3):
+        submitted += [cluster.submit(["true"]) for _ in range(3)]
+        cluster.kill_and_await("head")
+        cluster.wait_for_head()
+    cluster.wait(*submitted)
+    last = cluster.submit(["true"])
+    while (lines[-1]["kind"], lines[-1]["job"]) != ("Submitted", last):
+        lines.append(json.loads(follower.stdout.readline()))
+    follower.send_signal(signal.SIGINT)
+    follower.communicate(timeout=30)
+    indices = [line["index"] for line in lines]
+    assert indices == list(range(indices[0], indices[-1] + 1)), "an entry is missing, or there twice"
+    assert [line["job"] for line in lines if line["kind"] == "Submitted"] == [*submitted, last]
+    assert sum(line["kind"] == "EpochBegan" for line in lines) >= 3
+    with cluster.client() as own:
+        known = {event.index: event.text for event in own.journal()}
+    assert {line["index"]: line["text"] for line in lines}.items() <= known.items()
+
+
+def test_events_of_one_node_and_of_one_job(cluster: Cluster) -> None:
+    job = cluster.submit(["true"])
+    cluster.wait(job)
+    found = json.loads(cluster.beo("events", "--job", str(job), "--json").stdout)
+    assert [row["kind"] for row in found] == ["Submitted", "Started", "PartEnded"]
+    node = found[-1]["node"]
+    named = json.loads(cluster.beo("events", "--node", node, "--json").stdout)
+    assert {row["node"] for row in named if row["kind"] != "Started"} == {node}
+    assert found[1]["index"] in {row["index"] for row in named}, "an attempt is about all its nodes"
+
+
+def test_history_tells_what_jobs_took(cluster: Cluster) -> None:
+    busy = "import time; x = bytearray(30_000_000); end = time.process_time() + 0.3\nwhile time.process_time() < end: 1"
+    good = cluster.submit([sys.executable, "-c", busy], ranks=2, name="busy")
+    bad = cluster.submit(["sh", "-c", "exit 3"])
+    cluster.wait(good, bad)
+    rows = {row["id"]: row for row in json.loads(cluster.beo("history", f"{good}-{bad}", "--json").stdout)}
+    assert (rows[good]["state"], rows[good]["exit"], rows[good]["ranks"]) == ("done", 0, 2)
+    assert rows[good]["cpu"] >= 0.6 and rows[good]["peak"] >= 30_000_000 and rows[good]["ran"] > 0
+    assert (rows[bad]["state"], rows[bad]["exit"], rows[bad]["reason"]) == ("failed", 3, "exit code 3")
+    only = cluster.beo("history", "--state", "failed", "--since", "1h", "-q").stdout.split()
+    assert str(bad) in only and str(good) not in only
+    sums = json.loads(cluster.beo("history", f"{good},{bad}", "--sum", "--json").stdout)
+    assert [(row["jobs"], row["done"], row["failed"]) for row in sums] == [(2, 1, 1)] * 2
+    assert cluster.beo("history", "--until", "2020-01-01").stdout.count("\n") <= 1
 
 
 def test_a_node_that_was_switched_off_is_forgotten_and_joins_again(tmp_path: Path) -> None:

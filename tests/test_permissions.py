@@ -41,6 +41,7 @@ SAMPLES: dict[str, Any] = {
     "Signal": ms.Signal(JOB, 9, "key"),
     "ListNodes": ms.ListNodes(),
     "ListEvents": ms.ListEvents(),
+    "ListHistory": ms.ListHistory((str(JOB),)),
     "DeclareGone": ms.DeclareGone("n1"),
     "Drain": ms.Drain("n1"),
     "Resume": ms.Resume("n1"),

@@ -1,4 +1,4 @@
-"""The verbs about machines and what happened: nodes, drain, resume, forget, gone, events."""
+"""The verbs about machines: nodes, drain, resume, forget, gone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import click
 from beo import messages as m
 from beo import table, units
 from beo.cli.group import Verb, option
-from beo.cli.tables import listing, moment, show
-from beo.client import EVENTS_PAGE, Cluster
-
-EVENTS_SHOWN = 50  # about a screenful
+from beo.cli.tables import listing, show
+from beo.client import Cluster
 
 NODE_COLUMNS = (
     table.Column("name"),
@@ -30,15 +28,6 @@ NODE_COLUMNS = (
     table.Column("why"),
 )
 NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation")
-EVENT_COLUMNS = (
-    table.Column("index"),
-    table.Column("epoch"),
-    table.Column("time", moment),
-    table.Column("kind"),
-    table.Column("job"),
-    table.Column("node"),
-    table.Column("text"),
-)
 
 
 @click.command(
@@ -132,33 +121,6 @@ def forget(nodes: tuple[str, ...]) -> None:
     join again later.
     """
     Cluster().forget(",".join(nodes))
-
-
-@click.command(
-    cls=Verb,
-    examples=[("beo events -n 200", "the last 200"), ("beo events --job 7", "the life of one job")],
-)
-@option("-n", "count", type=click.IntRange(1, EVENTS_PAGE), help=f"So many, the last (default {EVENTS_SHOWN}).")
-@option("--job", type=click.IntRange(1), help="Only those of one job, by default all of them.")
-@listing
-def events(count: int | None, job: int | None, fields: str, as_json: bool, quiet: bool) -> None:
-    """List what happened to the cluster, from its journal, the newest last."""
-    cluster = Cluster()
-    found = cluster.events(limit=count or EVENTS_SHOWN) if job is None else cluster.history()
-    rows = [
-        {
-            "index": event.index,
-            "epoch": event.epoch,
-            "time": event.time_s,
-            "kind": event.kind,
-            "job": event.job or None,
-            "node": event.node,
-            "text": event.text,
-        }
-        for event in found
-        if job is None or event.job == job
-    ]
-    show(rows[-count:] if count else rows, EVENT_COLUMNS, fields, as_json, quiet)
 
 
 @click.command(cls=Verb, examples=[("beo gone node03", "node03 is switched off: run its jobs elsewhere")])

@@ -18,7 +18,7 @@ from beo import events as ev
 from beo import messages as ms
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, inquiries, operate, permissions, tokens, views
+from beo.headnode import admit, decide, inquiries, ledger, operate, permissions, tokens, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -197,6 +197,8 @@ class Head:
                 answer = ms.InfoIs(state.cluster, state.head, state.epoch, *who)
             case ms.ListJobs():
                 answer = self._list(message, user)
+            case ms.ListHistory():
+                answer = ledger.page(state, user, message, lambda job: views.name_of(job, self._sight(user, job)))
             case ms.ShowJob():
                 jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
                 outlook = Outlook(state, self._ready, self._config.users)

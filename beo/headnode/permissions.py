@@ -39,6 +39,7 @@ RULES: dict[type, str] = {
     ms.Signal: OWNER,
     ms.ListNodes: ALL,
     ms.ListEvents: SEEN,
+    ms.ListHistory: SEEN,
     ms.DeclareGone: ADMIN,
     ms.Drain: ADMIN,
     ms.Resume: ADMIN,

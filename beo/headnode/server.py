@@ -325,12 +325,15 @@ class Server:
         last = self._journal.durable_index
         after = min(message.after, last)  # a client may say any number, and SQLite takes 63 bits
         first = max(self._journal.oldest_index, after + 1 if after > 0 else last - limit + 1)
-        rows = []
+        rows, upto = [], first - 1
         for entry in self._journal.entries(first, limit):
             if entry.index > last:
                 break
-            rows.append(views.event_row(entry.index, entry.epoch, events.decode(entry.data), self._state, user))
-        return ms.EventsAre(tuple(rows))
+            upto = entry.index
+            event = events.decode(entry.data)
+            if views.names(event, message.job, message.node):
+                rows.append(views.event_row(entry.index, entry.epoch, event, self._state, user))
+        return ms.EventsAre(tuple(rows), self._journal.oldest_index, upto)
 
 
 def main() -> int:

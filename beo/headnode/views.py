@@ -24,6 +24,11 @@ def progress(job: Job) -> str:
     return f"{job.state}/{job.attempt_number}"
 
 
+def name_of(job: Job, sight: Sight) -> str:
+    """What a job is called to somebody who sees that much of it."""
+    return "-" if sight == "private" else job.spec.title
+
+
 def job_row(job: Job, outlook: Outlook, sight: Sight) -> ms.JobView:
     """One row of `beo queue`. Of others' jobs it tells why they wait, not how they ended: that quotes them."""
     attempt = job.attempt
@@ -31,7 +36,7 @@ def job_row(job: Job, outlook: Outlook, sight: Sight) -> ms.JobView:
     reasons = outlook.why(job) if sight == "own" or job.state in WAITING else ()
     return ms.JobView(
         id=job.id,
-        name="-" if sight == "private" else job.spec.title,
+        name=name_of(job, sight),
         user=job.user,
         state=job.state,
         ranks=job.spec.ranks,
@@ -81,6 +86,14 @@ def _asked_for(job: Job, name: str) -> JobSpec:
         priority=spec.priority,
         batch=spec.batch,
     )
+
+
+def names(event: ev.Event, job: int, node: str) -> bool:
+    """Whether an event is about a job (0: any) and about a node (empty: any); an attempt is about all its nodes."""
+    if job and job != getattr(event, "job", 0) and job not in getattr(event, "jobs", ()):
+        return False
+    parts = event.parts if isinstance(event, ev.Started) else ()
+    return not node or node == getattr(event, "node", "") or any(part.node == node for part in parts)
 
 
 def event_row(index: int, epoch: int, event: ev.Event, state: State, user: User) -> ms.EventView:
