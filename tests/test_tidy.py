@@ -22,7 +22,7 @@ FLOORS = {
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.pmi worker.frames worker.peers "
-    "worker.steps headnode.inquiries",
+    "worker.steps headnode.inquiries headnode.ledger",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes "
     "worker.terminal worker.step worker.request worker.outflow worker.door headnode.output worker.processes "
