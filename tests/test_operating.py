@@ -167,6 +167,21 @@ def test_a_node_that_does_not_answer_is_named_and_the_others_are_shown(cluster: 
     cluster.wait_for_node("node02", "up")
 
 
+def test_the_ranks_of_a_jobs_steps_have_numbers_too_and_are_killed_by_them(cluster: Cluster) -> None:
+    script = f"PATH={Path(sys.executable).parent}:$PATH; beo run -n 2 sleep 103; echo ended $?"
+    job = cluster.submit(["sh", "-c", f"#BEO\n{script}"], slots=3)
+
+    def ranks() -> dict[int, str]:
+        with cluster.client() as own:
+            found = [process for _, process in jobs.Job(job, own).processes()]
+        return {process.rank: process.command for process in found if process.command == "sleep 103"}
+
+    wait_for(lambda: sorted(ranks()) == [1, 2], "both ranks of the step are shown, numbered behind the job's own")
+    assert "(rank 2): SIGKILL to sleep 103" in cluster.beo("kill", "-s", "KILL", f"{job}.2").stdout
+    cluster.wait(job)
+    assert "ended 137" in cluster.output(job)
+
+
 def test_top_shows_the_cluster_as_it_is(cluster: Cluster, pair: int) -> None:
     shown = cluster.beo("top", "-n", "1").stdout
     assert "node01  up" in shown and f"{pair:>3}  pair" in shown and f"{pair}/node02/" in shown
