@@ -449,6 +449,18 @@ class Cluster:
         """End tokens by number; what joined by them stays."""
         return self._ask(m.RevokeTokens(tuple(numbers)), m.TokensAre, SUBMIT_PATIENCE_S).tokens
 
+    def users(self) -> tuple[m.UserView, ...]:
+        """Return everybody with a key, and those who are barred; for admins."""
+        return self._ask(m.ListUsers(), m.UsersAre).users
+
+    def revoke_keys(self, word: str) -> None:
+        """Take a key, by its first characters, or all keys of a user and bar him from the doors; for admins."""
+        self._ask(m.RevokeKeys(word), m.Done, SUBMIT_PATIENCE_S)
+
+    def allow_user(self, name: str) -> None:
+        """Let a barred user come to the doors again; for admins."""
+        self._ask(m.AllowUser(name), m.Done, SUBMIT_PATIENCE_S)
+
     def gone(self, node: str) -> None:
         """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""
         self._ask(m.DeclareGone(node), m.Done, SUBMIT_PATIENCE_S)

@@ -179,7 +179,9 @@ def _with_overrides(settings: dict[str, Any]) -> dict[str, Any]:
         try:
             overrides[name] = msgspec.convert({**limits, **table}, Limits)
         except msgspec.ValidationError as error:
-            raise msgspec.ValidationError(str(error).replace("`$", f"`$.users.{name}")) from None
+            told, where = str(error), f"`$.users.{name}"
+            told = told.replace("`$", where) if "`$" in told else f"{told} - at {where}`"
+            raise msgspec.ValidationError(told) from None
     return {**settings, "users": {**for_all, **({"overrides": overrides} if overrides else {})}}
 
 

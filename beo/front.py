@@ -52,6 +52,7 @@ THROUGH = frozenset(
         "show",
         "submit",
         "wait",
+        "users",
     }
 )
 READING = frozenset({"run"})  # pass on their standard input

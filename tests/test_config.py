@@ -1,6 +1,7 @@
 """A cluster's folder: settings are checked by name, keys are for their owner alone, files are replaced whole."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,16 @@ def test_a_disk_that_takes_only_a_part_leaves_the_file_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         write_durably(path, b"another", 0o600)
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("cluster.json", b"whole")]
+
+
+def test_the_limits_that_the_page_on_users_shows_are_read(place: Home) -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "users.md"
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    place.path.mkdir(exist_ok=True)
+    place.toml.write_text(toml)
+    users = place.config().users
+    assert (users.of("bob").slots_max, users.of("bob").running_max) == (32, 10)
+    assert (users.of("ann").slots_max, users.of("ann").running_max, users.where("ann")) == (64, 10, "users.ann")
+    place.toml.write_text("[users.ann]\nslots = 1\n")
+    with pytest.raises(UsageError, match=r"users\.ann"):
+        place.config()

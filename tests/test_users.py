@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from beo import keyring
-from tests.cluster import Cluster, running, wait_for
+from tests.cluster import BEO, Cluster, running, wait_for
 from tests.people import Person, open_place
 
 pytestmark = pytest.mark.root
@@ -198,6 +200,52 @@ def test_an_admin_may_all(cluster: Cluster, ann: Person) -> None:
 def test_root_inside_a_users_job_is_out_of_reach(cluster: Cluster, ann: Person) -> None:
     done = ann.beo(cluster.home.path, "run", "sh", "-c", "grep CapEff /proc/self/status")
     assert int(done.stdout.split()[1], 16) == 0
+
+
+# ---- who is known
+
+
+def test_users_are_listed_revoked_and_allowed_again(cluster: Cluster, place: Path) -> None:
+    path, dan = cluster.home.path, Person(54_340, (54_340,), place)
+    assert dan.beo(path, "info", "-q").returncode == 0
+    assert "uid54340" in cluster.beo("users", "-q").stdout.split()
+    assert dan.beo(path, "users").returncode == 77, "that is for admins"
+    assert cluster.beo("users", "revoke", "uid54340").returncode == 0
+    done = dan.beo(path, "queue")
+    assert done.returncode == 77 and "barred" in done.stderr, done.stderr
+    shutil.rmtree(dan.home / ".config")  # another key doesn't help
+    assert dan.beo(path, "queue").returncode == 77
+    assert cluster.beo("users", "allow", "uid54340").returncode == 0
+    assert dan.beo(path, "queue").returncode == 0
+    key = next(view.keys[0] for view in cluster.client().users() if view.name == "uid54340")
+    assert cluster.beo("users", "revoke", key[:12]).returncode == 0
+    done = dan.beo(path, "queue")
+    assert done.returncode == 77 and "revoked" in done.stderr, done.stderr
+
+
+# ---- the door of a worker
+
+
+def test_a_workers_door_lets_its_users_in(cluster: Cluster, place: Path) -> None:
+    fay, folder = Person(54_350, (54_350,), place), place / "worker"
+    folder.mkdir(mode=0o700)
+    env = {**cluster.env, "BEO_DIR": str(folder)}
+    token = json.loads(cluster.beo("token", "--json").stdout)["token"]
+    head = cluster.home.cluster().heads[0]
+
+    def beo(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*BEO, *words], env=env, capture_output=True, text=True, timeout=60, cwd="/")
+
+    try:
+        done = beo("worker", "--head", head, "--token", token, "--name", "elsewhere", "--slots", "1")
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: (folder / "door").exists(), "the worker's door")
+        done = fay.beo(folder, "run", "id", "-u")
+        assert (done.stdout, done.returncode) == ("54350\n", 0), done.stderr
+    finally:
+        beo("down")
+        cluster.wait_for_node("elsewhere", "lost")
+        cluster.beo("forget", "elsewhere")
 
 
 # ---- a cluster that isn't root's

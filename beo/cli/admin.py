@@ -53,6 +53,7 @@ def info(as_json: bool, quiet: bool) -> None:
         "address": cluster.home.cluster().heads[0],
         "epoch": answer.epoch,
         "user": answer.user,
+        "role": answer.role,
         "version": answer.version,
         "client_version": beo.__version__,
         "folder": str(cluster.home.path),

@@ -45,6 +45,7 @@ VERBS = {
     "history": ("past", "list what ended jobs took"),
     "gone": ("nodes", "declare a silent node's machine to be off"),
     "forget": ("nodes", "take lost nodes off the record"),
+    "users": ("users", "list who may use the cluster, or take somebody's keys"),
     "doctor": ("doctor", "look for what is wrong, and what cures it"),
     "info": ("admin", "tell which cluster answers"),
     "resident": ("resident", "tell of the process that makes verbs quick, or end it"),

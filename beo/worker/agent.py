@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import queue
 import secrets
 import shutil
 import signal
@@ -29,6 +30,8 @@ from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
+from beo.door import Door
+from beo.errors import Conflict
 from beo.worker import acts, core, launch, probe, process, remains
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
@@ -110,9 +113,36 @@ class Agent:
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
         self._poller = wire.Poller()
+        self._knocks: queue.SimpleQueue[tuple[int, int, int, tuple[int, ...], str]] = queue.SimpleQueue()
+        self._door_lock = -1
+        self._door = self._open_door()
         self._begin()
 
     # ---- beginning and ending
+
+    def _open_door(self) -> Door | None:
+        """Let this machine's users in, where the head is on another one and believes us: as root."""
+        folder = self._home.path
+        if os.geteuid() or not self._home.config().users.door or (self._home.keys / "head.secret").exists():
+            return None
+        try:
+            self._door_lock = lockfile.hold(folder / "run" / "door.lock")  # of several agents here, one opens it
+            return Door(str(folder), self._knock)
+        except Conflict:
+            return None
+        except OSError as error:
+            log.error("no door for this machine's users: %s", error)
+            return None
+
+    def _knock(self, visitor: int, uid: int, gid: int, groups: tuple[int, ...], key: str) -> None:
+        self._knocks.put((visitor, uid, gid, groups, key))
+        self._waker.wake()
+
+    def _vouch(self) -> None:
+        """Tell the head who knocked; where it doesn't answer, the visitor's patience ends first."""
+        while not self._knocks.empty():
+            knock = self._knocks.get_nowait()
+            self._head.send(0, ms.encode(ms.Vouch(self._core.node.name, self._core.incarnation, *knock)))
 
     def _listen(self, host: str, public: str) -> wire.Server:
         """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
@@ -176,6 +206,10 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
+        if self._door:
+            self._door.close()
+        if self._door_lock >= 0:
+            os.close(self._door_lock)
         self._shipper.stop()
         self._inspector.stop()
         for link in self._links.values():
@@ -221,6 +255,7 @@ class Agent:
                 if link.fileno() in fds:
                     self._read_warden(number, link)
             self._waker.clear()
+            self._vouch()
             for news in self._shipper.news():
                 if isinstance(news, acts.Shipped):
                     self._shipping.discard((news.job, news.attempt))
@@ -241,7 +276,10 @@ class Agent:
             except msgspec.MsgspecError as error:
                 log.warning("the head says what this agent can't read: %s", error)
                 continue
-            if isinstance(message, ms.Failed):
+            if isinstance(message, ms.Vouched):
+                if self._door:
+                    self._door.answer(message.visitor, message.user, message.error)
+            elif isinstance(message, ms.Failed):
                 self._refused(message.error.get("what", ""))
             elif not isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
                 if isinstance(message, ms.Welcome):
