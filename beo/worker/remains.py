@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 
 from beo.worker import probe
 
@@ -30,7 +31,11 @@ def remove(cluster: str, nodes: Iterable[str]) -> None:
     """Remove it; what the kernel still holds on to stays. No process of these nodes may be left."""
     for path in found(cluster, nodes):
         if path.startswith(f"{TMP}/"):
-            shutil.rmtree(path, ignore_errors=True)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):  # a script that was never started, or a link that somebody left there
+                    os.unlink(path)
         else:
             probe.remove_cgroup(path)
 
