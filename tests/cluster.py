@@ -161,12 +161,12 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def check(self, history: History, adopted: Collection[str] = ()) -> None:
-        """Let the jobs of a history come to their end, and hold it against what the cluster says."""
+    def check(self, history: History, adopted: Collection[str] = (), untold: bool = False) -> None:
+        """Let the jobs of a history come to their end, and hold it against what the cluster says. untold: see there."""
         history.release()
         self.wait(*history.jobs)
         with self.client() as own:
-            faults = history.faults(own.jobs(ended=True, limit=m.LIST_LENGTH_MAX).jobs, own.journal(), adopted)
+            faults = history.faults(own.jobs(ended=True, limit=m.LIST_LENGTH_MAX).jobs, own.journal(), adopted, untold)
         assert not faults, "\n".join(faults)
 
     # ---- who is who
@@ -248,8 +248,10 @@ class Cluster:
         """The same for a node's agent."""
         argv = (sys.executable, *local.AGENT_ARGV, "--node", node, "--slots", str(self.slots))
         log = self.home.logs / f"{node}.log"
-        self._children.append(supervisor.spawn(argv, supervisor.environment(self.home), log))
-        wait_for(lambda: lockfile.holder(self.lock(node)), f"another agent of {node}")
+        pid = supervisor.spawn(argv, supervisor.environment(self.home), log)
+        self._children.append(pid)
+        # Its own pid: the threads of a killed agent may hold the lock for a moment when it is a zombie already.
+        wait_for(lambda: lockfile.holder(self.lock(node)) == pid, f"another agent of {node}")
 
     def wait_for_head(self) -> None:
         """Wait until a head answers."""

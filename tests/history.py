@@ -108,11 +108,18 @@ class History:
 
     # ---- afterwards
 
-    def faults(self, rows: Iterable[JobView], events: Iterable[EventView], adopted: Collection[str] = ()) -> list[str]:
+    def faults(
+        self,
+        rows: Iterable[JobView],
+        events: Iterable[EventView],
+        adopted: Collection[str] = (),
+        untold: bool = False,
+    ) -> list[str]:
         """Return in words all that breaks a promise, nothing for a good run.
 
         rows: all jobs, after all have ended. events: the whole journal. adopted: the tags of jobs of which only one
-        attempt may have come to its first line, whatever was killed.
+        attempt may have come to its first line, whatever was killed. untold: whether an attempt that had ended may be
+        followed by another: its worker was killed as a whole, with the result that nobody else had yet.
         """
         views = {view.id: view for view in rows}
         tags = sorted({*self._acknowledged, *(path.name for path in self._folder.iterdir())})
@@ -123,7 +130,7 @@ class History:
             if tag in self._acknowledged:
                 job, _ = self._acknowledged[tag]
                 found += [f"{tag}: {fault}" for fault in _check_acknowledged(job, views.get(job), notes)]
-            found += [f"{tag}: {fault}" for fault in _check_notes(notes, views)]
+            found += [f"{tag}: {fault}" for fault in _check_notes(notes, views, untold)]
             if tag in adopted and len({note.attempt for note in notes}) != 1:
                 found.append(f"{tag}: was started again: {_attempts(notes)}")
         return found + _check_events(list(events))
@@ -151,8 +158,8 @@ def _check_acknowledged(job: int, view: JobView | None, notes: Sequence[Note]) -
     return found
 
 
-def _check_notes(notes: Sequence[Note], views: dict[int, JobView]) -> list[str]:
-    """One submission is one job; no attempt starts twice, none after an end, and no two live at one moment."""
+def _check_notes(notes: Sequence[Note], views: dict[int, JobView], untold: bool) -> list[str]:
+    """One submission is one job; no attempt starts twice, none after an end that was told, no two live at a time."""
     found = []
     jobs = sorted({note.job for note in notes})
     if len(jobs) > 1:
@@ -171,7 +178,7 @@ def _check_notes(notes: Sequence[Note], views: dict[int, JobView]) -> list[str]:
                 found.append(f"job {job}: attempt {earlier} lived {late_s:.3f} s into attempt {attempt}")
     starts, ends = (Counter((n.job, n.attempt) for n in notes if n.what == what) for what in ("start", "end"))
     for job, attempt in ends:
-        if ends[job, attempt] == starts[job, attempt]:
+        if ends[job, attempt] == starts[job, attempt] and not untold:
             later = [other for _, other in lives if other > attempt]
             found += [f"job {job}: attempt {other} began after attempt {attempt} had ended" for other in later]
     return found
