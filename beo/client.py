@@ -188,6 +188,7 @@ class Cluster:
         if not secret:
             from beo import door, keyring
 
+            door.find(str(self.home.path))  # first: no key is made for a cluster that lets nobody in
             secret = keyring.keep(path, wire.new_keypair()[1])
             door.knock(str(self.home.path), wire.public_of(secret))
             self._introduced = True

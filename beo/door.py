@@ -185,6 +185,12 @@ def _listen(folder: str) -> socket.socket:
 # ---- the visitor's end
 
 
+def find(folder: str) -> None:
+    """Raise Refused where a cluster's folder has no door."""
+    if not os.path.exists(os.path.join(folder, NAME)):
+        raise Refused(f"the cluster in {folder} has no door for you", "", _whose(folder))
+
+
 def knock(folder: str, key: str) -> str:
     """Say a public key at the door of this folder; return the name by which the cluster knows us now.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -457,7 +458,14 @@ KEYS: list[tuple[str, bytes | None, int, int, str]] = [
         77,
         f"can't read the key {ADMIN} ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte): {ASK}",
     ),
-    ("missing", None, 0, 77, f"no key {ADMIN}: make the cluster with 'beo up', or ask its operator for a key"),
+    (
+        "missing",
+        None,
+        0,
+        77,
+        "the cluster in {home} has no door for you: ask its owner "
+        f"{pwd.getpwuid(os.geteuid()).pw_name}, or 'beo up' your own with another BEO_DIR",
+    ),
     (
         "of another cluster",
         wire.new_keypair()[1].encode(),

@@ -263,6 +263,9 @@ def test_a_cluster_of_one_user_works_and_refuses_others(place: Path, bob: Person
         owner.home.chmod(0o711)
         done = bob.beo(folder, "run", "true")
         assert done.returncode == 77 and "is its owner's alone" in done.stderr, done.stderr
+        assert not (
+            bob.home / ".config" / "beo" / f"{json.loads((folder / 'cluster.json').read_text())['cluster']}.secret"
+        ).exists()
         by_root = subprocess.run(
             [owner.interpreter, "-m", "beo.front", "submit", "-q", "true"],
             env={**owner.env, "BEO_DIR": str(folder)},
