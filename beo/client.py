@@ -68,17 +68,21 @@ _context = functools.cache(wire.new_context)
 _ahead: list[tuple[tuple[str, str, str], wire.Connection]] = []
 
 
-def open_ahead(home: config.Home, count: int) -> None:
-    """Open connections to the control plane of a cluster, for those who will want one in this process.
+def open_ahead(home: config.Home, control: int, bulk: int = 0) -> None:
+    """Have so many connections to the control and the bulk plane of a cluster for those who will want one soon.
 
-    Whoever wants one reads the cluster's address and keys anew, and takes none that was made with others.
+    They are made while this process goes on with something else. Whoever takes one has read the cluster's address and
+    keys anew, and takes none that was made with others. Raises what reading them raises.
     """
     cluster = home.cluster()
     _, secret = _identity(home)
-    whom = (cluster.heads[0], cluster.key, secret)
     if not secret:
         return  # a user's first word is at the door
-    _ahead.extend((whom, wire.Connection(*whom, _context())) for _ in range(count))
+    for addresses, count in ((cluster.heads, control), (cluster.bulk, bulk)):
+        whom = (addresses[0], cluster.key, secret) if addresses else None
+        missing = count - sum(known == whom for known, _ in _ahead)
+        if whom:
+            _ahead.extend((whom, wire.Connection(*whom, _context())) for _ in range(missing))
 
 
 def _identity(home: config.Home) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 
 import click
 
@@ -15,7 +16,8 @@ from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of
 from beo.cli.steps import ENDING, INSIST_COUNT, INSIST_S, TAKEN_OVER, run_step
 from beo.cli.waiting import exit_code_of
 from beo.cli.watch import Printer, Watch, follow_job
-from beo.client import ENDED, Cluster, new_key, tell
+from beo.client import ENDED, Cluster, new_key, open_ahead, tell
+from beo.config import home
 from beo.errors import BeoError, NoHead
 from beo.worker.caller import STEPS, has_input, knock
 
@@ -54,6 +56,8 @@ def run(context: click.Context, /, **_: object) -> int:
     inside = None if context.params["new_job"] else knock(os.environ.get(STEPS, ""))
     if inside:
         return run_step(context, inside)
+    with suppress(BeoError):  # which comes again, from the one that needs it
+        open_ahead(home(), control=2, bulk=1)  # to ask and to watch; for its output
     job = spec_of(context, stdin=has_input(), attached=True)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a reader that has gone must end the job, not this program alone
     cluster = Cluster()
