@@ -48,7 +48,19 @@ VERBS = {
     "users": ("users", "list who may use the cluster, or take somebody's keys"),
     "doctor": ("doctor", "look for what is wrong, and what cures it"),
     "info": ("admin", "tell which cluster answers"),
+    "man": ("man", "show or write the manual"),
+    "completion": ("completion", "print what makes Tab complete command lines"),
     "resident": ("resident", "tell of the process that makes verbs quick, or end it"),
+}
+
+# What the verbs are for, in the order in which a newcomer meets them; in `beo --help` and the manual.
+FAMILIES = {
+    "Run programs": "run submit",
+    "Jobs": "queue show wait logs cancel hold release requeue set kill ps top history",
+    "Nodes": "nodes drain resume gone forget",
+    "Clusters": "up down info events doctor users",
+    "Clusters of several machines": "head token worker login",
+    "beo itself": "man completion resident",
 }
 
 EXIT_CODES = (
@@ -60,6 +72,17 @@ EXIT_CODES = (
     ("130", "interrupted"),
 )
 ENVIRONMENT = (("BEO_DIR", "the cluster's folder (default: ~/.beo, or /var/lib/beo)"),)
+ENVIRONMENT_OF_ALL = (
+    *ENVIRONMENT,
+    ("BEO_RESIDENT", "0: do without the resident process (see 'beo resident --help')"),
+    ("BEO_TRACE", "1: print where in beo's own code a fault was"),
+)
+FILES = (
+    ("~/.beo", "the cluster's folder, where BEO_DIR names no other"),
+    ("~/.beo/beo.toml", "its settings; none is needed"),
+    ("~/.beo/cluster.json", "who the cluster is, and where its head answers"),
+    ("~/.beo/keys", "by which head and users know each other"),
+)
 
 
 class Option(click.Option):
@@ -69,6 +92,27 @@ class Option(click.Option):
         """Take what click.Option takes."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.help = help
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        """Return the word that stands for the value: N for a number."""
+        if self.metavar is None and isinstance(self.type, (click.types.IntParamType, click.types.FloatParamType)):
+            return "N"
+        return super().make_metavar(ctx)
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Return what is added to the help: a range in words."""
+        extra = super().get_help_extra(ctx)
+        if "range" in extra and isinstance(self.type, click.IntRange):
+            low, high = self.type.min, self.type.max
+            extra["range"] = f"{low} to {high}" if high is not None and low is not None else f"at least {low}"
+        return extra
+
+
+def families() -> list[tuple[str, list[str]]]:
+    """Return the verbs by what they are for; one that no family has comes last."""
+    found = [(title, [name for name in names.split() if name in VERBS]) for title, names in FAMILIES.items()]
+    others = VERBS.keys() - {name for _, names in found for name in names}
+    return found + ([("Others", sorted(others))] if others else [])
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
@@ -114,15 +158,19 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections below the options."""
-        codes = dict(EXIT_CODES) | dict(self.exits)
         for title, rows in (
             ("Examples", self.examples),
-            ("Exit codes", sorted(codes.items(), key=_code_key)),
+            ("Exit codes", exit_rows(self.exits)),
             ("Environment", ENVIRONMENT),
         ):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(list(rows), col_max=44)
+
+
+def exit_rows(own: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the exit codes that all verbs have, with a verb's own ones, in order."""
+    return sorted((dict(EXIT_CODES) | dict(own)).items(), key=_code_key)
 
 
 def _code_key(row: tuple[str, str]) -> tuple[bool, int]:
@@ -146,8 +194,15 @@ class Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+        widest = max(map(len, VERBS))
+        for title, names in families():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), VERBS[name][1]) for name in names])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what is good to know besides."""
+        with formatter.section("Environment"):
+            formatter.write_dl(list(ENVIRONMENT_OF_ALL))
 
 
 def _tell_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -161,7 +216,7 @@ def _tell_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
     add_help_option=False,
     params=[_help_option()],
     context_settings={"max_content_width": 100},
-    help="A cluster of plain computers, used as one.\n\n'beo COMMAND --help' tells more.",
+    help="A cluster of plain computers, used as one.\n\n'beo COMMAND --help' tells more, 'beo man' shows the manual.",
 )
 @option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print the version.")
 def group() -> None:
