@@ -7,7 +7,6 @@ is the cluster's folder and `{here}` the folder in which the command runs. An an
 
 from __future__ import annotations
 
-import getpass
 import os
 import pwd
 import shutil
@@ -37,6 +36,7 @@ from tests.world import World
 
 LIMIT_S = 30  # for one command: those that give a head time to come back take 2 s of it
 NOBODY = 65534
+ME = pwd.getpwuid(os.geteuid()).pw_name
 
 FORMS = "write it as 100B, 512M, 4GiB or 1.5TiB (each prefix is a power of 1024)"
 TIMES = "write it as 90 (seconds), 500ms, 30s, 1h30m, 2d, 01:30:00 or 2-12:00:00"
@@ -263,6 +263,45 @@ SELECTORS = [
 ]
 
 
+NO_JOB = "no job 99 (the last one is 1): see 'beo queue --all'"
+NO_NODE = "no node 'node99': did you mean node01?"
+
+OPERATING = [
+    Case("hold", "no job named: name one: an id, 'last', '1-3' or 'all'"),
+    Case("hold 99", NO_JOB),
+    Case("hold 1", "job 1 is done (it has ended): 'beo requeue --hold' ends what runs and holds it", 75),
+    Case("release 1", "job 1 is done (it has ended): 'beo requeue' queues it again", 75),
+    Case("release x", f"'x' names no job: {JOBS}"),
+    Case("requeue 99", NO_JOB),
+    Case("set 99 --priority 5", NO_JOB),
+    Case("set 1", "missing option '--priority': see 'beo set --help'"),
+    Case("set 1 --priority 5", "job 1 is done (it has ended)", 75),
+    Case("drain", "missing argument 'NODE...': see 'beo drain --help'"),
+    Case("drain node99", NO_NODE),
+    Case(
+        "drain node[",
+        "'node[' is no node set ('[' at character 5 cannot stand in a name): write it as head,node[01-08,11]",
+    ),
+    Case("resume node99", NO_NODE),
+    Case("forget node99", NO_NODE),
+    Case("forget node01", "node01 is up (only a lost node can be forgotten): stop it first", 75),
+    Case("ps 99", NO_JOB),
+    Case("ps x", f"'x' names no job: {JOBS}"),
+    Case("kill", "missing argument 'ID...': see 'beo kill --help'"),
+    Case("kill 99", NO_JOB),
+    Case("kill -s NOPE 1", "no signal 'NOPE': see 'kill -l'"),
+    Case("kill -s 99 1", "no signal 99 (signals are 1 to 64)"),
+    Case(
+        "history --since soon",
+        "'soon' is no moment: write it as 2026-11-25, '2026-11-25 17:30', today, or 2h for two hours ago",
+    ),
+    Case("events -f -n 0", "invalid value for '-n': 0 is not in the range 1<=x<=1000: see 'beo events --help'"),
+    Case("doctor again", "got unexpected extra argument (again): see 'beo doctor --help'"),
+    Case("head", "missing argument '{{init}}'. Choose from: init: see 'beo head --help'"),
+    Case("token make", "no action 'make': see 'beo token --help'"),
+]
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(tmp_path_factory.mktemp("bad") / "beo", workers=1) as made:
@@ -288,7 +327,7 @@ def beo(*words: str, home: Path, here: Path = ROOT, env: Mapping[str, str] | Non
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-@pytest.mark.parametrize("case", [*SUBMISSIONS, *SCRIPTS, *SELECTORS], ids=str)
+@pytest.mark.parametrize("case", [*SUBMISSIONS, *SCRIPTS, *SELECTORS, *OPERATING], ids=str)
 def test_a_wrong_command_is_told_what_is_wrong_and_what_cures_it(cluster: Cluster, tmp_path: Path, case: Case) -> None:
     for name, content in case.files.items():
         (tmp_path / name).write_bytes(content)
@@ -463,8 +502,7 @@ KEYS: list[tuple[str, bytes | None, int, int, str]] = [
         None,
         0,
         77,
-        "the cluster in {home} has no door for you: ask its owner "
-        f"{pwd.getpwuid(os.geteuid()).pw_name}, or 'beo up' your own with another BEO_DIR",
+        f"the cluster in {{home}} has no door for you: ask its owner {ME}, or 'beo up' your own with another BEO_DIR",
     ),
     (
         "of another cluster",
@@ -632,7 +670,7 @@ def unreadable(why: str) -> str:
     return f"the head can't read this message ({why}): use the head's version of beo"
 
 
-NO_WORKER = f"only a worker's key can speak for a node (this key is {getpass.getuser()}'s): use the worker's key"
+NO_WORKER = f"only a worker's key can speak for a node (this key is {ME}'s): use the worker's key"
 IDS = f"they are 0 to {2**32 - 2}"
 ENV_CURE = "unset what the job does not need, or start it through 'env -i'"
 

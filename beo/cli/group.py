@@ -278,5 +278,5 @@ def in_our_words(error: click.ClickException) -> str:
     cure = f"see '{context.command_path if context else 'beo'} --help'"
     if isinstance(error, click.NoSuchOption):
         return str(NotFound.among("option", error.option_name, error.possibilities or (), cure))
-    text = error.format_message().strip().rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".")  # click puts choices on lines of their own
     return f"{text[:1].lower()}{text[1:]}: {cure}"
