@@ -505,11 +505,13 @@ def new_spec(
     stdin: bool = False,
     attached: bool = False,
     slots: int = 0,
+    terminal: tuple[int, int] | None = None,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
-    to `cwd`. Raises `UsageError` that names the option at fault.
+    to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. Raises `UsageError` that names
+    the option at fault.
     """
     if isinstance(argv, str):
         raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
@@ -524,11 +526,15 @@ def new_spec(
         raise UsageError("this folder is gone", "the job would run in it", cure) from None
     if len(folder) <= spec.PATH_LENGTH_MAX and not os.path.isdir(folder):  # what is longer, spec.check refuses
         raise UsageError(f"no folder {folder}", "the job would run there", "make it, or change --chdir")
+    own = environment(os.environ)
+    if terminal is not None:
+        for name_of_size in ("LINES", "COLUMNS"):  # programs believe these more than the terminal, which may change
+            own.pop(name_of_size, None)
     return spec.check(
         spec.JobSpec(
             argv=words,
             cwd=folder,
-            env={**environment(os.environ), **(env or {})},
+            env={**own, **(env or {})},
             name=name,
             ranks=ranks,
             nodes=nodes,
@@ -540,9 +546,10 @@ def new_spec(
             output=output and os.path.join(folder, output),
             errors=errors and os.path.join(folder, errors),
             script=script,
-            batch=bool(script) and spec.is_shell(script),
+            batch=(bool(script) and spec.is_shell(script)) or (terminal is not None and ranks > 1),
             stdin=stdin,
             attached=attached,
             slots=slots,
+            terminal=terminal,
         )
     )

@@ -1,6 +1,6 @@
 """A client at a job's terminal: its output as it comes, and stdin for rank 0. What `beo logs` and `beo run` stand on.
 
-    console = Console(cluster.bulk, job, attempt, input_fd=0)
+    console = Console(cluster.bulk, job, attempt, source=Source(0))
     while not console.ended:
         for rank, fd, data in console.step(timeout_s=0.5):
             ...
@@ -36,11 +36,33 @@ PIECE_BYTES = 64 * 1024  # of stdin in one message: what a pipe holds
 RESEND_FIRST_S = 0.1  # soon, since the first pieces often come before the rank is there
 RESEND_MAX_S = 2.0
 
+NO_WINDOW = (0, 0)
+
 Open = Callable[[], wire.Connection]  # a new connection to the primary's bulk plane; may raise NoHead
 
 
+class Source:
+    """Where rank 0's input is read from, made ready and put back by `with`. A terminal is another kind of it."""
+
+    def __init__(self, fd: int) -> None:
+        """Take a descriptor, which stays the caller's."""
+        self.fd = fd
+        self.window = NO_WINDOW  # (rows, columns) of the terminal that it is
+
+    def __enter__(self) -> Source:
+        """Make ready: there is nothing to do for a file or a pipe."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put back."""
+
+    def read(self) -> bytes | None:
+        """Return what there is, None at the end; raises OSError."""
+        return os.read(self.fd, PIECE_BYTES) or None
+
+
 class Console:
-    """One attempt's output, and its stdin where `input_fd` is given. Closes neither that descriptor nor the job."""
+    """One attempt's output, and its stdin where a `source` is given. Closes neither that source nor the job."""
 
     def __init__(
         self,
@@ -50,7 +72,7 @@ class Console:
         *,
         cursor: int = 0,
         wait: bool = True,
-        input_fd: int | None = None,
+        source: Source | None = None,
         wake_on: tuple[int, ...] = (),
     ) -> None:
         """Begin at `cursor` (0: the beginning). Without `wait` the end of what is there is the end.
@@ -64,7 +86,7 @@ class Console:
         self._wake_on = frozenset(wake_on)
         for fd in wake_on:
             self._poller.register(fd, wire.POLLIN)
-        self._input = _Input(job, attempt, input_fd) if input_fd is not None else None
+        self._input = _Input(job, attempt, source) if source else None
         self._input_polled = False
         self._connection = self._open()
         self._request = 0
@@ -188,10 +210,16 @@ class Console:
 
 
 class _Input:
-    """Bytes from a descriptor on their way to rank 0. Pure go-back: what the warden has is all that counts."""
+    """Bytes from a source on their way to rank 0. Pure go-back: what the warden has is all that counts.
 
-    def __init__(self, job: int, attempt: int, fd: int) -> None:
-        self.fd = fd
+    The size of the source's terminal, if it has one, goes with every piece, and alone when it changes: the last one
+    wins, and is said again until the warden says it.
+    """
+
+    def __init__(self, job: int, attempt: int, source: Source) -> None:
+        self.fd = source.fd
+        self._source = source
+        self._window_sent = NO_WINDOW
         self.closed = False
         self.next_at = float("inf")
         self._key = job, attempt
@@ -210,18 +238,18 @@ class _Input:
     def read(self) -> None:
         """Read what is there; an error is the end, as it is for any reader of a terminal that has gone."""
         try:
-            data = os.read(self.fd, PIECE_BYTES)
+            data = self._source.read()
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        self._held += data
-        self._eof = not data
+            data = None
+        self._held += data or b""
+        self._eof = data is None
 
     def due(self, now: float) -> Iterator[messages.Stdin]:
         """Yield what is to be sent now, each after the one before was `sent_one`."""
         if now >= self.next_at:  # no answer: again, and less of it, for nobody may be there
-            self._sent, self._eof_sent = self._base, False
+            self._sent, self._eof_sent, self._window_sent = self._base, False, NO_WINDOW
             self._window_bytes = PIECE_BYTES
             self._resend_s = min(2 * self._resend_s, RESEND_MAX_S)
             self.next_at = float("inf")
@@ -230,14 +258,16 @@ class _Input:
             room = self._window_bytes - start
             data = bytes(self._held[start : start + min(PIECE_BYTES, max(0, room))])
             eof = self._eof and start + len(data) == len(self._held)
-            if not data and (not eof or self._eof_sent):
+            window = self._source.window
+            if not data and (not eof or self._eof_sent) and window == self._window_sent:
                 return
-            yield messages.Stdin(*self._key, self._sent, data, eof)
+            yield messages.Stdin(*self._key, self._sent, data, eof, window)
 
     def sent_one(self, piece: messages.Stdin, now: float) -> None:
         """A piece went out."""
         self._sent = piece.offset + len(piece.data)
         self._eof_sent = piece.eof
+        self._window_sent = piece.window
         self.next_at = min(self.next_at, now + self._resend_s)
 
     def take_ack(self, ack: messages.StdinAck) -> None:
@@ -249,8 +279,10 @@ class _Input:
             self._sent = max(self._sent, self._base)
             self._window_bytes = min(2 * self._window_bytes, messages.STDIN_WINDOW_BYTES)
             self._resend_s = RESEND_FIRST_S
-            waiting = self._sent > self._base or self._eof_sent
-            self.next_at = time.monotonic() + self._resend_s if waiting else float("inf")
+        if not (self._sent > self._base or self._eof_sent or ack.window != self._source.window):
+            self.next_at = float("inf")
+        elif taken > 0:
+            self.next_at = time.monotonic() + self._resend_s
         if ack.closed:
             self.closed = True
             self._held.clear()

@@ -825,22 +825,30 @@ class Fetched(_Message, frozen=True):
 
 
 class Stdin(_Message, frozen=True):
-    """Input for rank 0 from `offset` on; eof: nothing follows these bytes. → StdinAck"""
+    """Input for rank 0 from `offset` on; eof: nothing follows these bytes. → StdinAck
+
+    window: the present (rows, columns) of the client's terminal, which rank 0's takes over; (0, 0): there is none.
+    """
 
     job: int
     attempt: int
     offset: int
     data: bytes
     eof: bool
+    window: tuple[int, int] = (0, 0)
 
 
 class StdinAck(_Message, frozen=True):
-    """Rank 0's node has taken `have` bytes; closed: it takes no more (the rank closed it or ended)."""
+    """Rank 0's node has taken `have` bytes; closed: it takes no more (the rank closed it or ended).
+
+    window: the (rows, columns) that rank 0's terminal has now.
+    """
 
     job: int
     attempt: int
     have: int
     closed: bool
+    window: tuple[int, int] = (0, 0)
 
 
 class BulkHello(_Message, frozen=True):

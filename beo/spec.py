@@ -30,6 +30,7 @@ PATH_LENGTH_MAX = 4_096  # PATH_MAX
 MEM_MAX_BYTES = 1 << 50
 TIME_LIMIT_MAX_S = 366 * 86_400.0
 PRIORITY_MAX = 1_000
+TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
 DIRECTIVES_MAX = 100  # #BEO lines in one script
 DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
 
@@ -55,6 +56,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     stdin: bool = False  # a client feeds rank 0's stdin
     attached: bool = False  # ends when its client has gone (`beo run`)
     slots: int = 0  # of the whole allocation, where that is more than its ranks take: room for steps and spawned ranks
+    terminal: tuple[int, int] | None = None  # (rows, columns) of rank 0's pseudo-terminal; None: it has pipes
 
     @property
     def title(self) -> str:
@@ -107,6 +109,18 @@ def _check_environment(env: dict[str, str]) -> None:
         raise UsageError(f"{key!r} is no environment variable", "a name has no '=' and no NUL", "change --env")
 
 
+def _check_terminal(spec: JobSpec, window: tuple[int, int]) -> None:
+    for side, what in zip(window, ("rows", "columns"), strict=True):
+        _bounded(f"the number of {what} of the terminal", side, 0, TERMINAL_SIDE_MAX, "your terminal's window")
+    if spec.ranks > 1 and not spec.batch:
+        raise UsageError("a terminal for several ranks", "it is one program's", "submit one process for all the slots")
+    if not spec.stdin:
+        raise UsageError("a terminal without input", "nobody could type", "submit it with 'beo run --pty'")
+    if spec.requeue != "never":
+        why = "what was typed can't be typed again for a second attempt"
+        raise UsageError(f"--pty with --requeue {spec.requeue}", why, "use --requeue never")
+
+
 def check(spec: JobSpec) -> JobSpec:
     """Return the spec, or raise UsageError that names the option at fault."""
     if not spec.argv or not spec.argv[0]:
@@ -130,6 +144,8 @@ def check(spec: JobSpec) -> JobSpec:
             "every node of a job runs one rank at least",
             "lower -N or raise -n",
         )
+    if spec.terminal is not None:
+        _check_terminal(spec, spec.terminal)
     if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
         raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
     for what, path, option in (

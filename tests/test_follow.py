@@ -8,7 +8,7 @@ import pytest
 from beo import follow, records, wire
 from beo import messages as ms
 from beo.errors import Conflict, Refused
-from beo.follow import Console
+from beo.follow import Console, Source
 
 HEAD_PUBLIC, HEAD = wire.new_keypair()
 PUBLIC, SECRET = wire.new_keypair()
@@ -109,7 +109,7 @@ def test_a_head_that_is_busy_is_asked_again_and_a_refusal_is_told(head: FakeHead
 def test_the_end_of_stdin_is_told_again_until_the_rank_has_it(head: FakeHead) -> None:
     source, sink = os.pipe()
     os.write(sink, b"abc")
-    console = Console(head.open, 1, 1, input_fd=source)
+    console = Console(head.open, 1, 1, source=Source(source))
     peer, _, piece = head.question(console, ms.Stdin)
     assert piece == ms.Stdin(1, 1, 0, b"abc", False)
     head.say(peer, 0, ms.StdinAck(1, 1, 3, False))
@@ -130,7 +130,7 @@ def test_the_end_of_stdin_is_told_again_until_the_rank_has_it(head: FakeHead) ->
 def test_acknowledgements_out_of_order_or_too_high_do_no_harm(head: FakeHead) -> None:
     source, sink = os.pipe()
     os.write(sink, b"abc")
-    console = Console(head.open, 1, 1, input_fd=source)
+    console = Console(head.open, 1, 1, source=Source(source))
     peer, _, _ = head.question(console, ms.Stdin)
     for have in (2, 1, 0, 999):
         head.say(peer, 0, ms.StdinAck(1, 1, have, False))

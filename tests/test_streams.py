@@ -18,7 +18,7 @@ from beo import messages as ms
 from beo import records, wire
 from beo.config import ClusterFile
 from beo.errors import BeoError, NotFound, Refused, UsageError, from_dict
-from beo.follow import Console, follow
+from beo.follow import Console, Source, follow
 from beo.headnode import streams
 from beo.headnode.decide import User
 from beo.headnode.streams import Streams
@@ -537,7 +537,7 @@ def test_stdin_reaches_the_rank_once_and_its_end_too(cluster: Cluster, loss: flo
     source, sink = os.pipe()
     feeder = threading.Thread(target=_write_all, args=(sink, text))
     feeder.start()
-    console = Console(cluster.open(), 1, 1, input_fd=source)
+    console = Console(cluster.open(), 1, 1, source=Source(source))
     try:
         deadline = time.monotonic() + ENOUGH_S
         while not console.input_closed:
@@ -565,7 +565,7 @@ def _write_all(fd: int, data: bytes) -> None:
 def test_stdin_of_an_attempt_that_is_over_is_closed(cluster: Cluster) -> None:
     cluster.over(1, 1)
     source, sink = os.pipe()
-    console = Console(cluster.open(), 1, 1, input_fd=source)
+    console = Console(cluster.open(), 1, 1, source=Source(source))
     os.write(sink, b"too late\n")
     deadline = time.monotonic() + ENOUGH_S
     while not console.input_closed:

@@ -20,7 +20,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 # Options stop at the first word of the command, whose own they would be.
 STOP_AT_COMMAND: dict[str, Any] = {"allow_interspersed_args": False, "ignore_unknown_options": False}
-ONLY_TYPED = ("key", "command")  # a key names one submission, and a script is submitted many times
+ONLY_TYPED = ("key", "pty", "command")  # what belongs to one call: a script is submitted many times, from anywhere
 
 _DIRECTIVE = re.compile(rb"^\s*#BEO(\s|$)", re.MULTILINE)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -63,7 +63,9 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
     return decorate
 
 
-def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = False) -> spec.JobSpec:
+def spec_of(
+    context: click.Context, *, stdin: bool = False, attached: bool = False, terminal: tuple[int, int] | None = None
+) -> spec.JobSpec:
     """Return the spec that a command line asks for, with the script's `#BEO` lines below it.
 
     Raises `UsageError` that names the option, or the script, at fault.
@@ -97,6 +99,7 @@ def spec_of(context: click.Context, *, stdin: bool = False, attached: bool = Fal
         script=script,
         stdin=stdin,
         attached=attached,
+        terminal=terminal,
     )
 
 

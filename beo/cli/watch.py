@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 from beo import messages as m
 from beo.cli.waiting import StatusLine
 from beo.client import ENDED, WAIT_SLICE_S, Cluster, tell
 from beo.errors import BeoError
-from beo.follow import Console
+from beo.follow import Console, Source
 from beo.records import STDOUT, Record
 from beo.table import escape
 from beo.wire import Waker
@@ -105,32 +106,33 @@ def follow_job(
     watch: Watch,
     printer: Printer,
     attempt: int = 1,
-    input_fd: int | None = None,
+    source: Source | None = None,
     on_wake: Callable[[], None] = lambda: None,
 ) -> m.JobView:
     """Print a job's output from `attempt` on until the job ended; returns how it ended.
 
-    `input_fd` is read for rank 0 of that attempt. `on_wake` is called now and then, and soon after the watch's waker
-    was.
+    `source` is read for rank 0 of that attempt, and in use as long as that lasts. `on_wake` is called now and then, and
+    soon after the watch's waker was.
     """
     line = StatusLine()
     while True:
         view = _wait_for(watch, line, on_wake, attempt)
         if view.attempt < attempt:
             break
-        console = Console(cluster.bulk, watch.job, attempt, input_fd=input_fd, wake_on=(watch.waker.fileno(),))
-        try:
-            while not console.ended:
-                printer.write(console.step(STEP_S))
-                watch.waker.clear()
-                on_wake()
-        finally:
-            console.close()
+        with source or nullcontext():
+            console = Console(cluster.bulk, watch.job, attempt, source=source, wake_on=(watch.waker.fileno(),))
+            try:
+                while not console.ended:
+                    printer.write(console.step(STEP_S))
+                    watch.waker.clear()
+                    on_wake()
+            finally:
+                console.close()
         view = _wait_for(watch, line, on_wake, attempt + 1)
         if view.attempt == attempt:
             break
         tell(f"attempt {attempt} ended{_outcome(cluster, watch.job, attempt)}; attempt {attempt + 1} follows")
-        attempt, input_fd = attempt + 1, None  # what was read is gone: a further attempt finds its input at its end
+        attempt, source = attempt + 1, None  # what was read is gone: a further attempt finds its input at its end
     printer.close()
     return view
 

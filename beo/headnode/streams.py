@@ -28,6 +28,7 @@ from beo.headnode import permissions
 from beo.headnode.decide import User
 from beo.headnode.export import Exports, Jobs
 from beo.headnode.output import Full, Output
+from beo.spec import TERMINAL_SIDE_MAX
 
 __all__ = ["Streams", "View"]
 
@@ -304,6 +305,8 @@ class Streams:
             raise UsageError(f"job {message.job} reads no stdin", "", "submit it with 'beo run'")
         if not 0 <= message.offset <= OFFSET_MAX or len(message.data) > messages.CHUNK_SIZE_MAX_BYTES:
             raise UsageError("a piece of stdin that is none", "too large or at no offset", "use the same version")
+        if not all(0 <= side <= TERMINAL_SIDE_MAX for side in message.window):
+            raise UsageError("a terminal of an impossible size", str(message.window), "use the same version")
         if self._view.is_over(*key):
             self._feeders.pop(key, None)
             self._send(peer, request, messages.StdinAck(*key, message.offset, closed=True))

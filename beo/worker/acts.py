@@ -151,12 +151,13 @@ class Ship(msgspec.Struct, frozen=True):
 
 
 class StdinTaken(msgspec.Struct, frozen=True):
-    """Tell the bulk plane what rank 0's warden has taken."""
+    """Tell the bulk plane what rank 0's warden has taken, and the size that its terminal has."""
 
     job: int
     attempt: int
     have: int
     closed: bool
+    window: tuple[int, int] = (0, 0)
 
 
 class LookInside(msgspec.Struct, frozen=True):

@@ -385,7 +385,7 @@ class Agent:
                 case acts.Answer():
                     self._server.send(effect.channel, 0, ms.encode(effect.message))
                 case acts.StdinTaken():
-                    self._shipper.stdin_ack(effect.job, effect.attempt, effect.have, effect.closed)
+                    self._shipper.stdin_ack(effect.job, effect.attempt, effect.have, effect.closed, effect.window)
                 case acts.Seen():
                     self._memory.saw(0, effect.job, effect.attempt)
                 case acts.Reborn():
@@ -497,6 +497,7 @@ class Agent:
             cpus=spec.cpus,
             batch=spec.batch,
             stdin=spec.stdin,
+            terminal=spec.terminal,
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
             mem_bytes=spec.mem_bytes * places or None,

@@ -19,10 +19,11 @@ from beo.worker.conductor import Conductor, Stage
 from beo.worker.loop import Loop
 from beo.worker.order import Order
 from beo.worker.peers import Peers
-from beo.worker.pipes import Input, Output
+from beo.worker.pipes import NOTICE_S, Input, Output
 from beo.worker.pmi import Abort, Bad, Effect, Fence, Pmi, Publish, Reply, Spawn
 from beo.worker.spool import Spool
 from beo.worker.step import Program, Rank, Step, signal_name
+from beo.worker.terminal import HANG_UP_S, TERMINAL_NOTICE_S, Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ class Attempt:
         self._tell = tell
         self._over = over
         self._by_pid: dict[int, Rank] = {}
-        self._output = Output(self.spool, loop, order.size > 1, self._tell_output)
+        notice_s = NOTICE_S if order.terminal is None else TERMINAL_NOTICE_S
+        self._output = Output(self.spool, loop, order.size > 1, self._tell_output, notice_s)
         self._input = Input(loop, self._tell_input)
+        self._terminal = Terminal(order.terminal, self._output, self._input) if order.terminal is not None else None
         self._serial = 0
         self._reason: str | None = None
         self._culprit: int | None = None
@@ -94,6 +97,7 @@ class Attempt:
         program = Program(order.argv, order.cwd, {})
         self._own = Step(0, 0, order.size, dict.fromkeys(order.ranks, program), self._output, self._carry_out)
         self._own.input = self._input if order.stdin else None
+        self._own.terminal = self._terminal
         if order.pmi:
             space = {**order.pmi["space"], "PMI_process_mapping": order.pmi["mapping"]}
             universe, nodes = order.pmi["universe"], self._peers.nodes
@@ -158,8 +162,13 @@ class Attempt:
             if step.family == 0:  # who has started another one passes the signal on, if he wants to
                 step.signal(number)
 
-    def feed(self, offset: int, data: bytes, eof: bool) -> None:
-        """Input for rank 0 from `offset` on; what is known is skipped, what doesn't fit is left to be resent."""
+    def feed(self, offset: int, data: bytes, eof: bool, window: tuple[int, int] = (0, 0)) -> None:
+        """Input for rank 0 from `offset` on; what is known is skipped, what doesn't fit is left to be resent.
+
+        window: the size that rank 0's terminal has from now on; (0, 0): nothing is said of it.
+        """
+        if self._terminal and any(window):
+            self._terminal.resize(window)
         self._input.feed(offset, data, eof)
 
     def hear(self, node: str, seq: int, body: dict[str, Any]) -> None:
@@ -242,7 +251,8 @@ class Attempt:
         self.tell("output", spool_length=length_bytes, **stalled)
 
     def _tell_input(self) -> None:
-        self.tell("stdin", have=self._input.have, closed=self._input.closed)
+        window = {"window": self._terminal.window} if self._terminal else {}
+        self.tell("stdin", have=self._input.have, closed=self._input.closed, **window)
 
     # -- starting --------------------------------------------------------------------------------------------------
 
@@ -422,8 +432,16 @@ class Attempt:
             self._loop.after(grace_s, "kill", self._kill)
         if not self._terminated:
             self._terminated = True
-            contain.kill_all(self._kind, signal.SIGTERM)
-            contain.kill_all(self._kind, signal.SIGCONT)  # a stopped process would not hear it
+            if self._terminal:  # it hangs up: a shell in it ignores SIGTERM, but not this
+                contain.kill_all(self._kind, signal.SIGHUP)
+                self._loop.after(HANG_UP_S, "terminate", self._terminate)
+                contain.kill_all(self._kind, signal.SIGCONT)
+            else:
+                self._terminate()
+
+    def _terminate(self) -> None:
+        contain.kill_all(self._kind, signal.SIGTERM)
+        contain.kill_all(self._kind, signal.SIGCONT)  # a stopped process would not hear it
 
     def _time_is_up(self) -> None:
         self._lose("time limit", grace_s=self.order.grace_s)
@@ -466,7 +484,7 @@ class Attempt:
 
     def _all_dead(self) -> None:
         self.phase = "sweeping"
-        for name in ("kill", "time limit", "memory", "bounds", "reap", "finish"):
+        for name in ("kill", "terminate", "time limit", "memory", "bounds", "reap", "finish"):
             self._loop.forget(name)
         self._input.close()
         self._own.close(self._loop)

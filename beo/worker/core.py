@@ -392,7 +392,7 @@ class Worker:
             case told.Ended():
                 self._ended(held, word.result, word.spool_length, now)
             case told.Stdin():
-                self._do(StdinTaken(*held.key, word.have, word.closed))
+                self._do(StdinTaken(*held.key, word.have, word.closed, word.window))
             case told.Peer():
                 if word.to in held.heard_ns:
                     body = msgspec.json.encode(word.body)
@@ -540,6 +540,6 @@ class Worker:
         if held and held.alive:
             if held.warden:
                 data = b64encode(message.data).decode()
-                self._to_warden(held, "stdin", offset=message.offset, data=data, eof=message.eof)
+                self._to_warden(held, "stdin", offset=message.offset, data=data, eof=message.eof, window=message.window)
         elif key in self.seen:  # else its START is still on the way: input may overtake it
             self._do(StdinTaken(*key, message.offset, True))

@@ -33,7 +33,8 @@ class Attempt:
 
     job, attempt: its numbers. size: of how many ranks. parts: the nodes in order. nodes_folded: their names in short
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
-    whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
+    whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot. terminal:
+    (rows, columns) of rank 0's, None: it has pipes.
     """
 
     job: int
@@ -49,6 +50,7 @@ class Attempt:
     batch: bool = False
     mpi: bool = True
     stdin: bool = False
+    terminal: tuple[int, int] | None = None
     time_limit_s: float | None = None
     grace_s: float = GRACE_S
     mem_bytes: int | None = None
@@ -94,6 +96,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "size": attempt.size,
         "env_of": {str(rank): rank_environment(rank, local) for local, rank in enumerate(part.ranks)},
         "stdin": attempt.stdin,
+        "terminal": attempt.terminal,
         "pmi": process_management(attempt, facts.cluster, nonce),
         "steps": room_for_steps(attempt, facts, nonce),
         "time_limit_s": attempt.time_limit_s,

@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+SIDE_MAX = (1 << 16) - 1
+"""Most rows and columns of a terminal: the kernel keeps 16 bits of each."""
 RANKS_HERE_MAX = 4096
 """Most ranks of one node: each takes three descriptors of the warden."""
 
@@ -17,9 +19,10 @@ class Order:
 
     job, attempt: numbers that name it. node, nodes: this node's name and all nodes' in order. argv, cwd, env, env_of
     (rank -> more environment): the program. ranks: the global numbers of the ranks here (none on a further node of a
-    batch job), size: of how many. stdin: whether rank 0 gets a pipe. pmi: None or kvsname, mapping, universe.
-    time_limit_s and grace_s in seconds; mem_bytes; cgroup and tmp: folders. output_max_bytes, shm_max_bytes (None: no
-    limit) and free_min_bytes: see bounds.py. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
+    batch job), size: of how many. stdin: whether rank 0 gets a pipe. terminal: (rows, columns) of the one that rank 0
+    gets instead of pipes, or None. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds;
+    mem_bytes; cgroup and tmp: folders. output_max_bytes, shm_max_bytes (None: no limit) and free_min_bytes: see
+    bounds.py. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -34,6 +37,7 @@ class Order:
         self.size = whole(message, "size")
         self.env_of = {int(rank): _environment(more) for rank, more in (message.get("env_of") or {}).items()}
         self.stdin = bool(message.get("stdin"))
+        self.terminal = None if message.get("terminal") is None else window(message, "terminal")
         self.time_limit_s = _seconds(message, "time_limit_s")
         self.grace_s = _seconds(message, "grace_s") or 0.0
         self.mem_bytes = _whole_or_none(message, "mem_bytes")
@@ -113,6 +117,16 @@ def whole(message: dict[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
         raise ValueError(f"{key} must be a whole number")
     return value
+
+
+def window(message: dict[str, Any], key: str) -> tuple[int, int]:
+    """A terminal's size of that name, (rows, columns), (0, 0) if it is missing; ValueError if it is anything else."""
+    if key not in message:
+        return 0, 0
+    sides = _wholes(message, key)
+    if len(sides) != 2 or max(sides) > SIDE_MAX:
+        raise ValueError(f"{key} must be rows and columns, up to {SIDE_MAX}")
+    return sides[0], sides[1]
 
 
 def _whole_or_none(message: dict[str, Any], key: str) -> int | None:

@@ -30,11 +30,19 @@ class Output:
     trouble ("" if none) when it can't be written.
     """
 
-    def __init__(self, spool: Spool, loop: Loop, holding: bool, notice: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        loop: Loop,
+        holding: bool,
+        notice: Callable[[int, str], None],
+        notice_s: float = NOTICE_S,
+    ) -> None:
         self._spool = spool
         self._loop = loop
         self._holding = holding
         self._notice = notice
+        self._notice_s = notice_s
         self._streams: list[Stream] = []
         self._blocked = False
         self._told_bytes = 0
@@ -43,11 +51,15 @@ class Output:
     def open(self, rank: int, kind: int) -> int:
         """Make the pipe for a rank's stdout (1) or stderr (2); its end for the rank, for the caller to close."""
         fd, write = os.pipe()
+        self.adopt(rank, kind, fd)
+        return write
+
+    def adopt(self, rank: int, kind: int, fd: int) -> None:
+        """Read from `fd`, and close it at its end."""
         os.set_blocking(fd, False)
         stream = Stream(rank, kind, fd, self._holding)
         self._streams.append(stream)
         self._watch(stream)
-        return write
 
     def hold(self) -> None:
         """Keep lines apart from now on: there is more than one rank."""
@@ -65,7 +77,7 @@ class Output:
             self._block()
         if self._spool.whole_bytes != self._told_bytes and self._loop.due_s("notice") is None:
             self._tell()
-            self._loop.after(NOTICE_S, "notice", lambda: None)  # the turn that it causes comes back here
+            self._loop.after(self._notice_s, "notice", lambda: None)  # the turn that it causes comes back here
 
     def drain(self, drained: Callable[[], None]) -> None:
         """Read the pipes to their end, and call `drained` when all is in the spool.
@@ -111,6 +123,8 @@ class Output:
             data = os.read(stream.fd, READ_BYTES)
         except BlockingIOError:
             return False
+        except OSError:  # how a terminal says that nobody has it open any more
+            data = b""
         if not data:
             self._close(stream)
             return False
@@ -171,12 +185,21 @@ class Input:
         """Whether there is no pipe, or no longer."""
         return self._fd < 0
 
+    def fileno(self) -> int:
+        """The descriptor that is written to; -1 once it is closed."""
+        return self._fd
+
     def open(self) -> int:
         """Make the pipe; its end for the rank, for the caller to close."""
-        read, self._fd = os.pipe()
-        os.set_blocking(self._fd, False)
-        self._loop.watch(self._fd, self._ready, BROKEN)
+        read, write = os.pipe()
+        self.adopt(write)
         return read
+
+    def adopt(self, fd: int) -> None:
+        """Write to `fd`, and close it in the end."""
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop.watch(fd, self._ready, BROKEN)
 
     def feed(self, offset: int, data: bytes, eof: bool) -> None:
         """Take what is new in `data`, which begins at `offset`; what doesn't fit is left to be sent again."""

@@ -12,7 +12,7 @@ import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 PMI_FD = 3
 """Where a rank finds its PMI socket: the first descriptor after the standard ones."""
@@ -116,11 +116,13 @@ def fork(
     cgroup: str | None,
     complaint: str,
     path: str | None = None,
+    control: Callable[[int], None] | None = None,
 ) -> int:
     """Start `argv` as `person` in `cwd` and in `cgroup`; its pid.
 
-    What goes wrong is written on the rank's stderr, after `complaint`, and is its exit status: only the child can tell
-    what this person may do.
+    control: makes descriptor 0 the controlling terminal of the rank's session, where it is one. What goes wrong is
+    written on the rank's stderr, after `complaint`, and is its exit status: only the child can tell what this person
+    may do.
     """
     pid = os.fork()
     if pid:
@@ -132,6 +134,8 @@ def fork(
             os.dup2(fd, number)
             os.set_inheritable(number, True)
         os.setsid()
+        if control:
+            control(0)
         if cgroup is not None:
             _join(cgroup)
         if not person.is_us:

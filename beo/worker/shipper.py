@@ -134,9 +134,9 @@ class Shipper:
         """Ship no more of this part."""
         self._order(lambda: self._parts.pop((job, attempt), None))
 
-    def stdin_ack(self, job: int, attempt: int, have: int, closed: bool) -> None:
+    def stdin_ack(self, job: int, attempt: int, have: int, closed: bool, window: tuple[int, int] = (0, 0)) -> None:
         """Tell the client what rank 0's warden has taken; closed: it takes no more. A lost one is asked for again."""
-        self._order(lambda: self._tell(messages.StdinAck(job, attempt, have, closed)))
+        self._order(lambda: self._tell(messages.StdinAck(job, attempt, have, closed, window)))
 
     def news(self) -> list[Shipped | StdinCame]:
         """Return what has come since the last call: parts that are shipped, and stdin for parts of this node."""

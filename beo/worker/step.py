@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from beo.worker.outflow import Outflow
     from beo.worker.pipes import Output
+    from beo.worker.terminal import Terminal
 
 
 class Program:
@@ -109,6 +110,7 @@ class Step:
         self.live: set[int] = set()  # pids
         self.output = output
         self.input: Input | None = None
+        self.terminal: Terminal | None = None  # of rank 0, instead of pipes
         self.pmi: Pmi | None = None
         self.peers: list[str] = []  # the other nodes of its world
         self.ending = False  # it was told to end: what its ranks' ends look like means nothing
@@ -130,7 +132,7 @@ class Step:
         entered = None
         for local, (number, program) in enumerate(self._programs.items()):
             trouble = failure
-            if not trouble and not _must_fork(order) and entered != program.cwd:
+            if not trouble and not self._must_fork(order) and entered != program.cwd:
                 try:
                     ranks.enter(program.cwd)
                     entered = program.cwd
@@ -163,10 +165,14 @@ class Step:
         try:
             if failure:
                 raise failure
-            wants_input = rank.rank == 0 and self.input
-            theirs.append(self.input.open() if wants_input and self.input else os.dup(0))  # ours is /dev/null
-            theirs.append(self.output.open(rank.number, 1))
-            theirs.append(self.output.open(rank.number, 2))
+            terminal = self.terminal if rank.rank == 0 else None
+            if terminal:
+                theirs += terminal.open(rank.number, order.person)
+            else:
+                wants_input = rank.rank == 0 and self.input
+                theirs.append(self.input.open() if wants_input and self.input else os.dup(0))  # ours is /dev/null
+                theirs.append(self.output.open(rank.number, 1))
+                theirs.append(self.output.open(rank.number, 2))
             if self.pmi:
                 rank.pmi, socket_of_rank = socket.socketpair()
                 theirs.append(socket_of_rank.detach())
@@ -175,11 +181,14 @@ class Step:
                 if self.is_spawned:
                     env["PMI_SPAWNED"] = "1"
             path = f"{program.path}:{env.get('PATH', ranks.PATH)}" if program.path else None
-            if _must_fork(order):
+            if self._must_fork(order):
                 if self.is_spawned:  # who spawns it wants to know at once; from the fork we would hear too late
                     place = argv[0] if "/" not in argv[0] else f"{program.cwd}/{argv[0]}"
                     ranks.find(os.path.normpath(place), path or env.get("PATH", ranks.PATH))
-                rank.pid = ranks.fork(argv, env, theirs, program.cwd, order.person, order.cgroup, complaint, path)
+                control = terminal.control if terminal else None
+                rank.pid = ranks.fork(
+                    argv, env, theirs, program.cwd, order.person, order.cgroup, complaint, path, control
+                )
             else:
                 rank.pid = ranks.spawn(argv, env, theirs, path)
         except OSError as error:
@@ -196,6 +205,9 @@ class Step:
         elif failure:
             rank.status = failure.status
             self.output.say(rank.number, 2, f"{complaint}{failure.text}\n".encode(errors="surrogateescape"))
+
+    def _must_fork(self, order: Order) -> bool:
+        return order.cgroup is not None or not order.person.is_us or self.terminal is not None
 
     # -- its PMI ---------------------------------------------------------------------------------------------------
 
@@ -266,7 +278,3 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _must_fork(order: Order) -> bool:
-    return order.cgroup is not None or not order.person.is_us

@@ -64,12 +64,13 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Stdin(msgspec.Struct, frozen=True):
-    """Rank 0 was given `have` bytes; closed: it takes no more."""
+    """Rank 0 was given `have` bytes; closed: it takes no more. window: (rows, columns) of its terminal."""
 
     job: int
     attempt: int
     have: Whole
     closed: bool
+    window: tuple[Whole, Whole] = (0, 0)
 
 
 class Peer(msgspec.Struct, frozen=True):

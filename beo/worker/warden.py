@@ -26,7 +26,7 @@ from beo.worker import contain
 from beo.worker.attempt import Attempt
 from beo.worker.frames import LISTENER, PIDS, FrameError, Frames, frame
 from beo.worker.loop import READ, WRITE, Loop
-from beo.worker.order import Order, whole
+from beo.worker.order import Order, whole, window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ class Warden:
         elif op == "signal":
             attempt.signal(whole(message, "serial"), whole(message, "signal"))
         elif op == "stdin":
-            attempt.feed(whole(message, "offset"), a2b_base64(message.get("data") or ""), bool(message.get("eof")))
+            data = a2b_base64(message.get("data") or "")
+            attempt.feed(whole(message, "offset"), data, bool(message.get("eof")), window(message, "window"))
         elif op == "peer":
             attempt.hear(message["from"], whole(message, "seq"), dict(message["body"]))
         elif op == "peer_ack":
