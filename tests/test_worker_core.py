@@ -709,11 +709,11 @@ def test_a_part_of_one_node_asks_nobody(node: Node) -> None:
 
 def test_stdin_reaches_the_warden_and_what_it_took_the_client(node: Node) -> None:
     warden = node.start()
-    node.take(acts.StdinCame(ms.Stdin(*JOB, 0, b"\x00\xff", True)))
-    expected = {"op": "stdin", "job": 7, "attempt": 1, "offset": 0, "data": "AP8=", "eof": True}
+    node.take(acts.StdinCame(ms.Stdin(*JOB, 0, b"\x00\xff", True, (7, 8))))
+    expected = {"op": "stdin", "job": 7, "attempt": 1, "offset": 0, "data": "AP8=", "eof": True, "window": [7, 8]}
     assert node.told(warden, "stdin") == [expected]
-    node.part_says("stdin", have=2, closed=False)
-    assert node.stdin == [acts.StdinTaken(*JOB, 2, False)]
+    node.part_says("stdin", have=2, closed=False, window=[7, 8])
+    assert node.stdin == [acts.StdinTaken(*JOB, 2, False, (7, 8))]
 
 
 def test_stdin_for_a_part_that_is_over_is_answered_closed(node: Node) -> None:

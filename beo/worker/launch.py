@@ -33,8 +33,8 @@ class Attempt:
 
     job, attempt: its numbers. size: of how many ranks. parts: the nodes in order. nodes_folded: their names in short
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
-    whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot. terminal:
-    (rows, columns) of rank 0's, None: it has pipes.
+    whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
+    terminal: (rows, columns) of rank 0's, None: it has pipes.
     """
 
     job: int
