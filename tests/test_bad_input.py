@@ -315,7 +315,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def beo(*words: str, home: Path, here: Path = ROOT, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Run one command; what it exits with and says."""
-    own = {"PATH": os.environ["PATH"], "HOME": str(here), "BEO_DIR": str(home), "PYTHONPATH": str(ROOT)}
+    own = {"PATH": os.environ["PATH"], "HOME": str(home.parent), "BEO_DIR": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*map(os.fsencode, (*BEO, *words))],
         env={**own, **(env or {})},
@@ -587,7 +587,7 @@ def test_a_stopped_head_is_no_head_and_what_was_submitted_to_it_may_exist(cluste
 def shell(cluster: Cluster, line: str, here: Path = ROOT) -> tuple[int, str]:
     """Run a line of shell in which $beo is beo; its exit code and all that it said on either descriptor."""
     words = f'beo="{sys.executable} -m beo.front"; {line}'
-    env = {**cluster.env, "HOME": str(here)}
+    env = {**cluster.env, "HOME": str(cluster.home.path.parent)}
     run = subprocess.run(
         ["sh", "-c", words],
         env=env,
