@@ -42,7 +42,8 @@ class Person:
     @property
     def env(self) -> dict[str, str]:
         """A short environment."""
-        return {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{SITE}"}
+        words = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{SITE}"}
+        return {**words, "BEO_RESIDENT": "0"}  # nothing of this user outlives the test
 
     def run(self, *words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program as this user."""
