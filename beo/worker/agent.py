@@ -201,8 +201,9 @@ class Agent:
                 time.sleep(0.005)
             for key in self._core.held:
                 self._sweep(*key)
-            for number in self._links if self._crowds else ():
-                self._sweep_up(probe.remove_cgroup, self._crowd(number))
+            for path in remains.found(self._cluster.cluster, [self._core.node.name]):
+                if path.startswith(f"{self._crowds}/"):
+                    self._sweep_up(probe.remove_cgroup, path)
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
