@@ -82,7 +82,8 @@ class FakeWarden:
     """Listens in `folder` for as long as the block lasts; what a handler raised is raised at the end."""
 
     def __init__(self, folder: Path, handler: Callable[[Talk], None]) -> None:
-        self.env = {**os.environ, "TMPDIR": str(folder), "BEO_STEPS": str(folder / "steps"), "BEO_NODE": "node01"}
+        job = {"BEO_JOB_ID": "1", "BEO_NODE": "node01", "BEO_STEPS": str(folder / "steps"), "TMPDIR": str(folder)}
+        self.env = {**os.environ, **job}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.env["BEO_STEPS"])
         self._listener.listen()
