@@ -21,12 +21,12 @@ FLOORS = {
     "table",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
-    "headnode.core worker.acts worker.core worker.told worker.launch worker.pmi worker.frames worker.peers "
-    "worker.steps headnode.inquiries headnode.ledger",
+    "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
+    "worker.peers worker.steps headnode.inquiries headnode.ledger",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
-    "worker.probe worker.contain worker.loop worker.caller worker.order worker.ranks worker.spool worker.pipes "
-    "worker.terminal worker.step worker.request worker.outflow worker.door headnode.output worker.processes "
-    "worker.disk worker.bounds worker.remains",
+    "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
+    "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
+    "worker.processes worker.disk worker.bounds worker.remains",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector",

@@ -32,7 +32,7 @@ from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
 from beo.door import Door
 from beo.errors import Conflict
-from beo.worker import acts, core, launch, probe, process, remains
+from beo.worker import acts, core, launch, mpienv, probe, process, remains
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
@@ -43,6 +43,7 @@ SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
+RSH = str(Path(__file__).with_name("beo-rsh"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
 log = logging.getLogger("beo.agent")
@@ -472,7 +473,7 @@ class Agent:
         argv = list(spec.argv)
         here = next(part for part in order.parts if part.node == self._core.node.name)
         places = here.ranks + here.more
-        hosts = [p.address.rpartition(":")[0] for p in order.parts]
+        hosts = [mpienv.host_of(p.address) for p in order.parts]
         parts = [
             launch.Part(p.node, tuple(range(p.first_rank, p.first_rank + p.ranks)), p.more, host)
             for p, host in zip(order.parts, hosts, strict=True)
@@ -513,6 +514,8 @@ class Agent:
             self._tmp(order.job, order.attempt),
             self._make_cgroup(order, spec.mem_bytes * places),
             self._limits,
+            RSH,
+            sys.executable,
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 

@@ -268,6 +268,10 @@ class Attempt:
                 enter = self._conductor.enter
                 self._door = door.Door(path, self._kind, person.uid, person.gid, self._loop, enter)
                 self.order.env["BEO_STEPS"] = path
+            for name, text in self.order.files.items():
+                with open(os.path.join(tmp, name), "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.chmod(file.name, 0o644)
             if not person.is_us:
                 os.chown(tmp, person.uid, person.gid)
         except OSError as error:

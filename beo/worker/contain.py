@@ -30,7 +30,7 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_REMOUNT = 32
-_MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
+_MS_BIND, _MS_REC, _MS_SLAVE = 1 << 12, 1 << 14, 1 << 19
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _CLOCK_BOOTTIME = 7
@@ -47,7 +47,7 @@ def enter(kind: str) -> None:
         return
     uid, gid = os.getuid(), os.getgid()
     user = _CLONE_NEWUSER if kind == "userns" else 0
-    _call(_libc.unshare, user | _CLONE_NEWPID | _CLONE_NEWNS | _CLONE_NEWIPC)
+    _call(_libc.unshare, user | _CLONE_NEWPID | _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWUTS)
     if user:
         for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
@@ -66,6 +66,11 @@ def settle(kind: str) -> None:
     _call(_libc.mount, b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
     if os.path.isdir("/dev/shm"):
         _mount_shm()
+
+
+def bind(source: str, target: str) -> None:
+    """Let the file `source` be seen in the place of `target` behind the walls. OSError where the kernel refuses."""
+    _call(_libc.mount, os.fsencode(source), os.fsencode(target), None, _MS_BIND, None)
 
 
 def freshen(kind: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from beo.worker import mpienv
 from beo.worker.pmi import process_mapping
 
 GRACE_S = 30.0
@@ -18,7 +19,7 @@ GRACE_S = 30.0
 @dataclass(frozen=True, slots=True)
 class Part:
     """One node's part of an attempt: its name, the global numbers of its ranks, rising, and how many ranks more there
-    are slots for. host: of its agent's address.
+    are slots for. host: of its agent's address, numeric, or empty.
     """
 
     node: str
@@ -63,6 +64,7 @@ class Attempt:
 class Facts:
     """What a node knows of itself: its name and its cluster's, the interface of the cluster's network, and where it
     lets this attempt have temporary files and a cgroup. limits: output_bytes, shm_bytes and free_bytes, see bounds.py.
+    rsh, python: the path of `beo-rsh` and what runs it.
     """
 
     cluster: str
@@ -71,6 +73,8 @@ class Facts:
     tmp: str | None = None
     cgroup: str | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
+    rsh: str = ""
+    python: str = ""
 
 
 def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
@@ -99,6 +103,8 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "terminal": attempt.terminal,
         "pmi": process_management(attempt, facts.cluster, nonce),
         "steps": room_for_steps(attempt, facts, nonce),
+        "names": {part.node: part.host for part in attempt.parts},
+        "files": mpienv.host_files(_room(attempt)) if _has_room(attempt) else {},
         "time_limit_s": attempt.time_limit_s,
         "grace_s": attempt.grace_s,
         "mem_bytes": attempt.mem_bytes,
@@ -115,8 +121,11 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
 def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
     """What every rank on the node has in its environment: defaults, then the job's own words, then beo's."""
     # A job submitted from within an MPI program must not take itself for a part of that program.
-    own = {key: value for key, value in attempt.env.items() if not key.startswith(("PMI_", "PMIX_"))}
-    env = {"OMP_NUM_THREADS": str(attempt.cpus), **_network(facts.interface), **own}
+    stale = {*mpienv.STALE, *mpienv.environment("", "", "")}
+    own = {k: v for k, v in attempt.env.items() if not k.startswith(("PMI_", "PMIX_")) and k not in stale}
+    env = {"OMP_NUM_THREADS": str(attempt.cpus), **_network(facts.interface), **mpienv.DEFAULTS, **own}
+    if facts.tmp is not None and _has_room(attempt):
+        env |= mpienv.environment(facts.tmp, facts.rsh, facts.python)
     env |= {
         "BEO_CLUSTER": facts.cluster,
         "BEO_JOB_ID": str(attempt.job),
@@ -125,6 +134,7 @@ def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
         "BEO_SIZE": str(attempt.size),
         "BEO_NODES": attempt.nodes_folded,
         "BEO_NODE": facts.node,
+        "BEO_INTERFACE": facts.interface or "",
     }
     if facts.tmp is not None:
         env["TMPDIR"] = facts.tmp
@@ -176,6 +186,15 @@ def host_name(attempt: Attempt, node: str) -> str | None:
     if not hosts[here] or hosts.count(hosts[here]) == 1:
         return None
     return f"127.0.{(here + 2) >> 8}.{(here + 2) & 255}"
+
+
+def _room(attempt: Attempt) -> dict[str, int]:
+    """How many ranks `mpirun` may start on each node."""
+    return {part.node: part.more for part in attempt.parts}
+
+
+def _has_room(attempt: Attempt) -> bool:
+    return any(_room(attempt).values())
 
 
 def _places(attempt: Attempt) -> int:

@@ -21,8 +21,9 @@ class Order:
     (rank -> more environment): the program. ranks: the global numbers of the ranks here (none on a further node of a
     batch job), size: of how many. stdin: whether rank 0 gets a pipe. terminal: (rows, columns) of the one that rank 0
     gets instead of pipes, or None. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds;
-    mem_bytes; cgroup and tmp: folders. output_max_bytes, shm_max_bytes (None: no limit) and free_min_bytes: see
-    bounds.py. person: whose it is. leash_until_ns: CLOCK_BOOTTIME, 0 for no leash.
+    mem_bytes; cgroup and tmp: folders. names: of nodes -> address. files: of tmp, by their names. output_max_bytes,
+    shm_max_bytes (None: no limit) and free_min_bytes: see bounds.py. person: whose it is. leash_until_ns:
+    CLOCK_BOOTTIME, 0 for no leash.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -51,6 +52,8 @@ class Order:
         self.free_min_bytes = _whole_or_none(limits, "free_bytes") or 0
         self.leash_until_ns = _whole_or_none(message, "leash_until_ns") or 0
         self.pmi = _pmi(message.get("pmi"))
+        self.names = _environment(message.get("names") or {})
+        self.files = _environment(message.get("files") or {})
         self._take_steps(message.get("steps") or {})
         if not self.argv or len(self.ranks) > RANKS_HERE_MAX or not (self.ranks or len(self.nodes) > 1):
             raise ValueError(f"argv must not be empty, and ranks 1 to {RANKS_HERE_MAX}")

@@ -26,6 +26,7 @@ from beo.worker import contain
 from beo.worker.attempt import Attempt
 from beo.worker.frames import LISTENER, PIDS, FrameError, Frames, frame
 from beo.worker.loop import READ, WRITE, Loop
+from beo.worker.names import Names
 from beo.worker.order import Order, whole, window
 
 TYPE_CHECKING = False
@@ -61,6 +62,7 @@ class Warden:
         self._keeper = keeper
         self._leashed = False
         self._loop = Loop()
+        self._names = Names(kind, folder)
         self._attempt: Attempt | None = None
         self._seen: dict[tuple[int, int], None] = {}
         self._agent: socket.socket | None = None
@@ -247,6 +249,7 @@ class Warden:
         self._attempt = Attempt(
             order, self._kind, self._folder, self._outer, self._loop, self._send, lambda: self._leash(0), self._crowd
         )
+        self._names.settle(order.node, order.names)
         self._attempt.start()
 
     def _committed(self, attempt: Attempt) -> None:
