@@ -46,6 +46,7 @@ def test_a_rank_finds_itself_in_its_environment() -> None:
         "BEO_SIZE": "3",
         "BEO_NODES": "node[1-2]",
         "BEO_NODE": "node2",
+        "BEO_INTERFACE": "eth1",
     }
     assert (env["TMPDIR"], env["OMP_NUM_THREADS"], env["PATH"]) == ("/tmp/beo-7.2", "4", "/bin")
     assert env["UCX_NET_DEVICES"] == env["FI_TCP_IFACE"] == "eth1"
@@ -123,15 +124,10 @@ def test_an_order_that_is_not_whole_is_refused(key: str, value: object) -> None:
         Order({**start_message(ATTEMPT, FACTS, "abcd"), key: value})
 
 
-def test_nodes_of_one_machine_get_names_of_their_own_that_resolve_and_others_keep_theirs() -> None:
-    parts = [
-        Part("node1", (0,), host="10.0.0.1"),
-        Part("node2", (1,), host="10.0.0.2"),
-        Part("n3", (2,), host="10.0.0.1"),
-    ]
-    attempt = replace(ATTEMPT, parts=parts)
-    names = [start_message(attempt, replace(FACTS, node=p.node), "abcd")["steps"]["host_name"] for p in parts]
-    assert names == ["127.0.0.2", None, "127.0.0.4"]
+def test_the_names_of_all_nodes_are_told_to_each_with_the_addresses_that_they_stand_for() -> None:
+    parts = [Part("node1", (0,), host="10.0.0.1"), Part("node2", (1,), host="10.0.0.1"), Part("n3", (2,), host="")]
+    order = Order(start_message(replace(ATTEMPT, parts=parts), FACTS, "abcd"))
+    assert order.names == {"node1": "10.0.0.1", "node2": "10.0.0.1", "n3": ""}
 
 
 def test_a_batch_job_has_all_slots_for_its_steps_and_an_mpi_job_what_its_ranks_leave() -> None:

@@ -91,7 +91,6 @@ class Attempt:
         self._own_ended = False  # the ranks of step 0 here
         self._finishing = False  # all is done: what is still here is ended, and its end means nothing
         self._door: door.Door | None = None
-        self._host_name: contain.HostName | None = None
         self._peers = Peers(node for node in order.nodes if node != order.node)
         services: dict[str, str] = {}
         program = Program(order.argv, order.cwd, {})
@@ -279,14 +278,8 @@ class Attempt:
             raise ranks.LaunchError(126, text) from None
 
     def _start_ranks(self, step: Step, failure: ranks.LaunchError | None = None) -> list[Rank]:
-        order = self.order
         was = contain.offer(OOM_SCORE)  # for who is started now; this process itself must stay
-        if step.pmi and order.host_name and (step.number or order.places > order.size):
-            self._host_name = self._host_name or contain.HostName(self._kind, order.host_name)
-            with self._host_name:
-                failed = step.start(self.order, self._loop, failure)
-        else:
-            failed = step.start(self.order, self._loop, failure)
+        failed = step.start(self.order, self._loop, failure)
         contain.offer(was)
         for rank in step.ranks.values():
             if rank.pid:
@@ -495,8 +488,6 @@ class Attempt:
         self._conductor.close()
         if self._door:
             self._door.close()
-        if self._host_name:
-            self._host_name.close()
         self.spool.free_min_bytes = 0  # it prints no more, and what is left must not wait for others to make room
         self._output.drain(self._sweep)
 

@@ -12,7 +12,6 @@ import ctypes
 import os
 import resource
 import signal
-import socket
 import stat
 import struct
 
@@ -25,7 +24,6 @@ KINDS = ("pidns", "userns", "subreaper")
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWIPC = 0x08000000
-_HOST_NAME_LENGTH_MAX = 64
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -278,42 +276,6 @@ def remove_tree(folder: str) -> None:
         pass  # whoever finds the folder still there says why
     finally:
         os._exit(0)
-
-
-class HostName:
-    """A host name of our own, for the processes that are started inside of `with`."""
-
-    def __init__(self, kind: str, name: str) -> None:
-        self._fds: list[int] = []
-        self._inside = False
-        if kind == "subreaper":
-            return
-        try:
-            self._fds.append(os.open("/proc/self/ns/uts", os.O_RDONLY))
-            _call(_libc.unshare, _CLONE_NEWUTS)
-            socket.sethostname(name[:_HOST_NAME_LENGTH_MAX])
-            self._fds.append(os.open("/proc/self/ns/uts", os.O_RDONLY))
-            self._inside = True
-        except OSError:
-            pass  # then it is the kernel's
-
-    def __enter__(self) -> None:
-        if len(self._fds) == 2 and not self._inside:
-            _call(_libc.setns, self._fds[1], _CLONE_NEWUTS)
-            self._inside = True
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            _call(_libc.setns, self._fds[0], _CLONE_NEWUTS)
-            self._inside = False
-        except (OSError, IndexError):
-            pass  # without root there is no way back: then all that is started from now on has this name
-
-    def close(self) -> None:
-        """Let go of it."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
 
 
 class OuterProc:

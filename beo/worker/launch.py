@@ -102,7 +102,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "stdin": attempt.stdin,
         "terminal": attempt.terminal,
         "pmi": process_management(attempt, facts.cluster, nonce),
-        "steps": room_for_steps(attempt, facts, nonce),
+        "steps": room_for_steps(attempt, facts.cluster, nonce),
         "names": {part.node: part.host for part in attempt.parts},
         "files": mpienv.host_files(_room(attempt)) if _has_room(attempt) else {},
         "time_limit_s": attempt.time_limit_s,
@@ -161,31 +161,16 @@ def process_management(attempt: Attempt, cluster: str, nonce: str) -> dict[str, 
     }
 
 
-def room_for_steps(attempt: Attempt, facts: Facts, nonce: str) -> dict[str, Any]:
+def room_for_steps(attempt: Attempt, cluster: str, nonce: str) -> dict[str, Any]:
     """What the wardens need to know for steps: the slots of each node, and those that the job's ranks hold."""
     held = 0 if attempt.batch else attempt.cpus
     return {
         "slots": [(part.more + (0 if attempt.batch else len(part.ranks))) * attempt.cpus for part in attempt.parts],
         "taken": [len(part.ranks) * held for part in attempt.parts],
         "cpus": attempt.cpus,
-        "world": _world(attempt, facts.cluster),
+        "world": _world(attempt, cluster),
         "nonce": nonce,
-        "host_name": host_name(attempt, facts.node),
     }
-
-
-def host_name(attempt: Attempt, node: str) -> str | None:
-    """A name that MPI ranks shall take for their host's; None: the machine's own.
-
-    By it MPICH tells which ranks of *different* worlds share a host. Where several nodes are one machine's it would
-    take them for one host, and wait for words in a shared memory that isn't there. So each gets another name of the
-    loopback, which every program can resolve.
-    """
-    hosts = [part.host for part in attempt.parts]
-    here = next(n for n, part in enumerate(attempt.parts) if part.node == node)
-    if not hosts[here] or hosts.count(hosts[here]) == 1:
-        return None
-    return f"127.0.{(here + 2) >> 8}.{(here + 2) & 255}"
 
 
 def _room(attempt: Attempt) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """What nodes are called behind the walls: this one's host name, and names of the job's nodes that resolve.
 
-Open MPI tells nodes apart by their host names, and several nodes of one machine would all have that machine's. Names of
-nodes are in no DNS, and looking for one there may take seconds, so they stand in the walls' own /etc/hosts.
+Open MPI tells nodes apart by their host names, and by them MPICH tells which ranks of *different* worlds
+(MPI_Comm_spawn) share a host. Several nodes of one machine would all have that machine's name: MPICH would then wait
+for words in a shared memory that isn't there. Names of nodes are in no DNS, and looking for one there may take seconds,
+so they stand in the walls' own /etc/hosts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOSTS = "/etc/hosts"
+HOST_NAME_LENGTH_MAX = 64
+"""The kernel's limit; a longer name is cut."""
 
 
 class Names:
@@ -32,8 +36,9 @@ class Names:
         if not self._walled:
             return
         try:
-            if socket.gethostname() != node:
-                socket.sethostname(node)
+            name = node[:HOST_NAME_LENGTH_MAX]
+            if socket.gethostname() != name:
+                socket.sethostname(name)
             self._write("".join(f"{address}\t{name}\n" for name, address in addresses.items() if address))
         except OSError as error:
             print(f"beo: the names of nodes do not resolve in jobs: {error}", flush=True)

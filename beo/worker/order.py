@@ -65,12 +65,10 @@ class Order:
     def _take_steps(self, steps: Any) -> None:
         """What steps may use. slots: of the nodes, {} if there can be no steps. taken: those that step 0 holds. cpus:
         slots per rank. places: ranks that there are slots for, in all. world, nonce: for the names of MPI worlds.
-        host_name: what the ranks of such a world shall take for their host's.
         """
         self.slots: dict[str, int] = {}
         self.taken: dict[str, int] = {}
         self.cpus, self.places, self.world, self.nonce = 1, self.size, "", ""
-        self.host_name: str | None = None
         if steps:
             slots, taken = _wholes(steps, "slots"), _wholes(steps, "taken")
             self.slots = dict(zip(self.nodes, slots, strict=True))
@@ -78,7 +76,6 @@ class Order:
             self.cpus = max(1, whole(steps, "cpus"))
             self.places = sum(slots) // self.cpus
             self.world, self.nonce = _text(steps, "world"), _text(steps, "nonce")
-            self.host_name = _text_or_none(steps, "host_name")
 
     @property
     def may_have_steps(self) -> bool:
