@@ -15,18 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import control, stage, table, terminal
+from tests.bench import control, inside, live, stage, table, terminal
 
 PAGE = stage.ROOT / "docs" / "performance.md"
 
 MEASUREMENTS: dict[str, Callable[[Path], Iterator[table.Row]]] = {
     "submissions": control.submissions,
     "jobs": control.jobs,
+    "owners": control.owners,
     "launch": terminal.launch,
+    "wide": inside.wide,
+    "steps": inside.steps,
     "messages": terminal.messages,
     "verbs": terminal.verbs,
     "recovery": control.recovery,
     "output": terminal.output,
+    "steady": live.steady,
+    "echo": live.echo,
     "memory": control.memory,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import time
@@ -21,6 +22,8 @@ JOBS = 1_000
 RECOVERIES = 10
 QUEUED = 10_000
 FLOOR_STARTS = 2_000
+OWNERS = 2
+OWNERS_REPEATS = 3
 SPAWNER = Path(__file__).with_name("spawner.py")
 
 
@@ -76,6 +79,20 @@ def jobs(folder: Path) -> Iterator[Row]:
         yield used
         yield agents
     yield floor
+
+
+def owners(folder: Path) -> Iterator[Row]:
+    """`true` jobs of two users in turn, beside those of one: a rank of another user is forked, not spawned."""
+    if os.geteuid() != 0:
+        return  # a worker that isn't root runs nobody else's jobs
+    row = Row("`true` jobs of two users in turn: 2 workers × 8 slots", "1/s", "of one user")
+    with ExitStack() as ends:
+        cluster = ends.enter_context(stage.cluster(folder / "cluster", 8))
+        load = ends.enter_context(stage.loading(cluster.home))
+        for _ in range(OWNERS_REPEATS):
+            row.beo.append(JOBS / load.batch(JOBS, WINDOW, "small", OWNERS).seconds)
+            row.bare.append(JOBS / load.batch(JOBS, WINDOW, "small").seconds)
+    yield row
 
 
 class _cpu:
@@ -145,15 +162,28 @@ def memory(folder: Path) -> Iterator[Row]:
         head = ends.enter_context(stage.head(folder / "head"))
         wait_for(lambda: cluster.wardens("node01"), "a spare warden")
         bare_mb = [stage.pss_bytes(bare.pid) / 1e6]
-        yield Row("memory of a head at rest", "MB", "loop", "", [_mb(cluster.pid("head"))], bare_mb)
-        yield Row("memory of an agent at rest", "MB", "", "", [_mb(cluster.pid("node01"))])
+        yield Row("memory of a head at rest", "MB", "loop", "60", [_mb(cluster.pid("head"))], bare_mb)
+        yield Row("memory of an agent at rest", "MB", "", "30", [_mb(cluster.pid("node01"))])
         wardens = cluster.wardens("node01")
         nothing = subprocess.Popen([PYTHON, "-I", "-S", str(SPAWNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            row = Row("memory of a spare warden, both processes", "MB", "two idle `python -I -S`", "3-5 each")
+            row = Row("memory of a spare warden, both processes", "MB", "two idle `python -I -S`", "5 each")
             row.beo = [sum(map(_mb, wardens))]
             row.bare = [2 * _mb(nothing.pid)]
             yield row
+            job = cluster.submit(["/bin/sleep", "1000"])
+            (rank,) = wait_for(lambda: list(cluster.ranks(job).values()), "a rank")
+            keeper = cluster.warden_of(rank)
+            pair = [pid for node in ("node01", "node02") for pid in cluster.wardens(node)]
+            pair = [pid for pid in pair if pid == keeper or stage.parent(pid) == keeper]
+            yield Row(
+                "memory of a warden at work, both processes",
+                "MB",
+                row.bare_is,
+                "5 each",
+                [sum(map(_mb, pair))],
+                row.bare,
+            )
         finally:
             nothing.kill()
             nothing.communicate()
@@ -161,13 +191,14 @@ def memory(folder: Path) -> Iterator[Row]:
 
 
 def _queue_memory(head: Served) -> Iterator[Row]:
-    for environment in ("small", "login"):
+    for nth, environment in enumerate(("small", "login"), 1):
         with stage.loading(head.home) as load:
             before_mb = _mb(head.pid)
             count = _submit(load, environment)
             grown_kb = 1e3 * (_mb(head.pid) - before_mb) / count
         yield Row(f"memory of the head per queued job, {environment} environment", "kB", "", "10", [grown_kb])
-    yield Row(f"memory of a head with {2 * QUEUED:,} queued jobs or more", "MB", "", "", [_mb(head.pid)])
+        name = f"memory of a head with {nth * QUEUED:,} queued jobs or more"
+        yield Row(name, "MB", "", "100 with 10,000" if nth == 1 else "", [_mb(head.pid)])
 
 
 def _submit(load: Load, environment: str) -> int:

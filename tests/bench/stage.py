@@ -18,7 +18,7 @@ from beo import birth, client, local
 from beo import messages as m
 from beo.config import Home
 from tests.bench.load import READY, Batch, Batched, Rate, Rated
-from tests.cluster import Cluster, running
+from tests.cluster import Cluster, running, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -120,9 +120,9 @@ class Load:
         """Let some of the clients submit at the same time for so long."""
         return self._obey(clients, Rate(time.monotonic() + JOIN_S, seconds, window, environment), Rated)
 
-    def batch(self, jobs: int, window: int, environment: str) -> Batched:
+    def batch(self, jobs: int, window: int, environment: str, owners: int = 1) -> Batched:
         """Let one client submit jobs and wait for the end of all."""
-        return self._obey(1, Batch(jobs, window, environment), Batched)[0]
+        return self._obey(1, Batch(jobs, window, environment, owners), Batched)[0]
 
     def end(self) -> None:
         """End them all."""
@@ -149,6 +149,19 @@ def cluster(path: Path, slots: int = 2) -> Iterator[Cluster]:
         yield own
 
 
+@contextmanager
+def resident(folder: Path, cluster: Cluster) -> Iterator[dict[str, str]]:
+    """A resident process of its own; yields the environment of verbs that use it. The folder's path must be short."""
+    env = {**cluster.env, "BEO_RESIDENT": "1", "XDG_RUNTIME_DIR": str(folder)}
+    subprocess.run([BIN / "beo", "queue"], env=env, check=True, stdout=subprocess.DEVNULL)  # starts it for later ones
+    try:
+        wait_for(lambda: any(path.is_socket() for path in folder.glob("beo/*")), "a resident process")
+        subprocess.run([BIN / "beo", "queue"], env=env, check=True, stdout=subprocess.DEVNULL)
+        yield env
+    finally:
+        subprocess.run([BIN / "beo", "resident", "--stop"], env=env, check=True, stdout=subprocess.DEVNULL)
+
+
 def timed(argv: Sequence[str | Path], env: dict[str, str] | None = None) -> tuple[float, float]:
     """Run a program to its end, its output thrown away: seconds on the wall, and of CPU, its children's included.
 
@@ -169,6 +182,11 @@ def cpu_s(pid: int) -> float:
     """Seconds of CPU that a process has used so far."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def parent(pid: int) -> int:
+    """The process that a process is a child of."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def pss_bytes(pid: int) -> int:

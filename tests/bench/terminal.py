@@ -26,37 +26,40 @@ READ_BYTES = 1 << 20
 OVER_TCP = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
 
 BEO = BIN / "beo"
+BARE_PYTHON = "`python -I -S -c pass`"
 MPIEXEC = BIN / "mpiexec"
 HELLO = ROOT / "jobs" / "hello.py"
 PINGPONG = Path(__file__).with_name("pingpong.py")
 
 
 def verbs(folder: Path) -> Iterator[Row]:
-    """A verb from a cold shell, beside the least that Python and the system take."""
-    with stage.cluster(folder / "cluster") as cluster:
-        rows = []
-        for words in (("queue",), ("submit", "/bin/true")):
+    """A verb from a cold shell, with a resident process and without, beside the least that Python takes."""
+    with stage.cluster(folder / "cluster") as cluster, stage.resident(folder, cluster) as resident:
+        rows: list[tuple[tuple[str, ...], dict[str, str], Row, Row | None]] = []
+        verbs_measured: tuple[tuple[str, ...], ...] = (("queue",), ("submit", "/bin/true"), ("run", "hostname"))
+        for words in verbs_measured:
             what = f"`beo {' '.join(words)}`"
-            rows.append(
-                (words, Row(what, "ms", "`python -c pass`", "60"), Row(f"{what}, CPU", "ms", "`python -c pass`"))
-            )
+            alone = Row(f"{what} without the resident process", "ms", BARE_PYTHON, "60")
+            rows.append((words, resident, Row(f"{what} from a cold shell", "ms", BARE_PYTHON, "25"), None))
+            rows.append((words, cluster.env, alone, Row(f"{alone.what}, CPU", "ms", BARE_PYTHON)))
         true = Row("the floor: `/bin/true`", "ms", "no Python")
         for _ in range(VERBS):
-            for words, wall, cpu in rows:
-                _add(wall.beo, cpu.beo, stage.timed([BEO, *words], cluster.env))
-                _add(wall.bare, cpu.bare, stage.timed([PYTHON, "-c", "pass"], cluster.env))
+            for words, env, wall, cpu in rows:
+                _add(wall.beo, cpu.beo if cpu else None, stage.timed([BEO, *words], env))
+                least = stage.timed([PYTHON, "-I", "-S", "-c", "pass"], cluster.env)
+                _add(wall.bare, cpu.bare if cpu else None, least)
                 if words[0] == "submit":
                     cluster.beo("wait", "last")
             true.bare.append(1e3 * stage.timed(["/bin/true"])[0])
-    for _, wall, cpu in rows:
-        yield wall
-        yield cpu
+    for _, _, wall, cpu in rows:
+        yield from filter(None, (wall, cpu))
     yield true
 
 
-def _add(wall_ms: list[float], cpu_ms: list[float], took_s: tuple[float, float]) -> None:
+def _add(wall_ms: list[float], cpu_ms: list[float] | None, took_s: tuple[float, float]) -> None:
     wall_ms.append(1e3 * took_s[0])
-    cpu_ms.append(1e3 * took_s[1])
+    if cpu_ms is not None:
+        cpu_ms.append(1e3 * took_s[1])
 
 
 def launch(folder: Path) -> Iterator[Row]:
