@@ -167,6 +167,10 @@ def memory(folder: Path) -> Iterator[Row]:
         wardens = cluster.wardens("node01")
         nothing = subprocess.Popen([PYTHON, "-I", "-S", str(SPAWNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
+            assert nothing.stdin and nothing.stdout
+            nothing.stdin.write(b".")
+            nothing.stdin.flush()
+            nothing.stdout.read(1)  # by now it has loaded all that it loads
             row = Row("memory of a spare warden, both processes", "MB", "two idle `python -I -S`", "5 each")
             row.beo = [sum(map(_mb, wardens))]
             row.bare = [2 * _mb(nothing.pid)]
