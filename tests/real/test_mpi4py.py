@@ -1,25 +1,19 @@
-"""A program that others wrote: the test suite and pi demo of mpi4py, unmodified, on two ranks of `beo run`.
+"""Programs that others wrote: the test suite and demos of mpi4py, unmodified, on two ranks of `beo run`."""
 
-The release (0.5 MB) is fetched by pip on first use and kept in build/real.
-"""
-
-import hashlib
 import re
 import subprocess
 import sys
-import tarfile
-import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Launch
+from tests.cluster import BEO, running
+from tests.real.release import check_latencies, check_pi, fetch, spawning
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(400)]
-
-RELEASE = "mpi4py-4.1.2"
-SHA256 = "56860286dc45f20e8821e93cb06669e30462348bf866f685553fa4b712d58d02"
-BUILD = Path(__file__).resolve().parents[2] / "build" / "real"
 
 RANKS = 2
 TIMEOUT_S = 300  # six times what the whole suite takes on two free cores
@@ -27,35 +21,9 @@ TIMEOUT_S = 300  # six times what the whole suite takes on two free cores
 # Everything that sends: point-to-point, collectives, one-sided, files, worlds that meet, pools. 1,541 tests per rank.
 COMMUNICATION = ["cco", "p2p", "comm", "msg", "rma", "win", "io", "file", "dynproc", "threads", "util_p", "util_sync"]
 SENDING = [word for name in COMMUNICATION for word in ("-i", f"test_{name}")]
-# All but what the mpich wheel says of Fortran's types, which fails even on one rank without a launcher, and
-# MPI_Comm_spawn, which wants free slots beside those of the ranks.
-WHOLE = ["-e", "test_mpiabi", "-e", "test_spawn"]
-
-
-def fetch() -> Path:
-    """The release's unpacked source; raises RuntimeError where neither build/real nor pip has it."""
-    archive, source = BUILD / f"{RELEASE}.tar.gz", BUILD / RELEASE
-    BUILD.mkdir(parents=True, exist_ok=True)
-    # Each step ends in a rename, so that test processes that come here together, or end half-way, do no harm.
-    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
-        if not archive.exists():
-            pinned = f"{RELEASE.replace('-', '==')} --hash=sha256:{SHA256}"  # pip looks before it runs anything
-            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=mpi4py", "-d", scratch]
-            done = subprocess.run([*pip, "-r", "/dev/stdin"], input=pinned, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise RuntimeError(f"pip can't download {RELEASE}: put its source release at {archive}\n{done.stderr}")
-            Path(scratch, archive.name).replace(archive)
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
-            raise RuntimeError(f"{archive} is not the release with sha256 {SHA256}: delete it")
-        if not source.exists():
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-            try:
-                Path(scratch, RELEASE).rename(source)
-            except OSError:
-                if not source.exists():  # else another test process was first, with the same files
-                    raise
-    return source
+# All but what the mpich wheel says of Fortran's types, which fails even on one rank without a launcher.
+WHOLE = ["-e", "test_mpiabi"]
+SLOTS = 12  # room for MPI_Comm_spawn: more than there are cores, but what is spawned says little
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +32,29 @@ def source() -> Path:
     return fetch()
 
 
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """`beo run` of two ranks with room to spawn more, over two nodes: launch(argv of Python, folder, stdin)."""
+    with running(tmp_path_factory.mktemp("real") / "beo", slots=SLOTS // 2) as cluster:
+
+        def run(argv: list[str], folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+            """Run a script to its end; what hangs is ended by timeout(1): exit 124."""
+            words = ["timeout", "--kill-after=5", str(TIMEOUT_S), *BEO, "run", "-n", str(RANKS), "--slots", str(SLOTS)]
+            return subprocess.run(
+                [*words, sys.executable, *argv],
+                cwd=folder,
+                env=cluster.env,
+                input=stdin,
+                capture_output=True,
+                text=True,
+            )
+
+        yield run
+
+
 def passed(launch: Launch, source: Path, flags: list[str]) -> list[int]:
     """How many tests of its suite each rank ran, once all have passed."""
-    done = launch(RANKS, ["test/main.py", *flags], directory=source, timeout_s=TIMEOUT_S)
+    done = launch(["test/main.py", *flags], source)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     # The ranks' words may stand next to each other: unittest writes a line and its end separately.
@@ -81,14 +69,32 @@ def test_its_tests_of_communication_pass_on_every_rank(launch: Launch, source: P
 
 
 @pytest.mark.slow
-def test_its_whole_suite_passes_on_every_rank(launch: Launch, source: Path) -> None:
+def test_its_whole_suite_passes_on_every_rank_spawns_and_all(launch: Launch, source: Path) -> None:
     assert min(passed(launch, source, WHOLE)) > 2000
 
 
 def test_its_demo_reads_the_intervals_from_stdin_and_finds_pi(launch: Launch, source: Path) -> None:
-    done = launch(RANKS, ["demo/compute-pi/cpi-cco.py"], "1000000\n", directory=source)
+    done = launch(["demo/compute-pi/cpi-cco.py"], source, "1000000\n")
     assert done.returncode == 0, done.stderr
     found = re.search(r"pi is approximately (\S+), error is (\S+)", done.stdout)
     assert found, done.stdout
     assert float(found[1]) == pytest.approx(3.141592653589793, abs=1e-9)
     assert float(found[2]) < 1e-9
+
+
+def test_its_benchmark_measures_every_size_of_message(launch: Launch, source: Path) -> None:
+    done = launch(["demo/osu_latency.py"], source)
+    assert done.returncode == 0, done.stderr
+    check_latencies(done.stdout)
+
+
+def test_its_pool_of_processes_computes_the_mandelbrot_set(launch: Launch, source: Path) -> None:
+    done = launch(["-m", "mpi4py.futures", "run_mandelbrot.py"], source / "demo" / "futures")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"Mandelbrot Set 750x500 in \d+\.\d\d seconds\.\n", done.stdout), done.stdout
+
+
+def test_its_demo_spawns_five_workers_that_find_pi(launch: Launch, source: Path, tmp_path: Path) -> None:
+    done = launch(spawning(source, tmp_path), source)
+    assert done.returncode == 0, done.stderr
+    check_pi(done.stdout, masters=RANKS)
