@@ -98,3 +98,20 @@ def test_the_python_and_the_script_that_the_readme_shows_work(tmp_path: Path) ->
             done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=STEP_S_MAX)
             assert done.returncode == 0, done.stderr
         assert "pi 3.14159265358" in (place / "pi.2.out").read_text()
+
+
+def test_the_script_of_the_page_on_mpi_runs_all_of_its_programs(tmp_path: Path) -> None:
+    (script,) = [block for block in _blocks(ROOT / "docs" / "mpi.md", "sh") if block.startswith("#!")]
+    (tmp_path / "job.sh").write_text(script)
+    with running(tmp_path / "beo") as cluster:
+        env = {**cluster.env, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        words = [sys.executable, "-m", "beo.front", "run", str(tmp_path / "job.sh")]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=STEP_S_MAX)
+    assert done.returncode == 0, done.stderr
+    assert sorted(re.findall(r"hello from rank (\d) of 4 on (\w+)", done.stdout)) == [
+        ("0", "node01"),
+        ("1", "node01"),
+        ("2", "node02"),
+        ("3", "node02"),
+    ]
+    assert "pi 3.14159265358" in done.stdout and "of 2 ranks" in done.stdout
