@@ -297,7 +297,7 @@ def test_escapes_suspend_and_explain_and_are_not_the_jobs(cluster: Cluster) -> N
         person.type(f"{command}\r")
         person.sees("THERE> ")
         person.type("~?")
-        person.sees(r"~\. +end the session.*\r\n")
+        person.sees(r"\r\nAt the beginning of a line:\r\n  ~\.   end the session, also when no head answers\r\n  ~\^Z ")
         person.type("\r")
         person.sees("THERE> ")
         person.type(b"~\x1a")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from beo.cli.watch import Printer
-from beo.client import tell
 from beo.errors import UsageError
 from beo.follow import PIECE_BYTES, Source
 from beo.records import STDOUT, Record
@@ -199,7 +198,8 @@ class Terminal(Source):
             if escape == SUSPEND:
                 self._suspend()
             else:
-                tell("".join(f"\n  {keys:4} {what}" for keys, what in (("", "at the beginning of a line:"), *ESCAPES)))
+                lines = ("", "At the beginning of a line:", *(f"  {keys:4} {what}" for keys, what in ESCAPES))
+                print("\n".join(lines), file=sys.stderr, flush=True)
         return kept
 
     def _look(self, *_: object) -> None:
