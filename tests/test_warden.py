@@ -531,3 +531,24 @@ def test_weaker_walls_hold_an_ordinary_job_too(make_agent: AgentMaker, kind: str
     agent.start(shell("(setsid sleep 1001 &) ; echo up; sleep 1001"), job=2, leash_until_ns=until_ns)
     pids = agent.processes()
     wait_for(lambda: not alive(pids), "the leash")
+
+
+@pytest.mark.root
+def test_a_terminal_is_its_persons_and_tells_of_its_size(agent: Agent) -> None:
+    program = "stat -c %u:%a $(tty); echo x > $(tty); stty size; trap 'stty size; exit 9' WINCH; while :; do :; done"
+    person: dict[str, Any] = {"uid": 65_534, "gid": 65_534, "groups": []}
+    agent.start(shell(program), stdin=True, terminal=[30, 100], **person)
+    wait_for(lambda: (agent.poll(), agent.output())[1].endswith(b"30 100\r\n"), "its first words")
+    assert agent.output() == b"65534:620\r\nx\r\n30 100\r\n"
+    agent.say("stdin", offset=0, data="", eof=False, window=[40, 120])
+    assert agent.wait("stdin")["window"] == [40, 120]
+    assert agent.wait("ended")["result"]["ranks"][0]["status"] == 9
+    assert agent.output() == b"65534:620\r\nx\r\n30 100\r\n40 120\r\n"
+
+
+def test_a_terminal_that_hangs_up_is_a_shells_end_though_it_ignores_sigterm(agent: Agent) -> None:
+    agent.start(shell("trap '' TERM; trap 'echo hung up; exit 3' HUP; echo go; while :; do :; done"), terminal=[24, 80])
+    wait_for(lambda: (agent.poll(), agent.output())[1] == b"go\r\n", "its first words")
+    agent.say("end", reason="ended: cancelled", grace_s=30.0)
+    assert agent.wait("ended")["result"]["ranks"][0]["status"] == 3
+    assert agent.output() == b"go\r\nhung up\r\n"
