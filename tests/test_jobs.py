@@ -1,10 +1,12 @@
 """The programs in jobs/ give true results under `beo run`, the same on one rank, on two, and over two nodes."""
 
+import importlib.util
 import math
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,33 @@ def test_heat_is_the_same_bit_for_bit_over_two_nodes(launch: Launch) -> None:
     argv = ["heat2d.py", "--n", "65", "--steps", "400"]
     outputs = [printed(launch, 2, argv, nodes=nodes) for nodes in (1, 2)]
     assert len({output.split()[3] for output in outputs}) == 1
+
+
+def granularity() -> types.ModuleType:
+    """The program as a module: without MPI."""
+    found = importlib.util.spec_from_file_location("granularity", JOBS / "granularity.py")
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_granularity_finds_the_law_in_times_that_follow_it_and_the_best_number_of_ranks() -> None:
+    law = granularity()
+    ranks = [1, 2, 4, 8]
+    work_s, messages_s = law.fit(ranks, [9.0 / n + 0.25 * (n - 1) for n in ranks])
+    assert work_s == pytest.approx(9.0) and messages_s == pytest.approx(0.25)
+    assert law.best(9.0, 0.25) == 6
+    assert law.best(1.0, 2.0) == 1
+    assert law.best(1.0, 0.0) == law.RANKS_MAX
+
+
+def test_granularity_prints_a_row_for_each_grain_and_draws_it(launch: Launch, tmp_path: Path) -> None:
+    picture = tmp_path / "law.svg"
+    argv = ["granularity.py", "--units", "40000", "--grains", "1000", "20000", "--plot", str(picture)]
+    lines = printed(launch, 2, argv).splitlines()
+    assert lines[0].split() == ["grain", "T(1)", "s", "T(2)", "s", "messages", "µs", "best"]
+    assert [line.split()[0] for line in lines[1:3]] == ["1000", "20000"]
+    assert all(float(word) >= 0 for line in lines[1:3] for word in line.rstrip("+").split())
+    assert lines[3] == f"drawn in {picture}" and "<svg" in picture.read_text()
+    assert launch(1, ["granularity.py", "--grains", "0"]).returncode == 2
