@@ -111,8 +111,10 @@ def test_a_master_spawns_five_workers_that_find_pi(head: Host, mpi: Mpi, source:
 
 @pytest.mark.slow
 def test_the_suite_of_mpi4py_passes(head: Host, mpi: Mpi, source: Path) -> None:
-    """All but what spawns, which has its test above, and what the mpich wheel says of Fortran's types."""
-    line = f"mpirun -n 2 {mpi.python} test/main.py -e test_mpiabi -e test_spawn -e test_dynproc"
+    """All but what spawns, which has its test above, what the mpich wheel says of Fortran's types, and distributed
+    graphs, at which MPICH 5.0.2 waited for ever between two machines (in MPI_Dist_graph_create).
+    """
+    line = f"mpirun -n 2 {mpi.python} test/main.py -e test_mpiabi -e test_spawn -e test_dynproc -e test_comm_topo"
     said = script(head, mpi, f"{line} 2>&1", folder=source)
     counts = [int(count) for count in re.findall(r"Ran (\d+) tests", said)]
     assert said.count("OK") == len(counts) == 2 and min(counts) > 1500, said[-3000:]
