@@ -78,6 +78,7 @@ class Cluster:
         self.slots = slots
         self._children: list[int] = []  # heads and agents that are children of ours
         self._commands: list[subprocess.Popen[str]] = []
+        self._segments = _segments()
         self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT), BEO_RESIDENT="0")
 
     def up(self) -> None:
@@ -296,7 +297,7 @@ class Cluster:
             found += [str(entry) for entry in Path("/dev/shm").glob(f"*{cluster[:8]}*")]
             found += remains.found(cluster, [path.name for path in self.home.nodes.iterdir()])
             found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if cluster[:8] in line]
-        return found
+        return found + sorted(_segments() - self._segments)
 
 
 @contextmanager
@@ -314,6 +315,14 @@ def running(path: Path, workers: int = 2, slots: int = 2, settings: str = "") ->
         cluster.end_commands()
         cluster.down()
     wait_for(lambda: not cluster.leftovers(), f"all is gone, but there is {cluster.leftovers()}", 5.0)
+
+
+def _segments() -> set[str]:
+    """The machine's System V shared memory, semaphores and queues, and its namespaces that live by a mount."""
+    kinds = {kind: Path("/proc/sysvipc", kind) for kind in ("shm", "sem", "msg")}
+    lines = [(kind, line.split()) for kind, file in kinds.items() for line in file.read_text().splitlines()[1:]]
+    found = {f"{kind} {words[0]} {words[1]}" for kind, words in lines}  # by key and id; the rest changes
+    return found | {line for line in Path("/proc/self/mounts").read_text().splitlines() if line.startswith("nsfs ")}
 
 
 def _command_lines() -> Iterator[tuple[int, bytes]]:
