@@ -217,7 +217,8 @@ def test_the_job_lasts_as_long_as_the_last_spawned_rank(two: Job, tmp_path: Path
     results = two.results()
     assert two.lines() == ["last words"] * 2
     assert statuses(results) == [0]
-    assert [rank["status"] for rank in results[1]["steps"]] == [4, 4]
+    # Both have finalized; the one that is still on its way out when the other has failed may be told as killed.
+    assert 4 in (found := [rank["status"] for rank in results[1]["steps"]]) and set(found) <= {4, 137}
 
 
 def test_a_published_name_is_known_to_all_worlds_of_the_job(two: Job, tmp_path: Path) -> None:
