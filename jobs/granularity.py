@@ -64,7 +64,8 @@ def plot(path: str, ranks: list[int], rows: dict[int, list[float]]) -> None:
     axes.set(xlabel="ranks", ylabel="seconds", yscale="log", title="Time against ranks, by the size of a grain")
     axes.set_xticks(range(1, max(2, 2 * ranks[-1]) + 1))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if rows:
+        axes.legend()
     figure.savefig(path)
 
 
@@ -81,10 +82,13 @@ if __name__ == "__main__":
     if not all(1 <= grain <= GRAIN_MAX for grain in [args.units, *args.grains]) or args.repeat < 1:
         parser.error(f"units and grains are 1 to {GRAIN_MAX}, and --repeat is 1 or more")
     if args.plot and world.rank == 0:
-        try:
-            import matplotlib  # noqa: F401
+        try:  # before anything is measured: that it can be drawn, and there
+            plot(args.plot, [1], {})
         except ImportError:
             print("granularity: no matplotlib for --plot: pip install 'beo[plot]'", file=sys.stderr, flush=True)
+            world.Abort(2)
+        except (OSError, ValueError) as error:
+            print(f"granularity: can't draw into {args.plot!r} ({error}): name another", file=sys.stderr, flush=True)
             world.Abort(2)
     ranks = list(range(1, world.size + 1))
     rows: dict[int, list[float]] = {grain: [] for grain in args.grains}

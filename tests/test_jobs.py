@@ -139,3 +139,7 @@ def test_granularity_prints_a_row_for_each_grain_and_draws_it(launch: Launch, tm
     assert all(float(word) >= 0 for line in lines[1:3] for word in line.rstrip("+").split())
     assert lines[3] == f"drawn in {picture}" and "<svg" in picture.read_text()
     assert launch(1, ["granularity.py", "--grains", "0"]).returncode == 2
+    for path in (tmp_path / "no" / "law.svg", tmp_path / "law.nonsense"):
+        done = launch(1, ["granularity.py", "--plot", str(path)])
+        assert done.returncode == 2 and f"granularity: can't draw into '{path}'" in done.stderr
+        assert "Traceback" not in done.stderr
