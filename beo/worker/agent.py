@@ -43,6 +43,7 @@ SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
+SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 RSH = str(Path(__file__).with_name("beo-rsh"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
@@ -525,12 +526,9 @@ class Agent:
         name = {key: word for key, word in login.items() if key in ("USER", "LOGNAME")}
         return {**login, **order.spec.env, **name, "BEO_DIR": self._beo_dir}
 
-    def _script(self, job: int, attempt: int) -> str:
-        return f"{self._tmp(job, attempt)}.script"
-
     def _write_script(self, order: ms.Start) -> str:
         """Write a job's script where its owner can read it, and nobody else."""
-        path = self._script(order.job, order.attempt)
+        path = f"{self._tmp(order.job, order.attempt)}{SCRIPT}"
         with suppress(FileNotFoundError):
             os.unlink(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -573,9 +571,10 @@ class Agent:
 
         By a thread of its own: a million files, or a cgroup that the kernel holds on to, must not delay a heartbeat.
         """
-        with suppress(FileNotFoundError):
-            os.unlink(self._script(job, attempt))
         tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
+        script = f"{tmp}{SCRIPT}"
+        if os.path.lexists(script):
+            os.unlink(script)
         if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
             self._sweep_up(_remove, tmp, cgroup)
 

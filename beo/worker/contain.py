@@ -211,12 +211,14 @@ def offer(score: int | None) -> int:
     """Let the kernel take this process, and what it starts from now on, the sooner for want of memory, the higher the
     score (0-1000; None: leave it). Returns what it was. Where /proc doesn't let us, nothing happens."""
     try:
-        with open("/proc/self/oom_score_adj", "r+") as file:
-            was = int(file.read())
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)  # not by `open`: twice per attempt, that would be felt
+        try:
+            was = int(os.read(fd, 16))
             if score is not None:
-                file.seek(0)
-                file.write(str(score))
+                os.write(fd, b"%d" % score)
             return was
+        finally:
+            os.close(fd)
     except (OSError, ValueError):
         return 0
 

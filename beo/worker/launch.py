@@ -121,8 +121,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
 def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
     """What every rank on the node has in its environment: defaults, then the job's own words, then beo's."""
     # A job submitted from within an MPI program must not take itself for a part of that program.
-    stale = {*mpienv.STALE, *mpienv.environment("", "", "")}
-    own = {k: v for k, v in attempt.env.items() if not k.startswith(("PMI_", "PMIX_")) and k not in stale}
+    own = {k: v for k, v in attempt.env.items() if not k.startswith(("PMI_", "PMIX_")) and k not in mpienv.FOREIGN}
     env = {"OMP_NUM_THREADS": str(attempt.cpus), **_network(facts.interface), **mpienv.DEFAULTS, **own}
     if facts.tmp is not None and _has_room(attempt):
         env |= mpienv.environment(facts.tmp, facts.rsh, facts.python)

@@ -51,6 +51,10 @@ def environment(folder: str, rsh: str, python: str) -> dict[str, str]:
     }
 
 
+FOREIGN = frozenset({*STALE, *environment("", "", "")})
+"""Variables of a submitter that would lead a job's mpirun elsewhere."""
+
+
 def host_files(places: Mapping[str, int]) -> dict[str, str]:
     """Their names and texts. places: how many ranks each node has room for, in order; nodes without are left out."""
     open_ones = {node: count for node, count in places.items() if count}
