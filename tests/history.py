@@ -106,6 +106,12 @@ class History:
         """Whether that attempt has written anything."""
         return any(note.attempt == attempt for note in self.notes(tag))
 
+    def attempts(self, job: int) -> set[int]:
+        """The attempts of an acknowledged job that have written anything."""
+        with self._lock:
+            tags = [tag for tag, (number, _) in self._acknowledged.items() if number == job]
+        return {note.attempt for tag in tags for note in self.notes(tag)}
+
     # ---- afterwards
 
     def faults(
