@@ -81,7 +81,9 @@ def source() -> Path:
 
 
 def test_as_many_ranks_as_slots_start_on_the_nodes_of_the_job(head: Host, mpi: Mpi) -> None:
-    program = "from mpi4py import MPI; w = MPI.COMM_WORLD; print(w.rank, w.size, MPI.Get_processor_name(), flush=True)"
+    # A line is one write: mpirun mixes what its ranks write piece by piece, as Python does with PYTHONUNBUFFERED.
+    line = r"f'{w.rank} {w.size} {MPI.Get_processor_name()}\n'.encode()"
+    program = f"import os; from mpi4py import MPI; w = MPI.COMM_WORLD; os.write(1, {line})"
     said = script(head, mpi, f'mpirun {mpi.python} -c "{program}"')
     assert sorted(said.splitlines()) == ["0 2 pc2", "1 2 pc3"]
 
