@@ -16,6 +16,7 @@ from beo.results import RankResult as RankResult
 from beo.results import StepRank as StepRank
 from beo.spec import JobSpec
 from beo.version import ENTRY_FORMAT
+from beo.votes import PairSettings
 
 FORMAT = ENTRY_FORMAT
 
@@ -34,10 +35,37 @@ class Born(_Event, frozen=True):
 
 
 class EpochBegan(_Event, frozen=True):
-    """A head started to act. Epochs only grow; head A's are odd."""
+    """A head started to act. Epochs only grow; head A's are odd. down_s: for so long nobody had, as far as is known."""
 
     epoch: int
     head: str
+    time_s: float
+    down_s: float = 0.0
+
+
+class HeadJoined(_Event, frozen=True):
+    """A head belongs to the cluster, or can be reached elsewhere now. Addresses are host:port."""
+
+    head: str
+    control: str
+    bulk: str
+    links: tuple[str, ...]  # of its pair plane, one per path
+    time_s: float
+
+
+class HeadLeft(_Event, frozen=True):
+    """A head belongs to the cluster no more."""
+
+    head: str
+    user: str
+    time_s: float
+
+
+class PairSet(_Event, frozen=True):
+    """What both heads agree on."""
+
+    settings: PairSettings
+    user: str
     time_s: float
 
 
@@ -334,6 +362,9 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     TokenMade,
     Enrolled,
     ProcessSignalled,
+    HeadJoined,
+    HeadLeft,
+    PairSet,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -15,6 +15,7 @@ import msgspec
 
 from beo.results import PartResult
 from beo.spec import JobSpec
+from beo.votes import Accept, Ballot, Cfg, Lease, Prepare, Present
 
 MESSAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024  # the largest spec fits twice; anything larger is refused by the socket itself
 CHUNK_SIZE_MAX_BYTES = 256 * 1024  # output in one message
@@ -30,6 +31,89 @@ _Body = TypeVar("_Body")
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
+
+
+# ---- two heads --------------------------------------------------------------------------------------------------
+
+
+class AskPair(_Message, frozen=True):
+    """Tell how this head and its pair fare; answered by every head, whatever its role. → PairIs"""
+
+
+class Steer(_Message, frozen=True):
+    """Change who acts: switchover, takeover, freeze, thaw, or force. To the head that it is about. → Done"""
+
+    wish: str
+
+
+class SetPair(_Message, frozen=True):
+    """Change settings that both heads share; None leaves one as it is. → PairIs"""
+
+    level: str | None = None
+    takeover: str | None = None
+    failback: bool | None = None
+    lease_s: float | None = None
+    silence_s: float | None = None
+
+
+class HeadView(msgspec.Struct, frozen=True, array_like=True):
+    """A head as its cluster knows it."""
+
+    name: str
+    control: str  # host:port
+    bulk: str
+    links: tuple[str, ...]  # host:port of its pair plane, one per path
+
+
+class VoterView(msgspec.Struct, frozen=True, array_like=True):
+    """A voter, or who could be one."""
+
+    voter: str
+    node: str
+    rack: str
+    votes: bool  # its vote counts at present
+    silent_s: float
+
+
+class PairIs(_Message, frozen=True):
+    """One head's view of the pair. Ages are in seconds; -1: never."""
+
+    name: str
+    role: str  # primary, standby, candidate, won or idle
+    why: str  # it doesn't act or isn't in step, where there is a reason to tell
+    epoch: int
+    cfg: Cfg | None
+    in_step: bool  # what is acknowledged is durable on both
+    primary: str  # its name, "" where nobody is known to act
+    last: int
+    commit: int
+    match: int  # of the other head's journal, as the primary knows it
+    output_lag_bytes: int
+    heard_s: float  # since the other head last answered
+    heads: tuple[HeadView, ...]
+    voters: tuple[VoterView, ...]
+    level: str
+    takeover: str
+    failback: bool
+    frozen: bool
+    lease_s: float
+    silence_s: float
+    born_s: float  # wall clock
+    down_s: float  # in all, since then: nobody acted
+    takeovers: int
+    orphans: int  # entries put aside here that the cluster does not have
+    findings: tuple[str, ...]
+    version: str
+    entry_format: int
+    other_version: str
+    config: dict[str, str]  # this machine's [ha], to be compared
+
+
+class Elsewhere(_Message, frozen=True):
+    """This head doesn't act: ask the one at `head` ("" while none is known), whose epoch is this."""
+
+    head: str
+    epoch: int
 
 
 # ---- clients ask ------------------------------------------------------------------------------------------------
@@ -886,8 +970,12 @@ ClientRequest = Union[  # noqa: UP007
     ListUsers,
     RevokeKeys,
     AllowUser,
+    AskPair,
+    Steer,
+    SetPair,
 ]
 AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits, Vouch]  # noqa: UP007
+VoterWord = Union[Present, Ballot]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed,
     Done,
@@ -903,11 +991,14 @@ HeadAnswer = Union[  # noqa: UP007
     HitsAre,
     UsersAre,
     HistoryAre,
+    PairIs,
+    Elsewhere,
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
+HeadQuestion = Union[Prepare, Accept, Lease]  # noqa: UP007  # to a voter
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
 BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
-BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed]  # noqa: UP007
+BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere]  # noqa: UP007
 
 
 class Reader(Generic[_Body]):
@@ -929,8 +1020,10 @@ class Reader(Generic[_Body]):
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-to_head: Reader[Union[ClientRequest, AgentReport]] = Reader(Union[ClientRequest, AgentReport])  # noqa: UP007
+ToHead = Union[ClientRequest, AgentReport, VoterWord]  # noqa: UP007
+ToAgent = Union[HeadCommand, HeadQuestion, AgentWord, Elsewhere, Failed]  # noqa: UP007
+to_head: Reader[ToHead] = Reader(ToHead)
 to_client: Reader[HeadAnswer] = Reader(HeadAnswer)
-to_agent: Reader[Union[HeadCommand, AgentWord, Failed]] = Reader(Union[HeadCommand, AgentWord, Failed])  # noqa: UP007
+to_agent: Reader[ToAgent] = Reader(ToAgent)
 bulk_to_head: Reader[BulkRequest] = Reader(BulkRequest)
 bulk_from_head: Reader[BulkAnswer] = Reader(BulkAnswer)

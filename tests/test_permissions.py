@@ -8,6 +8,7 @@ import pytest
 
 from beo import events as ev
 from beo import messages as ms
+from beo import votes
 from beo.errors import BeoError, Internal, NotFound
 from beo.headnode import permissions, views
 from beo.headnode.decide import User
@@ -17,7 +18,7 @@ from tests.world import World, settings, spec
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
-    for union in (ms.ClientRequest, ms.AgentReport, ms.BulkRequest)
+    for union in (ms.ClientRequest, ms.AgentReport, ms.VoterWord, ms.BulkRequest)
     for kind in get_args(union)  # which ms.to_head and ms.bulk_to_head read
 }
 
@@ -67,9 +68,18 @@ SAMPLES: dict[str, Any] = {
     "Stdin": ms.Stdin(JOB, 1, 0, b"", False),
     "StdinAck": ms.StdinAck(JOB, 1, 0, False),
     "BulkHello": ms.BulkHello("n1", "n1-1"),
+    "AskPair": ms.AskPair(),
+    "Steer": ms.Steer("freeze"),
+    "SetPair": ms.SetPair(level="B"),
+    "Present": votes.Present("n1/x", "n1"),
+    "Promise": votes.Promise("n1/x", 3, None),
+    "Accepted": votes.Accepted("n1/x", 3, 1),
+    "Granted": votes.Granted("n1/x", 3, 1.0),
+    "Refuse": votes.Refuse("n1/x", 3, 5),
 }
 BULK = {kind.__name__ for kind in get_args(ms.BulkRequest)}
-ELSEWHERE = {"ListEvents"}  # the server answers it, from the journal: see test_others_events_lack_their_words
+# The server answers it, from the journal: test_others_events_lack_their_words. The rest is the pair's: test_replica.py
+ELSEWHERE = {"ListEvents", "AskPair", "Steer", "Present", "Promise", "Accepted", "Granted", "Refuse"}
 
 
 @pytest.fixture

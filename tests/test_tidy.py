@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
-    "table",
+    "table votes",
     1: "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
-    "worker.peers worker.steps headnode.inquiries headnode.ledger",
+    "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "

@@ -188,6 +188,8 @@ class Head:
                 return self._wait(item, message, user, now)
             case ms.RevokeKeys():
                 events, answer = admit.revoke(state, user.name, message.word, now.wall_s), ms.Done()
+            case ms.SetPair():
+                events, answer = operate.pair(state, user, message, now.wall_s), ms.Done()
             case ms.AllowUser():
                 events, answer = admit.allow(state, user.name, message.user, now.wall_s), ms.Done()
             case ms.ListUsers():

@@ -13,6 +13,7 @@ from beo.headnode.schedule import back_off_s, capacity, limits_of, narrow, open_
 from beo.headnode.state import State
 from beo.settings import UsersConfig
 from beo.units import approximate_size, format_duration, format_size
+from beo.votes import epoch_text
 
 NAMED_MAX = 8  # jobs and nodes named in one sentence
 
@@ -166,7 +167,15 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
         case ev.Born():
             return kind, 0, "", f"cluster {event.cluster} with head {event.head}"
         case ev.EpochBegan():
-            return kind, 0, "", f"head {event.head} acts, epoch {event.epoch}"
+            return kind, 0, "", f"head {event.head} acts, epoch {epoch_text(event.epoch)}"
+        case ev.HeadJoined():
+            return kind, 0, "", f"head {event.head} at {event.control}, links {', '.join(event.links) or 'none'}"
+        case ev.HeadLeft():
+            return kind, 0, "", f"head {event.head} belongs to the cluster no more, by {event.user}"
+        case ev.PairSet():
+            pair = event.settings
+            words = f"level {pair.level}, take-over {pair.takeover}, failback {'on' if pair.failback else 'off'}"
+            return kind, 0, "", f"{words}{', frozen' if pair.frozen else ''}, lease {pair.lease_s} s, by {event.user}"
         case ev.KeyAuthorized():
             return kind, 0, "", f"key {event.key[:8]}… is {event.role} {event.user}"
         case ev.KeysRevoked():

@@ -157,6 +157,14 @@ class Token(msgspec.Struct, array_like=True, frozen=True):
     gone: bool = False
 
 
+class HeadInfo(msgspec.Struct, array_like=True, frozen=True):
+    """Where a head is reached: control and bulk plane, and the pair plane by one or more paths (host:port each)."""
+
+    control: str
+    bulk: str
+    links: tuple[str, ...]
+
+
 class Holding(msgspec.Struct, gc=False):
     """What a user has of the cluster at the moment: jobs that run and their slots, and jobs that wait."""
 

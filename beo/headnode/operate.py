@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
@@ -22,6 +24,8 @@ from beo.spec import PRIORITY_MAX
 
 REASON_LENGTH_MAX = 200  # of a drain: it stands in a table
 JOBS_NAMED = 8  # in one sentence
+PAIR_LEASE_MIN_S = 0.2  # four heartbeats of the pair: below, a busy machine loses its role to its own scheduler
+PAIR_LEASE_MAX_S = 60.0  # so long would nobody act after a head's death
 
 JobWish = ms.Hold | ms.Release | ms.Requeue | ms.SetPriority
 NodeWish = ms.Drain | ms.Resume | ms.ForgetNodes
@@ -58,6 +62,24 @@ def jobs(state: State, user: User, wish: JobWish, config: Config, now_s: float) 
     _check_number(apt)
     events = [event for job in apt if (event := act(user, job, now_s))]
     return events, meant
+
+
+def pair(state: State, user: User, wish: ms.SetPair, now_s: float) -> list[ev.Event]:
+    """Decide on an admin's wish about what both heads agree on. Raises UsageError for a value that is none."""
+    old = state.pair
+    if wish.level not in (None, "A", "B", "C"):
+        raise UsageError(f"there is no level {wish.level[:20]!r}", "it is A, B or C", "see 'beo ha set --help'")
+    if wish.takeover not in (None, "automatic", "manual"):
+        raise UsageError(f"a take-over can't be {wish.takeover[:20]!r}", "automatic or manual", "say one of both")
+    words = {name: getattr(wish, name) for name in wish.__struct_fields__ if getattr(wish, name) is not None}
+    new = msgspec.structs.replace(old, **words)
+    if not PAIR_LEASE_MIN_S <= new.lease_s <= PAIR_LEASE_MAX_S:
+        why = f"it must be from {PAIR_LEASE_MIN_S} to {PAIR_LEASE_MAX_S}"
+        raise UsageError(f"a lease of {new.lease_s} s", why, "change --lease")
+    if not PAIR_LEASE_MIN_S / 2 <= new.silence_s <= new.lease_s:
+        why = f"it must be from {PAIR_LEASE_MIN_S / 2} to the lease of {new.lease_s}"
+        raise UsageError(f"a silence of {new.silence_s} s", why, "change --silence")
+    return [] if new == old else [ev.PairSet(new, user.name, now_s)]
 
 
 def _check_number(apt: list[Job]) -> None:

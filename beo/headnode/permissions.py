@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from beo import messages as ms
+from beo import votes
 from beo.errors import BeoError, Internal, NotFound, Refused
 from beo.headnode.decide import User, find, pick
 from beo.headnode.model import Job
 from beo.headnode.state import State
 
 WORKER = "worker"  # a worker's key, for its node
+VOTER = "voter"  # a worker's key, or a witness's
 TOKEN = "token"  # a token's own key: the only thing that it may say
 ALL = "all"  # everybody, workers about their own node
 ADMIN = "admin"  # admins alone
@@ -51,6 +53,14 @@ RULES: dict[type, str] = {
     ms.ListUsers: ADMIN,
     ms.RevokeKeys: ADMIN,
     ms.AllowUser: ADMIN,
+    ms.AskPair: SEEN,
+    ms.Steer: ADMIN,
+    ms.SetPair: ADMIN,
+    votes.Present: VOTER,
+    votes.Promise: VOTER,
+    votes.Accepted: VOTER,
+    votes.Granted: VOTER,
+    votes.Refuse: VOTER,
     ms.Join: WORKER,
     ms.Ping: WORKER,
     ms.Ended: WORKER,
@@ -82,7 +92,9 @@ def check_role(user: User | None, message: object) -> tuple[User, str]:
         raise Refused("this key is one already", f"it is {user.name}'s", "join with a token of 'beo token'")
     if rule == WORKER and user.role != "worker":
         raise Refused("only a worker's key can speak for a node", f"this key is {user.name}'s", "use the worker's key")
-    if rule not in (WORKER, TOKEN, ALL) and user.role not in ("admin", "user"):
+    if rule == VOTER and user.role not in ("worker", "witness"):
+        raise Refused("only a voter's key can vote", f"this key is {user.name}'s", "use a worker's or a witness's")
+    if rule not in (WORKER, VOTER, TOKEN, ALL) and user.role not in ("admin", "user"):
         raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
     if rule == ADMIN and user.role != "admin":
         raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")

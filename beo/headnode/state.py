@@ -22,6 +22,7 @@ from beo.headnode.model import (
     Attempt,
     Authorized,
     Drain,
+    HeadInfo,
     Holding,
     Job,
     Node,
@@ -31,6 +32,7 @@ from beo.headnode.model import (
     Token,
 )
 from beo.headnode.queue import Queue
+from beo.votes import PairSettings
 
 ATTEMPTS_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
 ATTEMPTS_KEPT = 8  # records of the last attempts per job; older ones are only counted
@@ -68,6 +70,11 @@ class Image(msgspec.Struct, array_like=True):
     next_token: int = 1
     revoked: dict[str, float] = {}
     barred: dict[str, float] = {}
+    heads: dict[str, HeadInfo] = {}
+    pair: PairSettings = PairSettings()
+    born_s: float = 0.0
+    down_s: float = 0.0
+    takeovers: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -93,6 +100,11 @@ class State:
         self.revoked: dict[str, float] = {}  # key -> when, the oldest first
         self.barred: dict[str, float] = {}  # user whom no door lets in -> since when
         self.keys_from_s = 0.0  # keys made before this may have been forgotten
+        self.heads: dict[str, HeadInfo] = {}
+        self.pair = PairSettings()
+        self.born_s = 0.0  # wall clock
+        self.down_s = 0.0  # in all: nobody acted
+        self.takeovers = 0  # how often another head has begun to act than the one before
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
@@ -125,6 +137,11 @@ class State:
                 self.next_token,
                 self.revoked,
                 self.barred,
+                self.heads,
+                self.pair,
+                self.born_s,
+                self.down_s,
+                self.takeovers,
             )
         )
 
@@ -144,6 +161,8 @@ class State:
         state.keys = dict(sorted(image.keys.items(), key=lambda item: item[1].job))
         state.tokens = dict(sorted(image.tokens.items(), key=lambda item: item[1].number))
         state.next_token = image.next_token
+        state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
+        state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
@@ -206,11 +225,23 @@ class State:
             raise Internal(
                 f"the journal has format {event.format}", f"this beo reads up to {ev.FORMAT}", "install a newer beo"
             )
-        self.cluster, self.head = event.cluster, event.head
+        self.cluster, self.head, self.born_s = event.cluster, event.head, event.time_s
 
     def _epoch_began(self, event: ev.EpochBegan) -> None:
         if event.epoch > self.epoch:
+            self.takeovers += event.head != self.head
+            self.down_s += max(0.0, event.down_s)
             self.epoch, self.head = event.epoch, event.head
+
+    def _head_joined(self, event: ev.HeadJoined) -> None:
+        self.heads[event.head] = HeadInfo(event.control, event.bulk, event.links)
+
+    def _head_left(self, event: ev.HeadLeft) -> None:
+        if event.head != self.head:
+            self.heads.pop(event.head, None)
+
+    def _pair_set(self, event: ev.PairSet) -> None:
+        self.pair = event.settings
 
     def _key_authorized(self, event: ev.KeyAuthorized) -> None:
         gids = (event.gid, *(gid for gid in event.groups if gid != event.gid)) if event.gid >= 0 else ()
@@ -640,4 +671,7 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.TokenMade: State._token_made,
     ev.Enrolled: State._enrolled,
     ev.ProcessSignalled: State._process_signalled,
+    ev.HeadJoined: State._head_joined,
+    ev.HeadLeft: State._head_left,
+    ev.PairSet: State._pair_set,
 }

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from beo import address, birth, daemon, doctor, lockfile, nodeset, version, wire
+from beo import address, birth, daemon, doctor, lockfile, nodeset, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
@@ -284,7 +284,9 @@ class Agent:
                     self._door.answer(message.visitor, message.user, message.error)
             elif isinstance(message, ms.Failed):
                 self._refused(message.error.get("what", ""))
-            elif not isinstance(message, ms.Probe | ms.Relay | ms.RelayAck):
+            elif not isinstance(
+                message, ms.Probe | ms.Relay | ms.RelayAck | ms.Elsewhere | votes.Prepare | votes.Accept | votes.Lease
+            ):
                 if isinstance(message, ms.Welcome):
                     self._shipper.connect(message.bulk)
                 self._handle(acts.FromHead(message))
