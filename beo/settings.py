@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 LEASE_MIN_S = 0.5  # below, a busy machine loses its lease to its own scheduler
+PAIR_LEASE_MIN_S = 0.1  # of two heads: below, one commit to a slow disk is a silence
+PROGRAMS_MAX = 100  # run one after another on a promotion: more would take longer than anyone waits
+LINKS_MAX = 8  # cables between two machines
+INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
@@ -69,9 +73,90 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     free_min_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1 << 28  # of the node's disks, or a twentieth of a smaller one
 
 
+class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[[ha.on_promote]]: what runs where the primary is. Either `start`, and `stop` on the way down, or `run`.
+
+    A command is a list of words, or a text that is divided as a shell would, which no shell sees.
+    """
+
+    name: str = ""  # in the log and in `beo ha status`; "": the program's own
+    start: str | tuple[str, ...] = ()  # returns when it has started something, with 0
+    stop: str | tuple[str, ...] = ()  # returns when that has ended
+    run: str | tuple[str, ...] = ()  # stays: it is started again when it ends, and ended (SIGTERM) on the way down
+    timeout_s: Seconds = 60.0  # for each start and each stop, and from SIGTERM to SIGKILL
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be run; msgspec adds which of the programs it is."""
+        for key in ("start", "stop", "run"):
+            try:
+                words = self.words(key)
+            except ValueError as error:
+                raise ValueError(f"`{key}` is no command: {str(error).lower()}") from None
+            if (getattr(self, key) and not (words and words[0])) or any("\0" in word for word in words):
+                raise ValueError(f"`{key}` is no command: it must begin with a program")
+        if bool(self.start) == bool(self.run) or (self.stop and not self.start):
+            raise ValueError("a program has either `start`, and `stop` if you like, or `run`")
+
+    def words(self, key: str) -> tuple[str, ...]:
+        """Return a command (start, stop, run) word by word; () where there is none."""
+        command = getattr(self, key)
+        if not isinstance(command, str):
+            return tuple(command)
+        from shlex import split  # here: every verb imports this file
+
+        return tuple(split(command))
+
+    @property
+    def title(self) -> str:
+        """The name that it goes by."""
+        return self.name or self.words("run" if self.run else "start")[0].rpartition("/")[2]
+
+
+class HaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[ha], of a cluster with two heads.
+
+    level, takeover, failback and the two times are what the cluster begins with, and then `beo ha` sets them for both
+    heads; the rest belongs to the machine whose file this is.
+    """
+
+    # acknowledged when: A on one disk, B and received by the other head, C on both disks
+    level: Literal["A", "B", "C"] = "C"
+    takeover: Literal["automatic", "manual"] = "automatic"
+    failback: bool = False  # whether head A becomes the primary again when it is back and in step
+    lease_s: Annotated[float, msgspec.Meta(ge=PAIR_LEASE_MIN_S, le=60)] = 0.6  # a primary silent for longer is replaced
+    silence_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.4  # with a standby silent for longer it goes on alone
+    links: Annotated[tuple[str, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()  # HOST:PORT, further ways to the other
+    address: str = ""  # of the primary, whichever it is: "10.0.0.50/24"
+    interface: str = ""  # that has it; "": the one in its network, else the one of the cluster's network
+    on_promote: Annotated[tuple[Program, ...], msgspec.Meta(max_length=PROGRAMS_MAX)] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be an address; msgspec says in which table."""
+        for link in self.links:
+            host, _, port = link.rpartition(":")
+            if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+                raise ValueError(f"`links` has {link!r}: write each as HOST:PORT, like 192.168.7.2:7422")
+        if self.address:
+            _check_address(self.address)
+        if "/" in self.interface or " " in self.interface or len(self.interface) > INTERFACE_LENGTH_MAX:
+            raise ValueError(f"`interface` is {self.interface!r}: 'ip link' lists their names")
+
+
+def _check_address(text: str) -> None:
+    from ipaddress import IPv4Interface  # here: every verb imports this file
+
+    try:
+        address = IPv4Interface(text).ip
+    except ValueError:
+        raise ValueError(f"`address` is {text!r}: write an IPv4 address, like 10.0.0.50/24") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_reserved:
+        raise ValueError(f"`address` is {text!r}: that is none a machine could be reached by")
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of beo.toml; every key has a default."""
 
     head: HeadConfig = HeadConfig()
     worker: WorkerConfig = WorkerConfig()
     users: UsersConfig = UsersConfig()
+    ha: HaConfig = HaConfig()

@@ -31,12 +31,40 @@ def test_without_a_file_everything_has_its_default(place: Home) -> None:
         ("[head]\nqueued_max = 0", r"\$\.head\.queued_max"),
         ("[head\n", "line 1"),
         ("[head]\nlisten = 7420", r"\$\.head\.listen"),
+        ("[ha]\nlease_s = 0.01", r"\$\.ha\.lease_s"),
+        ("[ha]\nlevel = 'D'", r"\$\.ha\.level"),
+        ("[ha]\nadress = '10.0.0.50/24'", "adress"),
+        ("[ha]\naddress = '10.0.0.500'", r"`address` is '10.0.0.500': write .* at `\$\.ha`"),
+        ("[ha]\naddress = '127.0.0.1/8'", "`address` is .* none a machine could be reached by"),
+        ("[ha]\naddress = 'fd00::1/64'", "`address` .* ipv4"),
+        ("[ha]\ninterface = 'a name that is too long'", "`interface`"),
+        ("[ha]\nlinks = ['10.0.0.1']", "`links` has '10.0.0.1'"),
+        (
+            "[[ha.on_promote]]\nstart = 'true'\n[[ha.on_promote]]\nstop = 'true'",
+            r"either `start`.* at `\$\.ha\.on_promote",
+        ),
+        ("[[ha.on_promote]]\nstart = 'true'\nrun = 'true'", "either `start`"),
+        ('[[ha.on_promote]]\nstart = "echo \'open"', "`start` is no command: no closing quotation"),
+        ("[[ha.on_promote]]\nrun = ['', 'x']", "`run` is no command"),
+        ("[[ha.on_promote]]\nstart = '   '", "`start` is no command"),
+        ("[[ha.on_promote]]\nstart = 'true'\ntimeout_s = 0", r"\$\.ha\.on_promote\[.*\]\.timeout_s"),
     ],
 )
 def test_a_faulty_setting_is_named(place: Home, line: str, named: str) -> None:
     place.toml.write_text(line)
     with pytest.raises(UsageError, match=named):
         place.config()
+
+
+def test_a_program_is_given_as_words_or_as_a_text(place: Home) -> None:
+    place.toml.write_text(
+        "[[ha.on_promote]]\nstart = \"/etc/init.d/httpd start 'two words'\"\nstop = ['/etc/init.d/httpd', 'stop']\n"
+        "[[ha.on_promote]]\nrun = 'python3 -m http.server'\nname = 'pages'\n"
+    )
+    one, two = place.config().ha.on_promote
+    assert one.words("start") == ("/etc/init.d/httpd", "start", "two words")
+    assert one.words("stop") == ("/etc/init.d/httpd", "stop") and one.words("run") == ()
+    assert (one.title, two.title, two.timeout_s) == ("httpd", "pages", 60.0)
 
 
 def test_a_file_that_is_no_text_is_named(place: Home) -> None:

@@ -37,8 +37,8 @@ SHELLS = 3  # from this floor on, a room may import from another room
 
 # What a pure file may import: nothing that reads a clock, rolls dice, or touches the world outside.
 PURE_IMPORTS = (
-    "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq itertools json "
-    "math msgspec operator re shlex string struct textwrap types typing zlib"
+    "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq ipaddress "
+    "itertools json math msgspec operator re shlex string struct textwrap types typing zlib"
 )
 PURE_NAMES = {"pathlib": {"PurePath", "PurePosixPath"}}  # of a module that is not pure as a whole
 PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
