@@ -19,6 +19,7 @@ import functools
 import os
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +30,7 @@ from beo.entries import BEGINNING, Entry, Position, Snapshot, crc_of, hash_of, i
 from beo.errors import BeoError, DamagedJournal
 from beo.mark import CURE_DAMAGE, Mark
 
-__all__ = ["Entry", "Journal", "Snapshot"]
+__all__ = ["Entry", "Journal", "Position", "Snapshot"]
 
 FORMAT: Final = 1  # of the tables and of the bytes under hash and CRC; kept in SQLite's user_version
 
@@ -44,6 +45,7 @@ ROWS_LIMIT: Final = 512  # in one INSERT; beyond it a row costs the same and the
 LOAD_ROWS: Final = (
     1000  # read in one go while loading: no long read transaction, which would keep the log from restarting
 )
+RECENT: Final = 1024  # positions kept in memory, of durable entries: what a standby that is in step asks about
 
 _PAGE_BYTES: Final = 4096  # larger pages stream no faster and make a commit of one entry write more
 _ROW_BYTES: Final = 64  # index, epoch, hash, CRC and SQLite's own, besides the data
@@ -127,6 +129,7 @@ class Journal:
         self.last_index, self.last_epoch, self.last_hash = tip
         self.durable_index = tip.idx
         self._snapshot_queued = self.snapshot_index
+        self._recent = deque([tip])
 
     def _read_mark(self, path: Path, exists: bool) -> tuple[int, bytes] | None:
         if exists:
@@ -241,6 +244,29 @@ class Journal:
             rows.close()  # ends the read transaction
         return found
 
+    def position(self, index: int) -> Position | None:
+        """Return the position of entry `index`, durable or not; None if that is cut already or past the last entry.
+
+        The place in front of the oldest entry that is kept has one, too: that of a snapshot, or the beginning.
+        """
+        if not self.oldest_index - 1 <= index <= self.last_index:
+            return None
+        if index >= self._recent[0].idx:
+            return self._recent[index - self._recent[0].idx]
+        if index == 0:
+            return BEGINNING
+        for table in ("entry", "snapshot"):
+            found = self._reader.execute(f"SELECT idx, epoch, hash FROM {table} WHERE idx = ?", (index,)).fetchone()
+            if found:
+                return Position(*found)
+        return None
+
+    def tail(self, index: int) -> list[Entry]:
+        """Return every entry after `index`, those not durable yet included: what `truncate_after` would drop."""
+        with self._wake:
+            self._until_written()
+        return [*self._entries_after(index)]
+
     # Writing
 
     def append(self, epoch: int, data: bytes) -> int:
@@ -249,14 +275,32 @@ class Journal:
         Raises BeoError, and appends nothing, if `data` is over `ENTRY_LIMIT_BYTES`, if `epoch` is lower than the last
         one, if the disk is more than `BACKLOG_LIMIT_BYTES` behind, or after a failure or `close`.
         """
+        index = self.last_index + 1
+        self._append(Entry(index, epoch, hash_of(self.last_hash, index, epoch, data), data))
+        return index
+
+    def append_copy(self, entry: Entry) -> None:
+        """Queue an entry as another head made it: for a standby. It must follow the last one here, as it did there.
+
+        Raises BeoError, and appends nothing, if it doesn't (then the two journals differ), or as `append` does.
+        """
+        index, follows = self.last_index + 1, False
+        if entry.index == index:
+            follows = entry.hash == hash_of(self.last_hash, index, entry.epoch, entry.data)
+        if not follows:
+            what = f"the entry {_place(entry.index, entry.epoch, entry.hash)} is of another history"
+            why = f"this journal ends at {_place(self.last_index, self.last_epoch, self.last_hash)}"
+            raise BeoError(what, why, "go back to where both heads agree, and copy from there")
+        self._append(entry)
+
+    def _append(self, entry: Entry) -> None:
+        data, epoch = entry.data, entry.epoch
         if len(data) > ENTRY_LIMIT_BYTES:
             what = f"an entry of {len(data) >> 20} MiB is too large for the journal"
             raise BeoError(what, f"the limit is {ENTRY_LIMIT_BYTES >> 20} MiB", "divide the request")
         if epoch < self.last_epoch:
             why = f"the journal is at epoch {self.last_epoch}"
             raise BeoError(f"an entry of epoch {epoch} comes too late", why, "let this head step down")
-        index = self.last_index + 1
-        entry = Entry(index, epoch, hash_of(self.last_hash, index, epoch, data), data)
         with self._wake:
             self._check_open()
             if self._backlog_bytes >= BACKLOG_LIMIT_BYTES:
@@ -266,8 +310,10 @@ class Journal:
             self._queue.append(entry)
             if len(self._queue) == 1 and not self._committing:  # else it is awake, or has been woken
                 self._wake.notify_all()
-        self.last_index, self.last_epoch, self.last_hash = index, epoch, entry.hash
-        return index
+        self.last_index, self.last_epoch, self.last_hash = entry.index, epoch, entry.hash
+        self._recent.append(Position(entry.index, epoch, entry.hash))
+        while len(self._recent) > RECENT and self._recent[0].idx < self.durable_index:
+            self._recent.popleft()
 
     def snapshot(self, index: int, state: bytes) -> None:
         """Queue the `state` after entry `index`; once durable, `snapshot_index` says so and `on_durable` is called.
@@ -297,8 +343,7 @@ class Journal:
         entry, or after a failure.
         """
         with self._wake:
-            self._wake.wait_for(lambda: self._failure or not (self._queue or self._committing))
-            self._check_open()
+            self._until_written()
             if not self.snapshot_index <= index <= self.last_index:
                 why = f"the newest snapshot is at {self.snapshot_index}, the newest entry is {self.last_index}"
                 raise BeoError(f"the journal cannot be cut after entry {index}", why, "rebuild it from a snapshot")
@@ -312,6 +357,7 @@ class Journal:
                 raise self._failed() from error
             self.last_index, self.last_epoch, self.last_hash = tip
             self.durable_index = index
+            self._recent = deque([tip])
 
     def close(self) -> None:
         """Commit what is queued, fold the write-ahead log into the database, and release the folder; safe to repeat."""
@@ -322,6 +368,11 @@ class Journal:
             self._wake.notify_all()
         self._thread.join()
         self._files.close()
+
+    def _until_written(self) -> None:
+        """Wait until nothing is queued or being committed; needs `_wake`."""
+        self._wake.wait_for(lambda: self._failure or not (self._queue or self._committing))
+        self._check_open()
 
     def _check_open(self) -> None:
         if self._failure:
@@ -414,6 +465,10 @@ class Journal:
         _, pages, moved = self._writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         self._wal_bytes = 0
         return bool(moved == pages)
+
+
+def _place(index: int, epoch: int, hash: bytes) -> str:
+    return f"{index} (epoch {epoch}, hash {hash.hex()})"
 
 
 @functools.cache

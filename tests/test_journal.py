@@ -265,6 +265,80 @@ def test_a_standby_cuts_its_tail_and_goes_on_from_there(tmp_path: Path) -> None:
         assert_right(journal, 33)
 
 
+def test_every_entry_that_is_kept_has_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECENT", 8)
+    with opened(tmp_path) as (journal, watch):
+        assert journal.position(0) == (0, 0, bytes(16)) and journal.position(1) is None
+        fill(journal, watch, 100)
+        watch.free.clear()
+        journal.append(2, payload(101))
+        watch.until(101)
+        journal.append(3, payload(102))  # not durable: the commit thread is held
+        assert journal.position(102) == (102, 3, journal.last_hash) and journal.position(103) is None
+        watch.free.set()
+        watch.until(102)
+        entries = journal.entries(1, 1000)
+        assert [journal.position(e.index) for e in entries] == [(e.index, e.epoch, e.hash) for e in entries]
+        assert len(journal._recent) == 8, "what is durable can be read again"
+        take_snapshot(journal, watch, 40)
+        assert journal.position(0) == (0, 0, bytes(16)), "nothing is cut yet"
+        take_snapshot(journal, watch, 70)
+        known = journal.position(40)
+        assert known == (40, 1, entries[39].hash) and journal.position(39) is None and journal.position(0) is None
+    with opened(tmp_path) as (journal, _):
+        assert journal.position(40) == known and journal.position(39) is None
+        assert [journal.position(e.index) for e in entries[40:]] == [(e.index, e.epoch, e.hash) for e in entries[40:]]
+
+
+def test_a_copy_of_a_journal_has_the_same_positions(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as (primary, seen), opened(tmp_path / "b") as (standby, watch):
+        fill(primary, seen, 50)
+        primary.append(3, b"of the next epoch")
+        seen.until(51)
+        for entry in primary.entries(1, 100):
+            standby.append_copy(entry)
+        watch.until(51)
+        assert standby.entries(1, 100) == primary.entries(1, 100)
+        assert standby.position(51) == primary.position(51)
+    with opened(tmp_path / "b") as (standby, _):
+        assert (standby.last_index, standby.last_epoch) == (51, 3)
+
+
+def test_a_copy_that_does_not_follow_is_refused_with_both_positions(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as (primary, seen), opened(tmp_path / "b") as (standby, watch):
+        fill(primary, seen, 20)
+        fill(standby, watch, 9)
+        assert standby.append(2, b"another one") == 10
+        entry, here = primary.entries(11, 1)[0], standby.last_hash
+        for wrong in (entry, primary.entries(12, 1)[0], primary.entries(10, 1)[0]):
+            with pytest.raises(BeoError) as caught:
+                standby.append_copy(wrong)
+            assert f"{wrong.index} (epoch 1, hash {wrong.hash.hex()}) is of another history" in caught.value.what
+            assert f"ends at 10 (epoch 2, hash {here.hex()})" in caught.value.why
+        old = Entry(11, 1, chained(here, Entry(11, 1, b"", b"x")), b"x")
+        with pytest.raises(BeoError, match="epoch 1 comes too late"):
+            standby.append_copy(old)
+        assert (standby.last_index, standby.last_hash) == (10, here)
+
+
+def test_the_tail_that_is_to_be_cut_can_be_copied_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOAD_ROWS", 7)
+    with opened(tmp_path) as (journal, watch):
+        fill(journal, watch, 30)
+        for index in range(31, 61):
+            journal.append(1, payload(index))
+        tail = journal.tail(25)  # some of it not durable when it is asked for
+        assert [(e.index, e.data) for e in tail] == [(index, payload(index)) for index in range(26, 61)]
+        assert journal.tail(60) == []
+        journal.truncate_after(25)
+        assert journal.position(26) is None and journal.position(25) == (25, 1, journal.last_hash)
+        watch.durable.clear()
+        for entry in tail:
+            journal.append_copy(entry)
+        watch.until(60)
+        assert_right(journal, 60)
+
+
 def test_a_second_head_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     script = "import sys, pathlib, beo.journal as j; j.Journal(pathlib.Path(sys.argv[1]), print, print).close()"
     command = [sys.executable, "-c", script, str(tmp_path)]
