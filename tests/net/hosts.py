@@ -1,40 +1,41 @@
 """Machines for the tests: hosts of one kernel, each with a network, processes, IPC, mounts and a boot id of its own.
 
-    with network(3) as net:
+    with network(folder, 3) as net:
         head, one, two = net.hosts
         head.beo("head", "init")
         net.cut(one)
+        two.stop()
 
-A host is a process that waits in namespaces of its own, connected by a veth pair to a bridge that stands in a
-namespace, too. So nothing of it has a name on the real machine that could collide with another test's, and nothing
-needs to be cleaned up: when the waiting processes end, and they do so when the test's process does, the kernel removes
-it all.
+A host is a process that waits in namespaces of its own (space.py), connected by veth pairs to bridges that stand in a
+namespace, too (switch.py). So nothing of it has a name on the real machine that could collide with another test's, and
+nothing needs to be cleaned up: when the waiting processes end, and they do so when the test's process does, the kernel
+removes it all.
 
-Every host has a second interface, `docker0`, with the same address on each, as the machines of a lab may have: it is
+Every host has one more interface, `docker0`, with the same address on each, as the machines of a lab may have: it is
 a trap for MPI.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import BEO, PATIENCE_S, ROOT, is_alive, wait_for
+from tests.cluster import BEO, PATIENCE_S, ROOT, is_alive, kill, send, wait_for
+from tests.net.space import Space, do, missing
+from tests.net.switch import ANY, NOT_ARP, Switch, Way, some
 
-NETWORK = "10.77.0"
+__all__ = ["ANY", "DECOY", "NETWORKS", "Host", "Network", "missing", "network"]
+
+NETWORKS = ("10.77.0", "10.78.0")  # of eth0 and eth1
 DECOY = "172.17.0.1/16"
-INSTALL = "apt-get install -y iproute2 util-linux"
 
-# PID 1 of a host: nobody need reap its children, and it ends with whoever holds the other end of its stdin.
-_WAIT = "trap '' CHLD; echo ready; exec cat"
 # What a container would have: a /sys with its own network devices and the machine's cgroups, a /dev/shm, a name.
 _FURNISH = """
 set -e
@@ -48,69 +49,27 @@ mount --bind "$FOLDER/boot_id" /proc/sys/kernel/random/boot_id
 hostname "$NAME"
 ip link set lo up
 """
-
-
-def missing() -> str:
-    """What is missing here to make hosts, in one line with the cure; "" where nothing is."""
-    absent = [program for program in ("ip", "unshare", "nsenter") if not shutil.which(program)]
-    return f"no {' and no '.join(absent)} here: {INSTALL}" if absent else ""
-
-
-class _Space:
-    """A process that waits in namespaces of its own."""
-
-    def __init__(self, kinds: tuple[str, ...], script: str, env: dict[str, str]) -> None:
-        words = ["unshare", *(f"--{kind}" for kind in kinds), "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._outer = subprocess.Popen(
-            [*words, "sh", "-c", script + _WAIT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **env},
-            text=True,
-        )
-        assert self._outer.stdout and self._outer.stderr
-        line = self._outer.stdout.readline()
-        assert line == "ready\n", f"no namespaces: {line}{self._outer.stderr.read()}"
-        children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()
-        self.pid = int(children[0])
-        self.own = {self._outer.pid, self.pid}
-
-    def enter(self, *kinds: str) -> list[str]:
-        """The words in front of a command that is to run in there."""
-        return ["nsenter", "--target", str(self.pid), *(f"--{kind}" for kind in kinds)]
-
-    def end(self) -> None:
-        """SIGKILL to its first process, and so to all of them at once."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        for stream in (self._outer.stdin, self._outer.stdout, self._outer.stderr):
-            if stream:
-                stream.close()
-        self._outer.wait()
-        wait_for(lambda: not is_alive(self.pid), "the end of a host")
-
-
-def _do(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+# A word of their command lines.
+_DAEMONS = {"head": b"beo.headnode.server", "agent": b"beo.worker.agent", "supervisor": b"supervise"}
 
 
 class Host:
     """One machine: `name`, `address`, and `folder`, which outlives its crashes, with the BEO_DIR `beo` in it."""
 
-    def __init__(self, net: Network, number: int, folder: Path) -> None:
-        """Switch it on."""
+    def __init__(self, net: Network, number: int, folder: Path, links: Collection[int], disk_bytes: int) -> None:
+        """Switch it on. links: the networks that it is in. disk_bytes: of a file system of its own; 0 for none."""
         self._net = net
         self.name = f"pc{number}"
-        self.address = f"{NETWORK}.{number}"
-        self.mac = f"02:00:00:00:00:{number:02x}"  # the same after each boot, as that of a real one
-        self.folder = folder
-        self.beo_dir = folder / "beo"
+        self.addresses = {link: f"{NETWORKS[link]}.{number}" for link in links}
+        self.address = next(iter(self.addresses.values()))
+        self._macs = {link: f"02:00:00:00:{link:02x}:{number:02x}" for link in links}  # the same after each boot
         folder.mkdir(mode=0o700)
+        self._inside = folder
+        self.folder = net.switch.make_disk(folder, disk_bytes) if disk_bytes else folder
+        self.beo_dir = self.folder / "beo"
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("BEO_", "PMI_"))}
         self.env |= {
-            "BEO_DIR": str(self.beo_dir),
+            "BEO_DIR": str(folder / "beo"),
             "BEO_RESIDENT": "0",  # hosts share /tmp, and one host's resident process is not another's
             "PYTHONPATH": str(ROOT),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -120,34 +79,91 @@ class Host:
     def boot(self) -> None:
         """Switch it on: nothing runs, and the kernel's boot id is another than before."""
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
-        words = {"NAME": self.name, "FOLDER": str(self.folder)}
-        self._space = _Space(("net", "mount", "uts", "ipc"), _FURNISH, words)
-        self._net.plug(self, self._space.pid)
-        for line in (
-            f"addr add {self.address}/24 dev eth0",
-            "link set eth0 up",
-            f"route add default via {NETWORK}.254",
+        words = {"NAME": self.name, "FOLDER": str(self._inside)}
+        self._space = Space(("net", "mount", "uts", "ipc"), _FURNISH, words, self._net.switch.space)
+        self._ns = os.stat(f"/proc/{self._space.pid}/ns/net").st_ino
+        self._net.switch.plug(self.name, self._space.pid, self._macs)
+        lines = [
+            *(f"addr add {address}/24 dev eth{link}" for link, address in self.addresses.items()),
+            *(f"link set eth{link} up" for link in self.addresses),
+            f"route add default via {self.address.rpartition('.')[0]}.254",
             "link add docker0 type veth peer name docker1",
             f"addr add {DECOY} dev docker0",
             "link set docker0 up",
             "link set docker1 up",
-        ):
-            _do([*self._space.enter("net"), "ip", *line.split()])
+        ]
+        do([*self._space.enter("net"), "ip", "-batch", "-"], "\n".join(lines) + "\n")
 
     def crash(self) -> None:
         """Cut its power: everything in it ends at once, and its folder stays."""
+        self.lose_power()
         self._space.end()
+
+    def lose_power(self) -> None:
+        """The first half of a crash, which is to be called afterwards: so several hosts fall at one moment."""
+        self._space.kill()
+        send(self._waiting, signal.SIGCONT)  # one that is stopped never reaps its child, without which no end is whole
 
     @property
     def pids(self) -> list[int]:
         """Every process that runs in it, by the numbers of the real machine."""
-        mine = os.stat(f"/proc/{self._space.pid}/ns/net").st_ino
+        return [pid for pid in self._all() if _world(pid) != _world(os.getpid())]
+
+    @property
+    def _waiting(self) -> list[int]:
+        """The processes outside that wait for a command in it, and do as it does: nsenter stops where that stops."""
+        return [pid for pid in self._all() if _world(pid) == _world(os.getpid())]
+
+    def _all(self) -> list[int]:
         found = []
         for entry in os.scandir("/proc"):
             with suppress(OSError):
-                if entry.name.isdigit() and os.stat(f"{entry.path}/ns/net").st_ino == mine:
+                if entry.name.isdigit() and os.stat(f"{entry.path}/ns/net").st_ino == self._ns:
                     found.append(int(entry.name))
         return [pid for pid in found if pid not in self._space.own and is_alive(pid)]
+
+    def stop(self) -> None:
+        """Pause it, as a hypervisor would: SIGSTOP to every process. Its kernel goes on to acknowledge what arrives."""
+        stopped: set[int] = set()
+        while fresh := set(self.pids) - stopped:
+            send(fresh, signal.SIGSTOP)
+            stopped |= fresh
+        wait_for(lambda: all(map(_is_stopped, [*self.pids, *self._waiting])), f"{self.name} is stopped")
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        send([*self.pids, *self._waiting], signal.SIGCONT)
+
+    def daemons(self, *kinds: str) -> list[int]:
+        """The processes of its `head`, `agent` and `supervisor`, by the numbers of the real machine; all without words.
+
+        A warden is none: it lives on when an agent is killed.
+        """
+        marks = [_DAEMONS[kind] for kind in kinds or _DAEMONS]
+        found = []
+        for pid in self.pids:
+            with suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if any(mark in words for mark in marks):
+                    found.append(pid)
+        return found
+
+    def kill(self, *kinds: str) -> None:
+        """SIGKILL to its daemons of these kinds, and wait for their end."""
+        kill(self.daemons(*kinds))
+
+    def fill_disk(self) -> None:
+        """Leave not one byte free on its disk, which has to be one of its own."""
+        assert self.folder != self._inside, f"{self.name} has no disk of its own: fill no other"
+        with suppress(OSError), (self.folder / "filler").open("ab", buffering=0) as file:
+            for size_bytes in (1 << 20, 1 << 12, 1):
+                with suppress(OSError):
+                    while file.write(bytes(size_bytes)):
+                        pass
+
+    def empty_disk(self) -> None:
+        """Free what was filled."""
+        (self.folder / "filler").unlink(missing_ok=True)
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command in it, in a shell's usual surroundings; its streams are pipes unless `options` say else."""
@@ -169,47 +185,56 @@ class Host:
 
 
 class Network:
-    """A switch, and hosts pc1, pc2, ... at 10.77.0.1, 10.77.0.2, ..."""
+    """A switch, or two, and hosts pc1, pc2, ... at 10.77.0.1, 10.77.0.2, ... and 10.78.0.1, 10.78.0.2, ..."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the switch."""
+    def __init__(self, folder: Path, links: int = 1) -> None:
+        """Make the switches."""
         self._folder = folder
+        self._links = range(links)
         self.hosts: list[Host] = []
         self.commands: list[subprocess.Popen[str]] = []
-        self._switch = _Space(("net",), "", {})
-        self._ip("link add switch type bridge")
-        self._ip("link set switch up")
+        self.switch = Switch(links)
 
-    def _ip(self, line: str) -> None:
-        _do([*self._switch.enter("net"), "ip", *line.split()])
-
-    def add(self) -> Host:
-        """Switch on one more host."""
+    def add(self, links: Collection[int] = (), disk_bytes: int = 0) -> Host:
+        """Switch on one more host, connected to these switches (default: all)."""
         number = len(self.hosts) + 1
-        host = Host(self, number, self._folder / f"pc{number}")
+        host = Host(self, number, self._folder / f"pc{number}", links or self._links, disk_bytes)
         self.hosts.append(host)
         return host
 
-    def plug(self, host: Host, pid: int) -> None:
-        """Connect the namespace of a process to the switch, as the eth0 of a host."""
-        with suppress(AssertionError):  # the other end of a cable went with its host, a moment ago or just now
-            self._ip(f"link del {host.name}")
-        self._ip(f"link add {host.name} type veth peer name eth0 address {host.mac} netns {pid}")
-        self._ip(f"link set {host.name} master switch up")
+    # ---- what goes wrong between hosts: nobody is told, links stay up
 
-    def cut(self, host: Host) -> None:
-        """Cut a host off without a word: its link stays up, and nothing arrives on either side."""
-        self._ip(f"link set {host.name} nomaster")
+    def cut(self, host: Host, link: int = ANY) -> None:
+        """Cut a host off: nothing arrives on either side, on this link or on any."""
+        self.switch.lose([(host.name, "", link), ("", host.name, link)])
 
-    def mend(self, host: Host) -> None:
-        """Connect a host again."""
-        self._ip(f"link set {host.name} master switch")
+    def part(self, one: Host, other: Host, link: int = ANY) -> None:
+        """Nothing arrives between these two, in neither way."""
+        self.switch.lose(_ways(one, other, link))
+
+    def deafen(self, host: Host, source: Host | None = None, link: int = ANY) -> None:
+        """Nothing arrives at `host` from `source`, or from anybody; what it says itself arrives."""
+        self.switch.lose([(source.name if source else "", host.name, link)], NOT_ARP)
+
+    def lose(self, one: Host, other: Host, percent: int, link: int = ANY) -> None:
+        """So many of 100 frames between these two get lost, at random."""
+        self.switch.lose(_ways(one, other, link), some(percent))
+
+    def mend(self, host: Host | None = None) -> None:
+        """End all that was done to the cables of a host, or of all."""
+        self.switch.mend(host.name if host else "")
+
+    def crash(self, *hosts: Host) -> None:
+        """Cut the power of several hosts in one moment."""
+        for host in hosts:
+            host.lose_power()
+        for host in hosts:
+            host.crash()
 
     def close(self) -> None:
         """End everything."""
-        for host in self.hosts:
-            host.crash()
-        self._switch.end()
+        self.crash(*self.hosts)
+        self.switch.space.end()
         for process in self.commands:
             process.wait(PATIENCE_S)
             for stream in (process.stdin, process.stdout, process.stderr):
@@ -217,13 +242,30 @@ class Network:
                     stream.close()
 
 
+def _world(pid: int) -> str:
+    """The PID namespace of a process, "" where it has gone."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"
+    return True
+
+
+def _ways(one: Host, other: Host, link: int) -> list[Way]:
+    return [(one.name, other.name, link), (other.name, one.name, link)]
+
+
 @contextmanager
-def network(folder: Path, hosts: int) -> Iterator[Network]:
-    """A network with so many hosts, each with a folder below `folder`; at the end nothing of it is left.
+def network(folder: Path, hosts: int, links: int = 1) -> Iterator[Network]:
+    """So many networks with so many hosts, each with a folder below `folder`; at the end nothing of it is left.
 
     Where the test fails, the last lines of every log are printed.
     """
-    net = Network(folder)
+    net = Network(folder, links)
     try:
         for _ in range(hosts):
             net.add()
