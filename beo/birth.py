@@ -9,13 +9,14 @@ import os
 import random
 import socket
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from beo import wire
-from beo.config import ClusterFile, Home, is_address
+from beo.config import ClusterFile, Home, Place, Who, is_address
 from beo.errors import Refused, UsageError, reason
 
 KEYS = ("head", "admin", "worker")
@@ -45,7 +46,7 @@ def check_owner(home: Home) -> None:
 
 
 def make_cluster(home: Home, listen: str = "") -> None:
-    """Make the keys, the id and the address of the cluster where they are missing; the address follows `listen`.
+    """Make the keys, the id and the addresses of the cluster's head where they are missing; those follow `listen`.
 
     listen: "HOST:PORT"; "" is [head] listen of beo.toml, and port 0 a free one. cluster.json comes last: with it, a
     cluster is whole. Raises UsageError for a listen where nobody can listen.
@@ -53,29 +54,61 @@ def make_cluster(home: Home, listen: str = "") -> None:
     for name in KEYS:
         if not (home.keys / f"{name}.secret").exists():
             home.write_secret(name, wire.new_keypair()[1])
-    where = listen or home.config().head.listen
+    old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
+    known = home.who() if home.who_file.exists() else None
+    if known is None:  # none yet, or made by a beo that knew one head only
+        known = Who(old.heads[0] if old.heads else "", old.bulk[0] if old.bulk else "", (), "A")
+    who = choose_places(home, known, listen)
+    if who != known:
+        home.write_who(who)
+    write_heads(home, msgspec.structs.replace(old, key=wire.public_of(home.secret("head"))), who)
+
+
+def choose_places(home: Home, known: Who, listen: str = "") -> Who:
+    """Return where this head listens: as until now, as far as `listen` (see `make_cluster`) lets it."""
+    config = home.config()
+    where = listen or config.head.listen
     if not is_address(where):
         raise UsageError(f"[head] listen is {where!r}", "it must be HOST:PORT", 'write "127.0.0.1:0" for any port')
     host, _, port = where.rpartition(":")
-    old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
-    head = f"{host}:{port}" if port != "0" else _kept(old.heads, host) or free_address(host)
-    bulk = _kept(old.bulk, host) or (listen and _next_port(head)) or free_address(host)
-    key = wire.public_of(home.secret("head"))
-    cluster = msgspec.structs.replace(old, heads=(head,), key=key, bulk=(bulk,))
-    if cluster != old:
-        home.write_cluster(cluster)
+    control = f"{host}:{port}" if port != "0" else _kept(known.control, host) or free_address(host)
+    bulk = _kept(known.bulk, host) or (listen and _port_behind(control, 1)) or free_address(host)
+    link = _kept(known.links[0], host) if known.links else ""
+    link = link or (listen and _port_behind(control, 2)) or free_address(host)
+    further = (text if ":" in text else f"{text}:{link.rpartition(':')[2]}" for text in config.ha.links)
+    return msgspec.structs.replace(known, control=control, bulk=bulk, links=(link, *further))
 
 
-def _kept(addresses: tuple[str, ...], host: str) -> str:
+def write_heads(home: Home, cluster: ClusterFile, who: Who) -> None:
+    """Write cluster.json with the addresses of all heads, in the order of their names, if it doesn't have them."""
+    places = who.heads.values()
+    told = msgspec.structs.replace(
+        cluster, heads=tuple(place.control for place in places), bulk=tuple(place.bulk for place in places)
+    )
+    if not home.cluster_file.exists() or told != home.cluster():
+        home.write_cluster(told)
+
+
+def note_heads(home: Home, heads: Mapping[str, Place]) -> None:
+    """Write down which heads the cluster has and where; where this one listens stays as it is."""
+    who = home.who()
+    others = {name: place for name, place in sorted(heads.items()) if name != who.name}
+    if others != who.others:
+        who = msgspec.structs.replace(who, others=others)
+        home.write_who(who)
+    write_heads(home, home.cluster(), who)
+
+
+def _kept(address: str, host: str) -> str:
     """The address that was chosen earlier, if it is one of this host; else nothing."""
-    return addresses[0] if addresses and addresses[0].rpartition(":")[0] == host else ""
+    return address if address.rpartition(":")[0] == host else ""
 
 
-def _next_port(address: str) -> str:
-    """The address one port further, if it is free: two ports side by side are easier to tell a firewall."""
+def _port_behind(address: str, step: int) -> str:
+    """The address some ports further, if it is free: ports side by side are easier to tell a firewall."""
     host, _, port = address.rpartition(":")
     with suppress(OSError, OverflowError):
-        return _bound_address(host, int(port) + 1)
+        return _bound_address(host, int(port) + step)
     return ""
 
 

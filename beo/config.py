@@ -5,7 +5,7 @@ The folder holds everything, so that several clusters live side by side:
     beo.toml        settings, all optional
     cluster.json    who the cluster is: id, addresses and public key of its heads
     keys/           CURVE secret keys, mode 0600: head, admin, worker
-    head/           journal and output, of the head alone
+    head/           journal and output, of the head alone; who.json says which head this machine is
     nodes/NAME/     what a worker of this machine keeps
     log/            one file per daemon
 """
@@ -43,6 +43,31 @@ class ClusterFile(msgspec.Struct, frozen=True):
     bulk: tuple[str, ...] = ()  # host:port of the bulk plane, in the order of heads; the head fills it in
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a head is reached: control and bulk plane, and the pair plane by one or more paths, each host:port."""
+
+    control: str
+    bulk: str
+    links: tuple[str, ...]
+
+
+class Who(Place, frozen=True):
+    """head/who.json: which head this machine is, where it listens, and where the other heads do."""
+
+    name: str  # A or B
+    others: dict[str, Place] = {}
+
+    @property
+    def place(self) -> Place:
+        """Where this head listens."""
+        return Place(self.control, self.bulk, self.links)
+
+    @property
+    def heads(self) -> dict[str, Place]:
+        """All heads by name, in that order: this one and the others."""
+        return dict(sorted({**self.others, self.name: self.place}.items()))
+
+
 class Home:
     """The paths of one cluster's folder, and its small files."""
 
@@ -76,6 +101,11 @@ class Home:
     def head(self) -> Path:
         """head/"""
         return self.path / "head"
+
+    @property
+    def who_file(self) -> Path:
+        """head/who.json"""
+        return self.head / "who.json"
 
     @property
     def nodes(self) -> Path:
@@ -130,6 +160,26 @@ class Home:
     def write_cluster(self, cluster: ClusterFile) -> None:
         """Replace cluster.json in one step."""
         write_durably(self.cluster_file, msgspec.json.encode(cluster) + b"\n", 0o644)
+
+    def who(self) -> Who:
+        """Read head/who.json; raises NoHead where this machine has no head."""
+        path = self.who_file
+        try:
+            with path.open("rb") as file:
+                found = msgspec.json.decode(file.read(CLUSTER_SIZE_MAX_BYTES), type=Who)
+            every = [found.place, *found.others.values()]
+            if not all(is_address(text) for place in every for text in (place.control, place.bulk, *place.links)):
+                raise ValueError("it names what is no address")
+            return found
+        except FileNotFoundError:
+            cure = "make one with 'beo up' or 'beo head join', or set BEO_DIR"
+            raise NoHead(f"no head belongs to {self._folder}", f"there is no {path}", cure) from None
+        except (OSError, ValueError) as error:  # of msgspec
+            raise BeoError(f"{path} is damaged", reason(error), "restore it from a copy") from None
+
+    def write_who(self, who: Who) -> None:
+        """Replace head/who.json in one step."""
+        write_durably(self.who_file, msgspec.json.encode(who) + b"\n", 0o644)
 
     def secret(self, name: str) -> str:
         """Read a secret key ("head", "admin", "worker"); refused where others could read it."""

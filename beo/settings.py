@@ -125,7 +125,7 @@ class HaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     failback: bool = False  # whether head A becomes the primary again when it is back and in step
     lease_s: Annotated[float, msgspec.Meta(ge=PAIR_LEASE_MIN_S, le=60)] = 0.6  # a primary silent for longer is replaced
     silence_s: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.4  # with a standby silent for longer it goes on alone
-    links: Annotated[tuple[str, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()  # HOST:PORT, further ways to the other
+    links: Annotated[tuple[str, ...], msgspec.Meta(max_length=LINKS_MAX)] = ()  # this machine's on further networks
     address: str = ""  # of the primary, whichever it is: "10.0.0.50/24"
     interface: str = ""  # that has it; "": the one in its network, else the one of the cluster's network
     on_promote: Annotated[tuple[Program, ...], msgspec.Meta(max_length=PROGRAMS_MAX)] = ()
@@ -133,9 +133,10 @@ class HaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         """Refuse what can't be an address; msgspec says in which table."""
         for link in self.links:
-            host, _, port = link.rpartition(":")
-            if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-                raise ValueError(f"`links` has {link!r}: write each as HOST:PORT, like 192.168.7.2:7422")
+            host, colon, port = link.partition(":")
+            numbered = port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+            if not host or " " in link or (colon and not numbered):
+                raise ValueError(f"`links` has {link!r}: write each as HOST or HOST:PORT, like 192.168.7.2")
         if self.address:
             _check_address(self.address)
         if "/" in self.interface or " " in self.interface or len(self.interface) > INTERFACE_LENGTH_MAX:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beo.config import ClusterFile, Home, home, write_durably
+from beo.config import ClusterFile, Home, Place, Who, home, write_durably
 from beo.errors import BeoError, NoHead, Refused, UsageError
 
 SECRET = "x" * 40
@@ -38,7 +38,7 @@ def test_without_a_file_everything_has_its_default(place: Home) -> None:
         ("[ha]\naddress = '127.0.0.1/8'", "`address` is .* none a machine could be reached by"),
         ("[ha]\naddress = 'fd00::1/64'", "`address` .* ipv4"),
         ("[ha]\ninterface = 'a name that is too long'", "`interface`"),
-        ("[ha]\nlinks = ['10.0.0.1']", "`links` has '10.0.0.1'"),
+        ("[ha]\nlinks = ['10.0.0.1:pair']", "`links` has '10.0.0.1:pair'"),
         (
             "[[ha.on_promote]]\nstart = 'true'\n[[ha.on_promote]]\nstop = 'true'",
             r"either `start`.* at `\$\.ha\.on_promote",
@@ -88,6 +88,27 @@ def test_the_cluster_file_comes_back_as_it_was_written(place: Home) -> None:
     written = ClusterFile("c" * 32, ("127.0.0.1:7420",), "k" * 40, ("127.0.0.1:7421",))
     place.write_cluster(written)
     assert place.cluster() == written
+
+
+def test_who_a_head_is_comes_back_as_it_was_written(place: Home) -> None:
+    with pytest.raises(NoHead, match="beo head join"):
+        place.who()
+    other = Place("10.0.0.2:7420", "10.0.0.2:7421", ("10.0.0.2:7422",))
+    who = Who("10.0.0.1:7420", "10.0.0.1:7421", ("10.0.0.1:7422", "192.168.7.1:7422"), "A", {"B": other})
+    place.head.mkdir()
+    place.write_who(who)
+    assert place.who() == who
+    assert list(place.who().heads.items()) == [("A", who.place), ("B", other)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"name": "A", "control": "10.0.0.1:x", "bulk": "10.0.0.1:2", "links": []}', "[" * 10_000]
+)
+def test_a_damaged_file_of_who_a_head_is_is_named(place: Home, text: str) -> None:
+    place.head.mkdir()
+    place.who_file.write_text(text)
+    with pytest.raises(BeoError, match=r"head/who\.json is damaged"):
+        place.who()
 
 
 def test_a_key_is_readable_by_its_owner_alone(place: Home) -> None:

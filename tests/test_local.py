@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from beo import birth, local, lockfile, supervisor, wire
-from beo.config import Home
+from beo.config import Home, Place
 from beo.errors import BeoError, Conflict, Refused, UsageError
 from beo.lockfile import Process
 from beo.supervisor import delay_s
@@ -194,7 +194,10 @@ def test_the_port_is_one_that_no_outgoing_connection_gets_by_chance(cluster: Clu
     birth.make_cluster(cluster.home)
     born = cluster.home.cluster()
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for address in born.heads + born.bulk:
+    who = cluster.home.who()
+    assert (who.name, (who.control,), (who.bulk,)) == ("A", born.heads, born.bulk)
+    assert len({who.control, who.bulk, *who.links}) == 3, "three planes"
+    for address in born.heads + born.bulk + who.links:
         host, _, port = address.rpartition(":")
         assert host == "127.0.0.1"
         assert birth.PORT_MIN <= int(port) < first
@@ -218,6 +221,53 @@ def test_the_address_follows_a_listen_with_a_port(cluster: Cluster) -> None:
     cluster.home.toml.write_text(f'[head]\nlisten = "{other}"\n')
     cluster.up()
     assert cluster.home.cluster() == msgspec.structs.replace(born, heads=(other,))
+
+
+def test_a_cluster_of_a_beo_that_knew_one_head_keeps_its_addresses(cluster: Cluster) -> None:
+    birth.make_folder(cluster.home)
+    birth.make_cluster(cluster.home)
+    born = cluster.home.cluster()
+    cluster.home.who_file.unlink()
+    birth.make_cluster(cluster.home)
+    who = cluster.home.who()
+    assert ((who.control,), (who.bulk,), who.name) == (born.heads, born.bulk, "A")
+    assert cluster.home.cluster() == born
+
+
+def test_where_the_other_head_listens_is_kept_beside_ones_own_addresses(cluster: Cluster) -> None:
+    home = cluster.home
+    birth.make_folder(home)
+    birth.make_cluster(home)
+    own = home.who()
+    other = Place("10.0.0.2:7420", "10.0.0.2:7421", ("10.0.0.2:7422", "10.1.0.2:7422"))
+    birth.note_heads(home, {"A": Place("moved:1", "moved:2", ("moved:3",)), "B": other})
+    birth.make_cluster(home)
+    assert home.who() == msgspec.structs.replace(own, others={"B": other})
+    assert home.cluster().heads == (own.control, other.control)
+    assert home.cluster().bulk == (own.bulk, other.bulk)
+    birth.note_heads(home, {"A": own.place})
+    assert home.who() == own
+    assert home.cluster().heads == (own.control,)
+
+
+def test_the_planes_of_a_head_that_others_reach_lie_side_by_side(cluster: Cluster) -> None:
+    birth.make_folder(cluster.home)
+    port = int(birth.free_address("127.0.0.1").rpartition(":")[2])
+    birth.make_cluster(cluster.home, f"127.0.0.1:{port}")
+    who = cluster.home.who()
+    places = [int(text.rpartition(":")[2]) for text in (who.control, who.bulk, *who.links)]
+    assert places == [port, port + 1, port + 2]
+
+
+def test_a_machine_on_several_networks_has_the_pair_plane_in_each(cluster: Cluster) -> None:
+    birth.make_folder(cluster.home)
+    cluster.home.toml.write_text('[ha]\nlinks = ["192.168.7.1", "192.168.8.1:99"]\n')
+    birth.make_cluster(cluster.home)
+    own, *further = cluster.home.who().links
+    assert further == [f"192.168.7.1:{own.rpartition(':')[2]}", "192.168.8.1:99"]
+    cluster.home.toml.write_text("")
+    birth.make_cluster(cluster.home)
+    assert cluster.home.who().links == (own,)
 
 
 @pytest.mark.parametrize("name", ["head", "node01"])

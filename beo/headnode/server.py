@@ -92,6 +92,7 @@ class Server:
         self._config = where.config()
         self._lock = lockfile.hold(where.head / "lock")
         cluster = where.cluster()
+        who = where.who()
         secret = where.secret("head")
         self._waker = wire.Waker()
         self._failure: BaseException | None = None
@@ -108,15 +109,8 @@ class Server:
                 f"{state.cluster[:8]}… here, not {cluster.cluster[:8]}…",
                 "restore cluster.json or the head's folder so that both belong together",
             )
-        self._server = self._listen(cluster.heads[0], secret)
-        self._streams = Streams(
-            cluster.bulk[0] if cluster.bulk else f"{cluster.heads[0].rpartition(':')[0]}:0",
-            secret,
-            where.head / "output",
-            _Jobs(state),
-        )
-        if not cluster.bulk:
-            where.write_cluster(msgspec.structs.replace(cluster, bulk=(self._streams.address,)))
+        self._server = self._listen(who.control, secret)
+        self._streams = Streams(who.bulk, secret, where.head / "output", _Jobs(state))
         self._core = core.Head(state, self._config, lambda: secrets.token_hex(8), self._streams.address, __version__)
         self._accounts = Accounts()
         self._knocks: queue.SimpleQueue[tuple[int, acts.Knock]] = queue.SimpleQueue()
