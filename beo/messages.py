@@ -15,7 +15,7 @@ import msgspec
 
 from beo.results import PartResult
 from beo.spec import JobSpec
-from beo.votes import Accept, Ballot, Cfg, Lease, Prepare, Present
+from beo.votes import Ballot, Cfg, HeadQuestion, Present
 
 MESSAGE_SIZE_MAX_BYTES = 2 * 1024 * 1024  # the largest spec fits twice; anything larger is refused by the socket itself
 CHUNK_SIZE_MAX_BYTES = 256 * 1024  # output in one message
@@ -995,7 +995,6 @@ HeadAnswer = Union[  # noqa: UP007
     Elsewhere,
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
-HeadQuestion = Union[Prepare, Accept, Lease]  # noqa: UP007  # to a voter
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
 BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
 BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere]  # noqa: UP007

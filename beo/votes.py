@@ -221,6 +221,7 @@ class Hello(_Message, frozen=True):
 
 
 Ballot = Union[Promise, Accepted, Granted, Refuse]  # noqa: UP007
+HeadQuestion = Union[Prepare, Accept, Lease]  # noqa: UP007  # to a voter
 PairMessage = Union[  # noqa: UP007
     Prepare, Promise, Accept, Accepted, Refuse, Append, Appended, Part, Parted, HandOver, Hello
 ]

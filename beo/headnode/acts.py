@@ -9,22 +9,31 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo.account import Account
+from beo.votes import HeadQuestion
 
 
 class Now(msgspec.Struct, frozen=True):
-    """boot_s: CLOCK_BOOTTIME, for decisions. wall_s: seconds since 1970, for people."""
+    """boot_s: CLOCK_BOOTTIME, for decisions. wall_s: seconds since 1970, for people. may_act: no other head acts."""
 
     boot_s: float
     wall_s: float
+    may_act: bool = True
 
 
 # ---- inputs
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """The journal was replayed: this head may act. birth: facts to journal first, for a new cluster."""
+    """This head may act, in this epoch (0: the next one). birth: facts of a new cluster, to journal before all others.
+
+    news: facts to journal when it has begun. down_s: for so long nobody acted, as far as is known.
+    """
 
     birth: tuple[ev.Event, ...] = ()
+    head: str = ""
+    epoch: int = 0
+    news: tuple[ev.Event, ...] = ()
+    down_s: float = 0.0
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -33,7 +42,7 @@ class Asked(msgspec.Struct, frozen=True):
     peer: bytes
     request: int
     key: str
-    message: Union[ms.ClientRequest, ms.AgentReport]  # noqa: UP007
+    message: Union[ms.ClientRequest, ms.AgentReport, ms.VoterWord]  # noqa: UP007
     account: Account | None = None  # of whom a submission or a worker's word is about
 
 
@@ -60,6 +69,12 @@ class Durable(msgspec.Struct, frozen=True):
     index: int
 
 
+class Noted(msgspec.Struct, frozen=True):
+    """A fact that was decided elsewhere in this head."""
+
+    event: ev.Event
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
@@ -83,7 +98,7 @@ class Send(msgspec.Struct, frozen=True):
 
     peer: bytes
     request: int
-    message: Union[ms.HeadAnswer, ms.HeadCommand]  # noqa: UP007
+    message: Union[ms.HeadAnswer, ms.HeadCommand, HeadQuestion]  # noqa: UP007
 
 
 class Over(msgspec.Struct, frozen=True):

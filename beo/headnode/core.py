@@ -16,6 +16,7 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
+from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
 from beo.headnode import admit, decide, inquiries, ledger, operate, permissions, tokens, views
@@ -29,6 +30,7 @@ from beo.headnode.acts import (
     Greet,
     Knock,
     Knocked,
+    Noted,
     Now,
     Over,
     Send,
@@ -44,6 +46,7 @@ from beo.headnode.state import State
 from beo.headnode.waiters import Waiter, Waiters
 from beo.settings import Config
 
+VOTER_WORDS = votes.Present | votes.Promise | votes.Accepted | votes.Granted | votes.Refuse
 RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
@@ -72,14 +75,25 @@ class _Session:
 class Head:
     """The core of the head. `handle` is its only verb."""
 
-    def __init__(self, state: State, config: Config, nonce: Callable[[], str], bulk: str, version: str) -> None:
-        """Take the replayed state. nonce gives a fresh random name; bulk is the address of the bulk plane."""
+    def __init__(
+        self,
+        state: State,
+        config: Config,
+        nonce: Callable[[], str],
+        bulk: str,
+        version: str,
+        durable: int | None = None,
+    ) -> None:
+        """Take the replayed state. nonce gives a fresh random name; bulk is the address of the bulk plane.
+
+        durable: the index up to which all is safe; None: all that the state has.
+        """
         self.state = state
         self._config = config
         self._nonce = nonce
         self._bulk = bulk
         self._version = version
-        self._durable = state.index
+        self._durable = state.index if durable is None else durable
         self._began_s = 0.0
         self._effects: list[Effect] = []
         self._outbox: deque[tuple[int, Send | Over | Forget | Greet]] = deque()
@@ -94,13 +108,15 @@ class Head:
 
     # ---- the frame
 
-    def handle(self, item: Begin | Asked | Knocked | Durable | Tick | Turn, now: Now) -> list[Effect]:
+    def handle(self, item: Begin | Asked | Knocked | Noted | Durable | Tick | Turn, now: Now) -> list[Effect]:
         """Take one input, return its effects in order."""
         match item:
             case Asked():
                 self._asked(item, now)
             case Knocked():
                 self._knocked(item, now)
+            case Noted():
+                self._append(item.event)
             case Durable():
                 self._durable = max(self._durable, item.index)
             case Turn():
@@ -110,7 +126,7 @@ class Head:
             case Begin():
                 self._begin(item, now)
         self._settle(now)
-        while self._outbox and self._outbox[0][0] <= self._durable:
+        while now.may_act and self._outbox and self._outbox[0][0] <= self._durable:
             self._effects.append(self._outbox.popleft()[1])
         effects, self._effects = self._effects, []
         return effects
@@ -133,7 +149,10 @@ class Head:
     def _begin(self, item: Begin, now: Now) -> None:
         for event in item.birth:
             self._append(event)
-        self._append(ev.EpochBegan(self.state.epoch + 2 if self.state.epoch else 1, self.state.head, now.wall_s))
+        epoch = item.epoch or (self.state.epoch + 2 if self.state.epoch else 1)
+        self._append(ev.EpochBegan(epoch, item.head or self.state.head, now.wall_s, item.down_s))
+        for event in item.news:
+            self._append(event)
         self._began_s = self._forget_s = now.boot_s
         for job in self.state.jobs.values():
             if job.spec.attached and job.state not in ENDED:
@@ -141,6 +160,8 @@ class Head:
 
     def _asked(self, item: Asked, now: Now) -> None:
         message = item.message
+        if isinstance(message, VOTER_WORDS):
+            return  # the pair hears them: replica.py
         try:
             user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
             if isinstance(

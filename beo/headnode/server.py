@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from beo import __version__, birth, daemon, events, lockfile, version, votes, wire
+from beo import __version__, birth, daemon, events, lockfile, version, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, home
@@ -250,7 +250,7 @@ class Server:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
             self._server.send(peer, request, ms.encode(decide.failure(full)))
             return
-        if isinstance(message, votes.Present | votes.Promise | votes.Accepted | votes.Granted | votes.Refuse):
+        if isinstance(message, core.VOTER_WORDS):
             return  # one head alone has no voters
         account = None
         if isinstance(message, ms.Submit | ms.Vouch) and 0 <= message.uid <= decide.ID_MAX:

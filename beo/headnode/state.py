@@ -8,6 +8,7 @@ restarted head, a standby or a test, has the same state, byte for byte (`encode`
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,9 @@ KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as
 KEYS_MAX = 1_000_000  # about 300 MB; beyond, the oldest are forgotten, and nothing as old as they is taken any more
 REVOKED_MAX = 10_000  # of the last keys that were revoked: a door must not let one in again
 KEYS_DROPPED = 10_000  # at a time: forgetting them one by one would search the table's emptied front each time
+
+DIGEST_ENTRIES = 1_000  # after so many the states of two heads are compared
+DIGESTS_KEPT = 4
 
 TOKENS_KEEP_S = 7 * 86_400.0  # beyond its end, so that who comes too late is told why
 TOKENS_MAX = 10_000  # about 3 MB; beyond, the oldest are forgotten
@@ -113,6 +117,10 @@ class State:
         self.running = 0
         self.admins: set[str] = set()
         self.holdings: dict[str, Holding] = {}  # by user, of those who have jobs that run or wait
+        # To be compared with the other head's: what was touched since the last whole DIGEST_ENTRIES, and its digests.
+        self.digests: dict[int, bytes] = {}
+        self._touched: tuple[set[int], set[str]] = set(), set()
+        self._touched_from = 0
         self.changed: set[int] = set()  # jobs that changed since the core looked last
         self._environments: dict[frozenset[tuple[str, str]], dict[str, str]] = {}
 
@@ -160,7 +168,7 @@ class State:
         state.revoked, state.barred = dict(sorted(image.revoked.items(), key=lambda item: item[1])), image.barred
         state.keys = dict(sorted(image.keys.items(), key=lambda item: item[1].job))
         state.tokens = dict(sorted(image.tokens.items(), key=lambda item: item[1].number))
-        state.next_token = image.next_token
+        state.next_token, state._touched_from = image.next_token, image.index
         state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
         state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
@@ -215,6 +223,26 @@ class State:
         """Take the next event. Deterministic; void where it doesn't fit any more."""
         self.index += 1
         _APPLY[type(event)](self, event)
+        jobs, nodes = self._touched
+        if job := getattr(event, "job", 0):
+            jobs.add(job)
+        elif node := getattr(event, "node", ""):
+            nodes.add(node)
+        if not self.index % DIGEST_ENTRIES:
+            self._digest()
+
+    def _digest(self) -> None:
+        """Take the digest of what the last entries have touched: cheap, and any difference is in what they touched."""
+        jobs = [self.jobs[number] for number in sorted(self._touched[0]) if number in self.jobs]
+        nodes = [self.nodes[name] for name in sorted(self._touched[1]) if name in self.nodes]
+        rest = (self.epoch, self.next_job, len(self.jobs), len(self.keys), self.running, self.held, self.pair)
+        if self._touched_from == self.index - DIGEST_ENTRIES:  # else it doesn't know all of them
+            digest = blake2b(_encoder.encode((jobs, nodes, rest)), digest_size=16).digest()
+            self.digests[self.index] = digest
+            for old in sorted(self.digests)[:-DIGESTS_KEPT]:
+                del self.digests[old]
+        self._touched = set(), set()
+        self._touched_from = self.index
 
     def _born(self, event: ev.Born) -> None:
         if self.index != 1:
