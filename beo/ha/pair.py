@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from random import Random
 
 from beo import votes
 from beo.errors import Conflict, UsageError
@@ -84,7 +83,7 @@ class Pair:
         log: Log,
         durable: int,
         incarnation: str,
-        random: Random,
+        uniform: Callable[[float, float], float],
         settings: Callable[[], PairSettings],
     ) -> None:
         """Take what was kept; other: the other head's name, "" while there is none. Settings may change any time."""
@@ -105,7 +104,7 @@ class Pair:
         self.peer: Hello | None = None
         self._durable = durable
         self._settings = settings
-        self._random = random
+        self._uniform = uniform
         self._members = (me, f"{me}/{incarnation}")
         self._now = 0.0
         self._effects: list[Effect] = []
@@ -263,7 +262,7 @@ class Pair:
 
     def _patience_s(self) -> float:
         lease_s = self._settings().lease_s
-        return lease_s * (1 + RHO) + self._random.uniform(0.0, lease_s / 4)
+        return lease_s * (1 + RHO) + self._uniform(0.0, lease_s / 4)
 
     def _step_down(self, why: str) -> None:
         if self.role != "idle":
@@ -343,7 +342,7 @@ class Pair:
                 self._try_epoch()
             else:
                 self._step_down("another head was promised more")
-                self._stand_s = self._now + self._random.uniform(0.0, RETRY_S)
+                self._stand_s = self._now + self._uniform(0.0, RETRY_S)
 
     # ---- as acceptor
 
@@ -684,7 +683,7 @@ class Pair:
         elif self.role == "candidate":
             if self._trying and self._now - self._asked_s > self._settings().lease_s:
                 self._step_down("nobody has answered: too few voters, and no other head")
-                self._stand_s = self._now + self._random.uniform(0.0, RETRY_S)
+                self._stand_s = self._now + self._uniform(0.0, RETRY_S)
             else:
                 self._ask()
         elif self.role == "won":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from random import Random
 from typing import Any, Union
 
 import msgspec
@@ -105,7 +104,7 @@ class Replica:
         log: Log,
         config: Config,
         nonce: Callable[[], str],
-        random: Random,
+        uniform: Callable[[float, float], float],
     ) -> None:
         """Take what was replayed and kept. others: heads that are known before the journal says so."""
         self.me = me
@@ -117,7 +116,7 @@ class Replica:
         self._nonce = nonce
         self._birth: tuple[ev.Event, ...] = ()
         self._log = log
-        self.pair = Pair(me.name, "", kept, log, log.last.idx, me.incarnation, random, lambda: self.state.pair)
+        self.pair = Pair(me.name, "", kept, log, log.last.idx, me.incarnation, uniform, lambda: self.state.pair)
         self._effects: list[Effect] = []
         self._now = acts.Now(0.0, 0.0)
         self._committed = 0
