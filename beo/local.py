@@ -288,7 +288,7 @@ def _end_all(home: Home) -> None:
     if own:
         own.send(signal.SIGTERM)
         own.send(signal.SIGCONT)
-        if not own.wait(supervisor.STOP_MAX_S):
+        if not own.wait(supervisor.stop_max_s(home)):
             own.send(signal.SIGKILL)
             own.wait(supervisor.KILLED_END_S)
         own.close()

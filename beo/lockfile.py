@@ -34,7 +34,7 @@ def hold(path: Path) -> int:
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {_started(os.getpid())}\n".encode(), 0)
+        os.pwrite(fd, f"{os.getpid()} {started(os.getpid())}\n".encode(), 0)
     except (BlockingIOError, PermissionError):
         os.close(fd)
         pid = holder(path)
@@ -59,7 +59,7 @@ def holder(path: Path) -> int | None:
         while _is_locked(fd):
             # A pid alone may be left from an earlier holder and be anyone's by now; with its start time it is not.
             words = os.pread(fd, IDENTITY_LENGTH_MAX, 0).split()
-            if len(words) == 2 and words[0].isdigit() and _started(int(words[0])) == words[1].decode():
+            if len(words) == 2 and words[0].isdigit() and started(int(words[0])) == words[1].decode():
                 return int(words[0])
             if time.monotonic() > deadline:
                 raise Conflict(f"{path} is locked", "its holder is not to be seen from here", f"see fuser {path}")
@@ -120,8 +120,8 @@ def _is_locked(fd: int) -> bool:
     return bool(_flock.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def _started(pid: int) -> str:
-    """When the process started, in clock ticks since boot; "" where there is no such process."""
+def started(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; "" where there is none: with its pid, its identity."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

@@ -9,6 +9,7 @@ import msgspec
 LEASE_MIN_S = 0.5  # below, a busy machine loses its lease to its own scheduler
 PAIR_LEASE_MIN_S = 0.1  # of two heads: below, one commit to a slow disk is a silence
 PROGRAMS_MAX = 100  # run one after another on a promotion: more would take longer than anyone waits
+PROGRAM_KILL_S = 5.0  # from SIGTERM to SIGKILL, for one that takes too long
 LINKS_MAX = 8  # cables between two machines
 INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
@@ -137,10 +138,18 @@ class HaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             numbered = port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
             if not host or " " in link or (colon and not numbered):
                 raise ValueError(f"`links` has {link!r}: write each as HOST or HOST:PORT, like 192.168.7.2")
+        titles = [program.title for program in self.on_promote]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"`on_promote` has {twice[0]!r} twice: give each a `name` of its own")
         if self.address:
             _check_address(self.address)
         if "/" in self.interface or " " in self.interface or len(self.interface) > INTERFACE_LENGTH_MAX:
             raise ValueError(f"`interface` is {self.interface!r}: 'ip link' lists their names")
+
+    @property
+    def down_max_s(self) -> float:
+        """How long the programs may take on the way down, at most."""
+        return sum(program.timeout_s + 3 * PROGRAM_KILL_S for program in self.on_promote)
 
 
 def _check_address(text: str) -> None:

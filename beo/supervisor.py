@@ -39,7 +39,7 @@ LOOK_S = 5.0  # between two looks at the sizes of the logs, and whether the fold
 AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
 HEAD_END_S = 5.0  # for a last write to the journal
 KILLED_END_S = 5.0  # after SIGKILL; only a process inside a hanging system call takes longer
-STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together
+STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together, see `stop_max_s`
 
 # What a shell or Python itself may have left ignored; a daemon starts with the defaults.
 DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent"})
@@ -76,6 +76,11 @@ def lock_path(home: Home) -> Path:
 def log_path(home: Home) -> Path:
     """The supervisor's own log."""
     return home.logs / "supervisor.log"
+
+
+def programs_log(home: Home) -> Path:
+    """What the programs of on_promote print."""
+    return home.logs / "on_promote.log"
 
 
 def heads(home: Home) -> list[Process]:
@@ -181,12 +186,24 @@ def bound(path: Path) -> None:
 def end(home: Home, agents: list[Process], heads: list[Process]) -> None:
     """End these processes in order, the head last, and then every warden of this folder: nothing stays behind."""
     _end(agents, signal.SIGINT, AGENT_END_S)
-    _end(heads, signal.SIGTERM, HEAD_END_S)
+    _end(heads, signal.SIGTERM, HEAD_END_S + _down_max_s(home))
     deadline = time.monotonic() + KILLED_END_S
     while (left := newborns(home) + wardens(home)) and time.monotonic() < deadline:
         _end(left, signal.SIGKILL, KILLED_END_S)
     with suppress(OSError, BeoError):  # what was killed has left its temporary files; without a cluster.json, none
         remains.remove(home.cluster().cluster, [entry.name for entry in os.scandir(home.nodes)])
+
+
+def stop_max_s(home: Home) -> float:
+    """Return how long a supervisor may take to end everything, the programs of on_promote included."""
+    return STOP_MAX_S + _down_max_s(home)
+
+
+def _down_max_s(home: Home) -> float:
+    try:
+        return home.config().ha.down_max_s
+    except BeoError:
+        return 0.0  # a head that can't read it has started no program either
 
 
 def _end(processes: list[Process], number: int, timeout_s: float) -> None:
@@ -252,7 +269,11 @@ class Supervisor:
                 if not self._home.cluster_file.exists():  # not the folder: a daemon may have made that again
                     self._log.error("the cluster's folder is gone: ending everything")
                     break
-                for path in (log_path(self._home), *(watch.daemon.log for watch in self._watches)):
+                for path in (
+                    log_path(self._home),
+                    *(watch.daemon.log for watch in self._watches),
+                    programs_log(self._home),
+                ):
                     bound(path)
             running = {watch.process.fileno(): watch for watch in self._watches if watch.process}
             due_s = [watch.due_s for watch in self._watches if watch.process is None or watch.ends.count]

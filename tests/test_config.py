@@ -46,6 +46,7 @@ def test_without_a_file_everything_has_its_default(place: Home) -> None:
         ("[[ha.on_promote]]\nstart = 'true'\nrun = 'true'", "either `start`"),
         ('[[ha.on_promote]]\nstart = "echo \'open"', "`start` is no command: no closing quotation"),
         ("[[ha.on_promote]]\nrun = ['', 'x']", "`run` is no command"),
+        ("[[ha.on_promote]]\nstart = '/a/x 1'\n[[ha.on_promote]]\nstart = '/b/x 2'", "`on_promote` has 'x' twice"),
         ("[[ha.on_promote]]\nstart = '   '", "`start` is no command"),
         ("[[ha.on_promote]]\nstart = 'true'\ntimeout_s = 0", r"\$\.ha\.on_promote\[.*\]\.timeout_s"),
     ],

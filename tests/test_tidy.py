@@ -23,11 +23,12 @@ FLOORS = {
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
-    "ha.log ha.voters ha.sending ha.taking ha.pair headnode.replica",
+    "ha.log ha.voters ha.sending ha.taking ha.pair headnode.replica "
+    "ha.arp ha.standing ha.duties",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
-    "worker.processes worker.disk worker.bounds worker.remains",
+    "worker.processes worker.disk worker.bounds worker.remains ha.netlink ha.address ha.programs ha.resources",
     3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector",
