@@ -51,6 +51,7 @@ class HeadJoined(_Event, frozen=True):
     bulk: str
     links: tuple[str, ...]  # of its pair plane, one per path
     time_s: float
+    key: str = ""  # by which it was taken in; the first head needed none
 
 
 class HeadLeft(_Event, frozen=True):

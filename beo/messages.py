@@ -109,6 +109,33 @@ class PairIs(_Message, frozen=True):
     config: dict[str, str]  # this machine's [ha], to be compared
 
 
+class JoinHead(_Message, frozen=True):
+    """A newcomer that was enrolled as a head says where it is reached; it may say so again. → HeadJoinedIs"""
+
+    control: str  # host:port
+    bulk: str
+    links: tuple[str, ...]
+
+
+class LeaveHead(_Message, frozen=True):
+    """Let a head that doesn't act belong to the cluster no more. → Done"""
+
+    head: str
+
+
+class HeadJoinedIs(_Message, frozen=True):
+    """Who the newcomer is, and what every head must know. time_s: the wall clock of who answers.
+
+    keys: the cluster's secret keys by name (head, admin, worker). They travel nowhere else.
+    """
+
+    name: str
+    cluster: str
+    heads: tuple[HeadView, ...]
+    time_s: float
+    keys: dict[str, str] = {}
+
+
 class Elsewhere(_Message, frozen=True):
     """This head doesn't act: ask the one at `head` ("" while none is known), whose epoch is this."""
 
@@ -310,7 +337,7 @@ class MakeToken(_Message, frozen=True):
     """
 
     key: str
-    role: str  # worker, user or admin
+    role: str  # worker, user, admin, head or witness
     user: str
     uid: int
     uses: int
@@ -330,7 +357,7 @@ class RevokeTokens(_Message, frozen=True):
 class Enrol(_Message, frozen=True):
     """The one thing that a token's own key can ask for: authorize my `key`. → EnrolledIs
 
-    Repeating it with the same key gives the same answer. node: the name that a worker wants; "": no worker.
+    Repeating it with the same key gives the same answer. node: the name that a worker or a witness wants; "": neither.
     """
 
     key: str
@@ -394,6 +421,7 @@ class EnrolledIs(_Message, frozen=True):
     uid: int
     node: str
     time_s: float
+    heads: tuple[HeadView, ...] = ()  # where all heads are reached
 
 
 class SubmittedIs(_Message, frozen=True):
@@ -973,6 +1001,8 @@ ClientRequest = Union[  # noqa: UP007
     AskPair,
     Steer,
     SetPair,
+    JoinHead,
+    LeaveHead,
 ]
 AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits, Vouch]  # noqa: UP007
 VoterWord = Union[Present, Ballot]  # noqa: UP007
@@ -993,6 +1023,7 @@ HeadAnswer = Union[  # noqa: UP007
     HistoryAre,
     PairIs,
     Elsewhere,
+    HeadJoinedIs,
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007

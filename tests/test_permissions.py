@@ -12,7 +12,7 @@ from beo import votes
 from beo.errors import BeoError, Internal, NotFound
 from beo.headnode import permissions, views
 from beo.headnode.decide import User
-from beo.headnode.permissions import ADMIN, ALL, OWNER, RULES, TOKEN, WORKER
+from beo.headnode.permissions import ADMIN, ALL, HEAD, OWNER, RULES, TOKEN, WORKER
 from beo.results import PartResult
 from tests.world import World, settings, spec
 
@@ -71,6 +71,8 @@ SAMPLES: dict[str, Any] = {
     "AskPair": ms.AskPair(),
     "Steer": ms.Steer("freeze"),
     "SetPair": ms.SetPair(level="B"),
+    "JoinHead": ms.JoinHead("b:1", "b:2", ("b:3",)),
+    "LeaveHead": ms.LeaveHead("B"),
     "Present": votes.Present("n1/x", "n1"),
     "Promise": votes.Promise("n1/x", 3, None),
     "Accepted": votes.Accepted("n1/x", 3, 1),
@@ -108,7 +110,7 @@ def test_a_kind_without_a_rule_is_nobodys() -> None:
 def _said(world: World, name: str, who: str) -> Any:
     """What the head answers; the error, where it refuses. Of the bulk plane, what its rule says."""
     if name in BULK:
-        user = User(who, {"root": "admin", "worker": "worker", "token": "token"}.get(who, "user"))
+        user = User(who, {"root": "admin", "worker": "worker", "token": "token", "head": "head"}.get(who, "user"))
         try:
             return permissions.check_bulk(None if who == "stranger" else user, "ann", SAMPLES[name])
         except BeoError as error:
@@ -125,15 +127,16 @@ def _is_refused(answer: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(set(KINDS) - ELSEWHERE))
-@pytest.mark.parametrize("who", ["ann", "bob", "root", "worker", "token", "stranger"])
+@pytest.mark.parametrize("who", ["ann", "bob", "root", "worker", "token", "head", "stranger"])
 def test_each_message_is_taken_from_whom_the_table_says_and_nobody_else(world: World, name: str, who: str) -> None:
     rule = RULES[KINDS[name]]
     allowed = {
-        "ann": rule not in (WORKER, ADMIN, TOKEN),
-        "bob": rule not in (WORKER, ADMIN, TOKEN, OWNER),
-        "root": rule not in (WORKER, TOKEN),
+        "ann": rule not in (WORKER, ADMIN, TOKEN, HEAD),
+        "bob": rule not in (WORKER, ADMIN, TOKEN, HEAD, OWNER),
+        "root": rule not in (WORKER, TOKEN, HEAD),
         "worker": rule in (WORKER, ALL),
         "token": rule == TOKEN,
+        "head": rule in (HEAD, ALL),
         "stranger": False,
     }[who]
     before = world.state.index + (who == "token" and name not in BULK)  # the token's own making

@@ -22,7 +22,13 @@ from beo.headnode.state import State
 from beo.settings import Config, UsersConfig
 from beo.spec import JobSpec
 
-KEYS = {"ann": ("ann", "user"), "bob": ("bob", "user"), "root": ("root", "admin"), "worker": ("worker", "worker")}
+KEYS = {
+    "ann": ("ann", "user"),
+    "bob": ("bob", "user"),
+    "root": ("root", "admin"),
+    "worker": ("worker", "worker"),
+    "head": ("head", "head"),
+}
 """Who holds which key; the keys are named as their holders."""
 
 DAY_S = 86_400.0

@@ -19,6 +19,7 @@ KEYS_PER_USER_MAX = 64  # one for each machine that he works from; a program tha
 USERS_MAX = 10_000  # whom the doors let in
 GROUPS_MAX = 256  # kept of one who has no account; what the kernel tells of more isn't taken
 KEY_LENGTH = 40
+WITNESS = "witness:"  # before the name of one, so that no worker has the same
 Z85 = frozenset(string.ascii_letters + string.digits + ".-:+=^!/*?&<>()[]{}@%$#")
 
 
@@ -75,6 +76,8 @@ def revoke(state: State, by: str, word: str, now_s: float) -> list[ev.Event]:
     if keys:
         _spare(state.authorized[keys[0]], word)
         return [ev.KeysRevoked(keys, word, True, by, now_s)]
+    if word.startswith(WITNESS) and word in state.node_keys:
+        return [ev.KeysRevoked((state.node_keys[word],), word, False, by, now_s)]
     keys = tuple(sorted(key for key in state.authorized if len(word) >= 8 and key.startswith(word)))
     if len(keys) > 1:
         raise UsageError(f"{len(keys)} keys begin with {word}", "", "give more of it")

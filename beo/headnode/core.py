@@ -19,7 +19,7 @@ from beo import messages as ms
 from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, inquiries, ledger, operate, permissions, tokens, views
+from beo.headnode import admit, decide, heads, inquiries, ledger, operate, permissions, tokens, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -231,6 +231,10 @@ class Head:
                 answer = self._nodes(shown, now)
             case ms.Enrol():
                 events, answer = tokens.enrol(state, item.key, message, self._bulk, now.wall_s)
+            case ms.JoinHead():
+                events, answer = heads.join(state, item.key, message, now.wall_s)
+            case ms.LeaveHead():
+                events, answer = heads.leave(state, user, message.head, now.wall_s), ms.Done()
             case ms.MakeToken():
                 events, answer = tokens.make(state, user.name, message, now.wall_s)
             case ms.RevokeTokens():

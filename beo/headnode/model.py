@@ -130,7 +130,7 @@ class Node(msgspec.Struct, array_like=True):
 
 
 class Authorized(msgspec.Struct, array_like=True, frozen=True):
-    """Whom a key belongs to; role: admin, user or worker; uid: whose jobs it may submit (-1: anybody's).
+    """Whom a key belongs to; role: admin, user, worker, head or witness; uid: whose jobs it may submit (-1: anybody's).
 
     node: the only one that a worker's key speaks for; "": those that have no key of their own.
     gids: the groups of one who has no account on the head's machine.
@@ -163,6 +163,7 @@ class HeadInfo(msgspec.Struct, array_like=True, frozen=True):
     control: str
     bulk: str
     links: tuple[str, ...]
+    key: str = ""  # by which it was taken in; the first head needed none
 
 
 class Holding(msgspec.Struct, gc=False):

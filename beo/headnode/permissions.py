@@ -18,6 +18,7 @@ from beo.headnode.state import State
 
 WORKER = "worker"  # a worker's key, for its node
 VOTER = "voter"  # a worker's key, or a witness's
+HEAD = "head"  # a head's own key
 TOKEN = "token"  # a token's own key: the only thing that it may say
 ALL = "all"  # everybody, workers about their own node
 ADMIN = "admin"  # admins alone
@@ -56,6 +57,8 @@ RULES: dict[type, str] = {
     ms.AskPair: SEEN,
     ms.Steer: ADMIN,
     ms.SetPair: ADMIN,
+    ms.JoinHead: HEAD,
+    ms.LeaveHead: ADMIN,
     votes.Present: VOTER,
     votes.Promise: VOTER,
     votes.Accepted: VOTER,
@@ -94,7 +97,9 @@ def check_role(user: User | None, message: object) -> tuple[User, str]:
         raise Refused("only a worker's key can speak for a node", f"this key is {user.name}'s", "use the worker's key")
     if rule == VOTER and user.role not in ("worker", "witness"):
         raise Refused("only a voter's key can vote", f"this key is {user.name}'s", "use a worker's or a witness's")
-    if rule not in (WORKER, VOTER, TOKEN, ALL) and user.role not in ("admin", "user"):
+    if rule == HEAD and user.role != "head":
+        raise Refused("only a head's own key can ask for this", f"this key is {user.name}'s", "use 'beo head join'")
+    if rule not in (WORKER, VOTER, HEAD, TOKEN, ALL) and user.role not in ("admin", "user"):
         raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
     if rule == ADMIN and user.role != "admin":
         raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")

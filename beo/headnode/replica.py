@@ -21,7 +21,7 @@ from beo.errors import BeoError, Internal
 from beo.ha import acts as pacts
 from beo.ha.log import Log
 from beo.ha.pair import Pair
-from beo.headnode import acts, decide, permissions
+from beo.headnode import acts, decide, heads, permissions
 from beo.headnode.core import VOTER_WORDS, Head
 from beo.headnode.model import HeadInfo
 from beo.headnode.state import State
@@ -224,7 +224,7 @@ class Replica:
         if isinstance(message, votes.Present):
             name, _, nonce = message.voter.partition("/")
             own = message.node == name and permissions.speaks_for(self.state, user, message.node)
-            witness = user.role == "witness" and name == f"witness:{user.name}"
+            witness = user.role == "witness" and name == user.node
             if not nonce or not (own if user.role == "worker" else witness):
                 return
             for old in [voter for voter, (_, _, node) in self._voters.items() if node == name]:
@@ -341,9 +341,8 @@ class Replica:
         self._committed = 0
         self.head = Head(self.state, self._config, self._nonce, me.bulk, me.version, durable=self.pair.commit)
         birth = () if self.state.index else self._birth
-        news: tuple[ev.Event, ...] = ()
-        if self.state.heads.get(me.name) != HeadInfo(me.control, me.bulk, me.links):
-            news = (ev.HeadJoined(me.name, me.control, me.bulk, me.links, self._now.wall_s),)
+        own = ms.HeadView(me.name, me.control, me.bulk, me.links)
+        news = tuple(heads.begin(self.state, own, self._now.wall_s))
         self._lead(acts.Begin(birth, me.name, effect.epoch, news, effect.down_s))
 
     def _copy(self, entries: tuple[Entry, ...] | list[Entry]) -> None:

@@ -14,6 +14,7 @@ import os
 import queue
 import secrets
 import sys
+import threading
 import time
 
 import msgspec
@@ -21,11 +22,11 @@ import msgspec
 from beo import __version__, birth, daemon, events, lockfile, version, wire
 from beo import messages as ms
 from beo.accounts import Accounts
-from beo.config import Home, home
+from beo.config import Home, Place, home
 from beo.door import Door
 from beo.errors import BeoError, Conflict, Internal
-from beo.headnode import acts, core, decide, permissions, views
-from beo.headnode.model import ENDED
+from beo.headnode import acts, core, decide, heads, permissions, views
+from beo.headnode.model import ENDED, HeadInfo
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
@@ -82,6 +83,30 @@ class _Jobs:
         return last.parts[0].node, last.parts[0].incarnation
 
 
+class _Clerk:
+    """Writes down where the heads are, in a thread of its own: the loop never waits for a disk."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._places: queue.SimpleQueue[dict[str, Place] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="clerk", daemon=True)
+        self._thread.start()
+
+    def put(self, places: dict[str, Place]) -> None:
+        self._places.put(places)
+
+    def _run(self) -> None:
+        while (places := self._places.get()) is not None:
+            try:
+                birth.note_heads(self._home, places)
+            except (OSError, BeoError) as error:  # a full disk: the next start tries again
+                log.error("can't write down where the heads are: %s", error)
+
+    def close(self) -> None:
+        self._places.put(None)
+        self._thread.join()
+
+
 class Server:
     """One head over one folder."""
 
@@ -111,11 +136,16 @@ class Server:
             )
         self._server = self._listen(who.control, secret)
         self._streams = Streams(who.bulk, secret, where.head / "output", _Jobs(state))
+        own = ms.HeadView(who.name, who.control, who.bulk, who.links)
         self._core = core.Head(state, self._config, lambda: secrets.token_hex(8), self._streams.address, __version__)
+        self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
+        self._clerk = _Clerk(where)
         self._accounts = Accounts()
         self._knocks: queue.SimpleQueue[tuple[int, acts.Knock]] = queue.SimpleQueue()
         self._door = self._open_door()
-        self._perform(self._core.handle(acts.Begin(birth), self._now()))
+        now = self._now()
+        news = tuple(heads.begin(state, own, now.wall_s))
+        self._perform(self._core.handle(acts.Begin(birth, news=news), now))
 
     # ---- the journal
 
@@ -210,6 +240,7 @@ class Server:
                 self._disk_full = self._look_at_disk()
                 self._perform(self._core.handle(acts.Tick(), now))
                 self._snapshot()
+                self._note_heads()
             self._wake_readers()
             poller.poll(max(0, int((next_tick_s - now.boot_s) * 1000) + 1))
             now = self._now()
@@ -231,6 +262,7 @@ class Server:
         if self._door:
             self._door.close()
         self._streams.stop()
+        self._clerk.close()
         self._server.close()
         self._journal.close()
         self._waker.close()
@@ -270,6 +302,9 @@ class Server:
                     message = effect.message
                     if isinstance(message, ms.DetailsAre):
                         message = self._with_output_errors(message)
+                    elif isinstance(message, ms.HeadJoinedIs):
+                        keys = {name: self._home.secret(name) for name in birth.KEYS}
+                        message = msgspec.structs.replace(message, keys=keys)
                     self._server.send(effect.peer, effect.request, ms.encode(message))
                 case acts.Over():
                     self._readers_wait = self._readers_wait or any(map(self._has_ended, effect.jobs))
@@ -278,6 +313,13 @@ class Server:
                         self._door.answer(effect.visitor, effect.user, effect.error)
                 case acts.Forget():
                     self._streams.forget(effect.jobs)
+
+    def _note_heads(self) -> None:
+        """Let clients of this machine, and its next head, know where all heads are; not in this thread: it fsyncs."""
+        if self._noted != self._state.heads:
+            self._noted = dict(self._state.heads)
+            places = {name: Place(info.control, info.bulk, info.links) for name, info in self._noted.items()}
+            self._clerk.put(places)
 
     def _has_ended(self, number: int) -> bool:
         """Whether an attempt of the job has ended, be it that a later one has started meanwhile."""

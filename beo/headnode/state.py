@@ -262,7 +262,7 @@ class State:
             self.epoch, self.head = event.epoch, event.head
 
     def _head_joined(self, event: ev.HeadJoined) -> None:
-        self.heads[event.head] = HeadInfo(event.control, event.bulk, event.links)
+        self.heads[event.head] = HeadInfo(event.control, event.bulk, event.links, event.key)
 
     def _head_left(self, event: ev.HeadLeft) -> None:
         if event.head != self.head:

@@ -13,16 +13,27 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
-from beo.headnode.admit import check_name
+from beo.headnode.admit import WITNESS, check_name
+from beo.headnode.heads import check_room
+from beo.headnode.heads import listed as heads_listed
 from beo.headnode.model import Token
 from beo.headnode.state import State
 from beo.units import format_duration
 
-ROLES = ("worker", "user", "admin")
+ROLES = ("worker", "user", "admin", "head", "witness")
+MACHINES = ("worker", "head", "witness")  # nobody's: what they are called is what they are
 KEY_LENGTH = 40  # of a CURVE key in Z85
 USES_MAX = 4_096  # as many as a cluster has nodes
 EXPIRES_MAX_S = 30 * 86_400.0  # a token is a password on paper: it should not outlive the month
 NAME_LENGTH_MAX = 64
+NAMED = ("worker", "witness")
+VERBS = {
+    "worker": "beo worker",
+    "witness": "beo witness",
+    "head": "beo head join",
+    "user": "beo login",
+    "admin": "beo login",
+}
 UID_MAX = 2**32 - 2
 KEYS_MAX = 100_000  # that may connect; about 20 MB
 
@@ -46,13 +57,15 @@ def make(state: State, maker: str, wish: ms.MakeToken, now_s: float) -> tuple[li
         )
     if wish.role == "user" and not 0 <= wish.uid <= UID_MAX:
         raise UsageError(f"a token for uid {wish.uid}", f"a uid is 0 to {UID_MAX}", "say --role user:NAME:UID")
+    if wish.role == "head":
+        check_room(state)
     if not 0 < len(wish.user) <= NAME_LENGTH_MAX or not wish.user.isprintable():
         raise UsageError(f"a token for {wish.user[:NAME_LENGTH_MAX]!r}", "that is no user's name", "change --role")
     if wish.role == "user":
         check_name(state, wish.user, wish.uid)
     expires_s = now_s + wish.expires_s
     uid = wish.uid if wish.role == "user" else -1
-    user = "worker" if wish.role == "worker" else wish.user
+    user = wish.role if wish.role in MACHINES else wish.user
     event = ev.TokenMade(state.next_token, wish.key, wish.role, user, uid, wish.uses, expires_s, maker, now_s)
     made = Token(event.number, event.role, event.user, event.uid, event.uses, event.expires_s, event.maker)
     return [event], ms.TokensAre((row(made, now_s),))
@@ -107,7 +120,7 @@ def enrol(
     events: list[ev.Event] = []
     if known and (known.role, known.user) == (token.role, token.user):  # asked again, or in vain: nothing is used up
         node = known.node
-        if wish.node and wish.node != node:
+        if wish.node and wish.node != node.removeprefix(WITNESS):
             raise Conflict(f"this machine is {node} already", f"not {wish.node}", "leave --name")
     else:
         _check_token(token, now_s)
@@ -115,12 +128,10 @@ def enrol(
             raise UsageError("the newcomer has no usable key", "it must be a fresh one of its own", "update its beo")
         if len(state.authorized) >= KEYS_MAX:
             raise Conflict(f"{KEYS_MAX} keys are authorized already", "there is a limit", "remove some")
-        node = _free_name(state, wish.node, now_s) if token.role == "worker" else ""
-        if not node and wish.node:
-            raise Refused(f"this token is for a {token.role}", "not for a worker", "use 'beo login', or another token")
+        node = _name(state, token.role, wish.node, now_s)
         events = [ev.Enrolled(token_key, wish.key, node, now_s)]
-    answer = ms.EnrolledIs(state.cluster, state.head, bulk, token.role, token.user, token.uid, node, now_s)
-    return events, answer
+    who = (token.role, token.user, token.uid, node)
+    return events, ms.EnrolledIs(state.cluster, state.head, bulk, *who, now_s, heads_listed(state))
 
 
 def _check_token(token: Token, now_s: float) -> None:
@@ -136,16 +147,29 @@ def _check_token(token: Token, now_s: float) -> None:
         raise Refused(f"token {token.number} is of no use any more", why, "ask the cluster's operator for a new one")
 
 
-def _free_name(state: State, name: str, now_s: float) -> str:
+def _name(state: State, role: str, name: str, now_s: float) -> str:
+    """What the newcomer's key may speak for by name: "" for all but workers and witnesses."""
+    if role == "head":
+        check_room(state)
+    if role in NAMED and not name:
+        raise Refused(f"this token is for a {role}", "", f"use '{VERBS[role]}'")
+    if role == "worker":
+        return _free_name(state, name)
+    if role == "witness":
+        _check_word(name, "a witness")
+        if WITNESS + name in state.node_keys:
+            cure = f"choose another with --name, or 'beo users revoke {WITNESS}{name}' first"
+            raise Conflict(f"there is a witness {name} already", "", cure)
+        return WITNESS + name
+    if name:
+        cure = f"use '{VERBS[role]}', or another token"
+        raise Refused(f"this token is for {'an' if role == 'admin' else 'a'} {role}", "not for a worker", cure)
+    return ""
+
+
+def _free_name(state: State, name: str) -> str:
     """The name, if a new machine may have it: no other one has it that lives, or may still run something."""
-    if not name:
-        raise Refused("this token is for a worker", "", "use 'beo worker'")
-    try:
-        alone = nodeset.expand(name) == [name]
-    except BeoError:
-        alone = False
-    if not alone or not name.isascii() or not name.isprintable() or len(name) > NAME_LENGTH_MAX or "/" in name:
-        raise UsageError(f"{name[:NAME_LENGTH_MAX]!r} is no name for a node", "", "say --name with letters and digits")
+    _check_word(name, "a node")
     node = state.nodes.get(name)
     if node and node.state == "up":
         raise Conflict(f"there is a node {name} already", "it is up", "choose another with --name")
@@ -153,3 +177,13 @@ def _free_name(state: State, name: str, now_s: float) -> str:
         why = "it is silent, and may still run something"
         raise Conflict(f"there is a node {name} already", why, f"choose another with --name, or 'beo gone {name}'")
     return name
+
+
+def _check_word(name: str, whose: str) -> None:
+    try:
+        alone = nodeset.expand(name) == [name]
+    except BeoError:
+        alone = False
+    marks = "/" in name or ":" in name  # which divide the names of voters
+    if not alone or marks or not name.isascii() or not name.isprintable() or len(name) > NAME_LENGTH_MAX:
+        raise UsageError(f"{name[:NAME_LENGTH_MAX]!r} is no name for {whose}", "", "say --name with letters and digits")
