@@ -46,6 +46,13 @@ def said(text: str) -> list[Line]:
     return [Line(*map(int, line.split())) for line in text.splitlines()]
 
 
+def argv_of(folder: Path, tag: str, lasting_s: float, talks: bool = False) -> list[str]:
+    """The command of a job that lasts so long, at most until FOLDER.released is there, and notes it in FOLDER/TAG."""
+    words = [sys.executable, "-I", "-S", "-c", _WITNESS]
+    words += [str(folder / tag), str(lasting_s), str(folder.with_suffix(".released"))]
+    return [*words, "talk"] if talks else words
+
+
 class History(check.History):
     """A history whose jobs keep notes in files, so that these outlive the jobs and what runs them."""
 
@@ -58,9 +65,7 @@ class History(check.History):
 
     def argv(self, tag: str, lasting_s: float = LASTING_S, talks: bool = False) -> list[str]:
         """The command of a job that lasts so long, at most until `release`, and writes its notes under its own tag."""
-        notes = str(self._folder / tag)
-        words = [sys.executable, "-I", "-S", "-c", _WITNESS, notes, str(lasting_s), str(self._released)]
-        return [*words, "talk"] if talks else words
+        return argv_of(self._folder, tag, lasting_s, talks)
 
     def release(self) -> None:
         """Let all jobs come to their end."""

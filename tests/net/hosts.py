@@ -122,8 +122,11 @@ class Host:
                     found.append(int(entry.name))
         return [pid for pid in found if pid not in self._space.own and is_alive(pid)]
 
-    def stop(self) -> None:
-        """Pause it, as a hypervisor would: SIGSTOP to every process. Its kernel goes on to acknowledge what arrives."""
+    def stop(self, *kinds: str) -> None:
+        """Pause it: SIGSTOP to every process, or its daemons of these kinds. Its kernel still takes what arrives."""
+        if kinds:
+            send(self.daemons(*kinds), signal.SIGSTOP)
+            return
         stopped: set[int] = set()
         while fresh := set(self.pids) - stopped:
             send(fresh, signal.SIGSTOP)
