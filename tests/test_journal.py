@@ -1,8 +1,5 @@
 """What the journal promises: durable means durable, a torn tail is cut, and damage or loss is named, never served."""
 
-import hashlib
-import inspect
-import itertools
 import json
 import os
 import random
@@ -12,108 +9,29 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beo import journal as module
+from beo import reader
 from beo.errors import BeoError, DamagedJournal
-from beo.journal import Entry, Journal
-
-WAIT_S = 30  # how long a condition may take on a busy machine; nothing waits that long
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-
-
-def payload(index: int) -> bytes:
-    """Return the bytes of entry `index`: each different, none so small that a flip would always miss it."""
-    return b"%d " % index * (index % 40 + 1)
-
-
-PAYLOAD = inspect.getsource(payload)  # begins each writer process, so that parent and child agree on the bytes
-
-
-class Watch:
-    """Records what a journal reports, and can hold its commit thread in `on_durable`."""
-
-    def __init__(self) -> None:
-        self.durable: list[int] = []
-        self.threads: set[str] = set()
-        self.failures: list[BaseException] = []
-        self.changed = threading.Condition()
-        self.free = threading.Event()
-        self.free.set()
-
-    def on_durable(self, index: int) -> None:
-        with self.changed:
-            self.durable.append(index)
-            self.threads.add(threading.current_thread().name)
-            self.changed.notify_all()
-        assert self.free.wait(WAIT_S)
-
-    def on_failure(self, error: BaseException) -> None:
-        with self.changed:
-            self.failures.append(error)
-            self.changed.notify_all()
-
-    def until(self, index: int) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: self.failures or self.durable[-1:] >= [index], WAIT_S)
-            assert not self.failures
-
-
-@contextmanager
-def opened(folder: Path) -> Iterator[tuple[Journal, Watch]]:
-    watch = Watch()
-    journal = Journal(folder, watch.on_durable, watch.on_failure)
-    try:
-        yield journal, watch
-    finally:
-        watch.free.set()
-        journal.close()
-
-
-def fill(journal: Journal, watch: Watch, last: int, step: int = 10) -> None:
-    """Append up to entry `last`, `step` entries to a commit (or more, where the commit thread is slower)."""
-    for index in range(journal.last_index + 1, last + 1):
-        assert journal.append(1, payload(index)) == index
-        if index % step == 0 or index == last:
-            watch.until(index)
-
-
-def take_snapshot(journal: Journal, watch: Watch, index: int) -> None:
-    journal.snapshot(index, b"state %d" % index)
-    with watch.changed:
-        assert watch.changed.wait_for(lambda: journal.snapshot_index == index, WAIT_S)
-
-
-def assert_right(journal: Journal, last: int) -> None:
-    """Everything that is kept up to entry `last` has the right bytes, in order, and the chain of hashes holds."""
-    snapshot, tail = journal.load()
-    if snapshot:
-        assert snapshot.state == b"state %d" % snapshot.index
-    entries = journal.entries(journal.oldest_index, 1_000_000)
-    assert [e.index for e in entries] == list(range(journal.oldest_index, last + 1))
-    assert [e.data for e in entries] == [payload(e.index) for e in entries]
-    assert list(tail) == [e for e in entries if not snapshot or e.index > snapshot.index]
-    for before, after in itertools.pairwise(entries):
-        assert after.hash == chained(before.hash, after)
-    assert (journal.last_index, journal.durable_index, journal.last_hash) == (last, last, entries[-1].hash)
-
-
-def chained(previous: bytes, entry: Entry) -> bytes:
-    header = entry.index.to_bytes(8, "big") + entry.epoch.to_bytes(8, "big")
-    return hashlib.blake2b(previous + header + entry.data, digest_size=16).digest()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """What a refusal or a failure must leave alone; the -shm is an index that SQLite makes anew at each opening."""
-    return {p.name: p.read_bytes() for p in folder.glob("journal.*") if p.suffix in (".db", ".db-wal", ".mark")}
-
+from beo.journal import Entry
+from tests.journals import (
+    ENVIRONMENT,
+    PAYLOAD,
+    WAIT_S,
+    assert_right,
+    chained,
+    contents,
+    fill,
+    opened,
+    payload,
+    take_snapshot,
+)
 
 # Appending, reading, cutting
 
@@ -190,79 +108,24 @@ def test_a_slow_disk_pushes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_too_large_or_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENTRY_LIMIT_BYTES", 1 << 20)
-    monkeypatch.setattr(module, "SNAPSHOT_LIMIT_BYTES", 1 << 20)
     with opened(tmp_path) as (journal, _):
         journal.append(5, b"x")
         with pytest.raises(BeoError, match="too large"):
             journal.append(5, bytes((1 << 20) + 1))
-        with pytest.raises(BeoError, match="too large"):
-            journal.snapshot(1, bytes((1 << 20) + 1))
         with pytest.raises(BeoError, match="epoch 4 comes too late"):
             journal.append(4, b"x")
         with pytest.raises(BeoError, match="no snapshot at entry 2"):
-            journal.snapshot(2, b"x")
+            journal.adopt_snapshot(2)
         assert journal.last_index == 1
 
 
 def test_reading_stops_at_its_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as (journal, watch):
         fill(journal, watch, 50)
-        monkeypatch.setattr(module, "READ_LIMIT_BYTES", 0)
+        monkeypatch.setattr(reader, "READ_LIMIT_BYTES", 0)
         assert [e.index for e in journal.entries(7, 100)] == [7]
         assert [e.index for e in journal.load()[1]] == list(range(1, 51))
         assert journal.entries(51, 100) == []
-
-
-def test_a_snapshot_cuts_what_is_older_than_the_one_before(tmp_path: Path) -> None:
-    with opened(tmp_path) as (journal, watch):
-        fill(journal, watch, 100)
-        take_snapshot(journal, watch, 40)
-        assert journal.oldest_index == 1
-        take_snapshot(journal, watch, 70)
-        assert journal.oldest_index == 41
-        take_snapshot(journal, watch, 100)
-        assert journal.oldest_index == 71
-        with pytest.raises(BeoError, match="entry 70 is cut"):
-            journal.entries(70, 10)
-        assert list(journal.load()[1]) == []
-        fill(journal, watch, 120)
-        assert_right(journal, 120)
-    with opened(tmp_path) as (journal, watch):
-        assert (journal.oldest_index, journal.snapshot_index) == (71, 100)
-        assert [e.index for e in journal.load()[1]] == list(range(101, 121))
-        assert_right(journal, 120)
-
-
-def test_a_snapshot_waits_for_its_entry_and_only_one_is_written_at_a_time(tmp_path: Path) -> None:
-    with opened(tmp_path) as (journal, watch):
-        watch.free.clear()
-        journal.append(1, payload(1))
-        watch.until(1)
-        journal.append(1, payload(2))
-        journal.snapshot(2, b"state 2")
-        with pytest.raises(BeoError, match="still being written"):
-            journal.snapshot(2, b"state 2")
-    with opened(tmp_path) as (journal, _):
-        assert journal.snapshot_index == 2
-        assert_right(journal, 2)
-
-
-def test_a_standby_cuts_its_tail_and_goes_on_from_there(tmp_path: Path) -> None:
-    with opened(tmp_path) as (journal, watch):
-        fill(journal, watch, 30)
-        take_snapshot(journal, watch, 20)
-        with pytest.raises(BeoError, match="cannot be cut after entry 19"):
-            journal.truncate_after(19)
-        for _ in range(10):
-            journal.append(1, b"never committed")
-        journal.truncate_after(30)
-        assert (journal.last_index, journal.durable_index) == (30, 30)
-    with opened(tmp_path) as (journal, watch):
-        journal.truncate_after(25)
-        fill(journal, watch, 33)
-        assert_right(journal, 33)
-    with opened(tmp_path) as (journal, _):
-        assert_right(journal, 33)
 
 
 def test_every_entry_that_is_kept_has_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +185,7 @@ def test_a_copy_that_does_not_follow_is_refused_with_both_positions(tmp_path: Pa
 
 
 def test_the_tail_that_is_to_be_cut_can_be_copied_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOAD_ROWS", 7)
+    monkeypatch.setattr(reader, "READ_LIMIT_BYTES", 500)
     with opened(tmp_path) as (journal, watch):
         fill(journal, watch, 30)
         for index in range(31, 61):
@@ -336,6 +199,7 @@ def test_the_tail_that_is_to_be_cut_can_be_copied_first(tmp_path: Path, monkeypa
         for entry in tail:
             journal.append_copy(entry)
         watch.until(60)
+        monkeypatch.undo()
         assert_right(journal, 60)
 
 
@@ -735,8 +599,8 @@ def test_another_history_behind_the_same_indices_is_refused(scene: Scene, tmp_pa
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
-    rewritten(tmp_path, "PRAGMA user_version = 2")
-    with pytest.raises(DamagedJournal, match="its format is 2, this beo reads 1"), opened(tmp_path):
+    rewritten(tmp_path, "PRAGMA user_version = 9")
+    with pytest.raises(DamagedJournal, match="its format is 9, this beo reads 2"), opened(tmp_path):
         pass
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
     "table votes",
-    1: "headnode.heads "
+    1: "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
@@ -29,8 +29,10 @@ FLOORS = {
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
+    "reader snapshots headnode.compaction "
     "worker.processes worker.disk worker.bounds worker.remains ha.netlink ha.address ha.programs ha.resources",
-    3: "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
+    3: "headnode.compactor "
+    "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector",
     4: "client diagnosis job follow cli.* direct front resident",

@@ -26,14 +26,15 @@ from beo.config import Home, Place, home
 from beo.door import Door
 from beo.errors import BeoError, Conflict, Internal
 from beo.headnode import acts, core, decide, heads, permissions, views
+from beo.headnode.compaction import Compaction
 from beo.headnode.model import ENDED, HeadInfo
+from beo.headnode.replay import replay
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
 from beo.spec import JobSpec
 
 TICK_S = 0.05
-SNAPSHOT_ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to the jobs on record: rarer with more of them
 DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs must still be able to end on record
 # The commit thread asks for the interpreter a few times per commit; at Python's usual 5 ms each, a control loop that
 # never rests would make it wait: time to durable fell from 10.6 ms to 1.6 ms (median), its throughput by a sixth.
@@ -125,6 +126,7 @@ class Server:
         self._readers_wait = False  # some attempt ended: who reads its output is to be told
         self._disk_full = ""
         self._journal = Journal(where.head, self._durable, self._failed)
+        self._compaction = Compaction(self._journal, where.head)
         state = self._replay()
         self._state = state
         birth = () if state.index else self._birth(cluster.cluster)
@@ -151,14 +153,7 @@ class Server:
 
     def _replay(self) -> State:
         started_s = time.monotonic()
-        snapshot, entries = self._journal.load()
-        state = State.decode(snapshot.state) if snapshot else State()
-        self._snapshot_index = state.index
-        for entry in entries:
-            state.apply(events.decode(entry.data))
-            if state.index != entry.index:
-                raise Internal(f"entry {entry.index} was replayed as {state.index}", "", "restore the journal")
-        state.changed.clear()
+        state = replay(*self._journal.load())
         log.info("replayed %d entries: %d jobs in %.2f s", state.index, len(state.jobs), time.monotonic() - started_s)
         gc.collect()
         gc.freeze()  # what was loaded stays: the collector needn't look at it again
@@ -178,11 +173,6 @@ class Server:
     def _failed(self, error: BaseException) -> None:
         self._failure = error
         self._waker.wake()
-
-    def _snapshot(self) -> None:
-        if self._state.index - self._snapshot_index >= max(SNAPSHOT_ENTRIES_MIN, 2 * len(self._state.jobs)):
-            self._snapshot_index = self._state.index
-            self._journal.snapshot(self._state.index, self._state.encode())
 
     # ---- the loop
 
@@ -239,7 +229,7 @@ class Server:
                 next_tick_s = now.boot_s + TICK_S
                 self._disk_full = self._look_at_disk()
                 self._perform(self._core.handle(acts.Tick(), now))
-                self._snapshot()
+                self._compaction.tick(self._journal.durable_index, len(self._state.jobs), now.boot_s)
                 self._note_heads()
             self._wake_readers()
             poller.poll(max(0, int((next_tick_s - now.boot_s) * 1000) + 1))
@@ -264,6 +254,7 @@ class Server:
         self._streams.stop()
         self._clerk.close()
         self._server.close()
+        self._compaction.stop()
         self._journal.close()
         self._waker.close()
         os.close(self._lock)
