@@ -338,13 +338,14 @@ ENDLESS_WRITER = PAYLOAD + textwrap.dedent(
     """
     import os, sys, threading
     from pathlib import Path
-    from beo import journal as module
+    from beo import journal as module, snapshots
 
     def on_durable(index):
         os.write(1, b"%d\\n" % index)
         moved.set()
 
     module.CHECKPOINT_BYTES = 64 << 10  # so that kills fall into checkpoints, too
+    module.CUT_ROWS = 10  # and between cuts
     moved = threading.Event()
     journal = module.Journal(Path(sys.argv[1]), on_durable, lambda error: os._exit(1))
     while True:
@@ -353,8 +354,9 @@ ENDLESS_WRITER = PAYLOAD + textwrap.dedent(
             while journal.durable_index < index:
                 moved.wait()
                 moved.clear()
-        if index % 100 == 0:
-            journal.snapshot(index, b"state %d" % index)
+        if index % 100 == 0 and not journal.is_adopting:
+            snapshots.write(Path(sys.argv[1]), module.Snapshot(*journal.position(index), b"state %d" % index))
+            journal.adopt_snapshot(index)
     """
 )
 
@@ -377,6 +379,7 @@ def test_a_killed_writer_loses_nothing_that_it_called_durable(tmp_path: Path) ->
             last = journal.last_index
             assert last >= told
             assert_right(journal, last)
+            assert journal.snapshot_index >= last // 100 * 100 - 200
     assert last > 20
 
 
