@@ -29,12 +29,12 @@ FLOORS = {
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
-    "reader snapshots headnode.compaction "
+    "reader snapshots headnode.compaction headnode.clerk ha.keep "
     "worker.processes worker.disk worker.bounds worker.remains ha.netlink ha.address ha.programs ha.resources",
     3: "headnode.compactor "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
-    "worker.inspector",
+    "worker.inspector headnode.link headnode.alive headnode.sight",
     4: "client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

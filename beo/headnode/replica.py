@@ -115,6 +115,7 @@ class Replica:
         self._config = config
         self._nonce = nonce
         self._birth: tuple[ev.Event, ...] = ()
+        self._down_s = 0.0  # before this head was started, if it was the last to act
         self._log = log
         self.pair = Pair(me.name, "", kept, log, log.last.idx, me.incarnation, uniform, lambda: self.state.pair)
         self._effects: list[Effect] = []
@@ -148,7 +149,7 @@ class Replica:
                 if not self.pair.holds:
                     self._lead(acts.Tick())
             case acts.Begin():
-                self._birth = item.birth
+                self._birth, self._down_s = item.birth, item.down_s
                 self._run(pacts.Begin())
             case Rebuilt():
                 self._rebuilt(item.state)
@@ -343,7 +344,9 @@ class Replica:
         birth = () if self.state.index else self._birth
         own = ms.HeadView(me.name, me.control, me.bulk, me.links)
         news = tuple(heads.begin(self.state, own, self._now.wall_s))
-        self._lead(acts.Begin(birth, me.name, effect.epoch, news, effect.down_s))
+        down_s = effect.down_s or (self._down_s if self.state.head == me.name else 0.0)
+        self._down_s = 0.0
+        self._lead(acts.Begin(birth, me.name, effect.epoch, news, down_s))
 
     def _copy(self, entries: tuple[Entry, ...] | list[Entry]) -> None:
         """As standby: apply what the primary has appended."""

@@ -1,8 +1,9 @@
-"""The head: one control loop around the core. ``python -m beo.headnode.server``, with BEO_DIR naming the cluster.
+"""The head: one control loop around the cores. ``python -m beo.headnode.server``, with BEO_DIR naming the cluster.
 
-The loop polls the control socket, hands what came to the core, appends what it decides to the journal, and sends what
-it releases. A second thread does nothing but commit; a third one serves the bulk plane (streams.py). An error of the
-journal ends the process: what it had acknowledged is on disk, and the next head starts from there.
+The loop polls the control socket and the pair plane, hands what came to `Replica` (this head's state and role, and the
+core of a head while it acts), appends what that decides to the journal, and sends what it releases. Other threads do
+what may take its time: one commits the journal, one the register, one serves the bulk plane (streams.py). An error of
+the disk ends the process: what it had acknowledged is safe, and the next head starts from there.
 """
 
 from __future__ import annotations
@@ -12,27 +13,39 @@ import gc
 import logging
 import os
 import queue
+import random
 import secrets
 import sys
-import threading
 import time
 
 import msgspec
 
-from beo import __version__, birth, daemon, events, lockfile, version, wire
+from beo import __version__, birth, daemon, events, lockfile, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, Place, home
 from beo.door import Door
-from beo.errors import BeoError, Conflict, Internal
-from beo.headnode import acts, core, decide, heads, permissions, views
+from beo.entries import Entry, Position
+from beo.errors import BeoError, Conflict, DamagedJournal
+from beo.ha import keep, pair
+from beo.ha.acts import Back, Became, Durable, FromHead, Install, Kept, Store, Stored, ToHead
+from beo.ha.acts import Tick as PairTick
+from beo.ha.keep import Keep
+from beo.ha.log import Log
+from beo.ha.resources import Resources
+from beo.headnode import acts, decide, permissions, views
+from beo.headnode.alive import Alive
+from beo.headnode.clerk import Clerk
 from beo.headnode.compaction import Compaction
+from beo.headnode.link import Link
 from beo.headnode.model import ENDED, HeadInfo
 from beo.headnode.replay import replay
+from beo.headnode.replica import Effect, FetchSnapshot, Input, Me, Rebuilt, Replica, Snapshot, Ticked, Write
+from beo.headnode.sight import Sight
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
-from beo.spec import JobSpec
+from beo.votes import Cfg
 
 TICK_S = 0.05
 DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs must still be able to end on record
@@ -45,69 +58,6 @@ EVENTS_MAX = 1_000  # journal entries in one answer
 log = logging.getLogger("beo.head")
 
 
-class _Jobs:
-    """What the bulk plane may know of the state; asked from its threads, so each answer is one look at a dict."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    def user_of_key(self, key: str) -> decide.User | None:
-        return decide.user_of(self._state, key)
-
-    def speaks_for(self, user: decide.User, node: str) -> bool:
-        return permissions.speaks_for(self._state, user, node)
-
-    def owner(self, job: int) -> str | None:
-        found = self._state.jobs.get(job)
-        return found.user if found else None
-
-    def spec(self, job: int) -> JobSpec | None:
-        found = self._state.jobs.get(job)
-        return found.spec if found else None
-
-    def ids(self, job: int) -> tuple[int, int, tuple[int, ...]] | None:
-        found = self._state.jobs.get(job)
-        return (found.uid, found.gid, found.groups) if found else None
-
-    def is_over(self, job: int, attempt: int) -> bool:
-        found = self._state.jobs.get(job)
-        if not found or found.state in ENDED or attempt < found.attempt_number:
-            return True
-        last = found.attempt
-        return bool(last and last.number == attempt and last.over)
-
-    def rank0_node(self, job: int, attempt: int) -> tuple[str, str] | None:
-        found = self._state.jobs.get(job)
-        last = found.attempt if found else None
-        if not last or last.number != attempt or last.over:
-            return None
-        return last.parts[0].node, last.parts[0].incarnation
-
-
-class _Clerk:
-    """Writes down where the heads are, in a thread of its own: the loop never waits for a disk."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._places: queue.SimpleQueue[dict[str, Place] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="clerk", daemon=True)
-        self._thread.start()
-
-    def put(self, places: dict[str, Place]) -> None:
-        self._places.put(places)
-
-    def _run(self) -> None:
-        while (places := self._places.get()) is not None:
-            try:
-                birth.note_heads(self._home, places)
-            except (OSError, BeoError) as error:  # a full disk: the next start tries again
-                log.error("can't write down where the heads are: %s", error)
-
-    def close(self) -> None:
-        self._places.put(None)
-        self._thread.join()
-
-
 class Server:
     """One head over one folder."""
 
@@ -118,36 +68,69 @@ class Server:
         self._config = where.config()
         self._lock = lockfile.hold(where.head / "lock")
         cluster = where.cluster()
-        who = where.who()
-        secret = where.secret("head")
+        self._who = where.who()
+        self._cluster = cluster.cluster
+        self._secret = where.secret("head")
+        self._key = cluster.key
         self._waker = wire.Waker()
         self._failure: BaseException | None = None
         self._stopping = False
         self._readers_wait = False  # some attempt ended: who reads its output is to be told
         self._disk_full = ""
+        self._stored: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._journal = Journal(where.head, self._durable, self._failed)
         self._compaction = Compaction(self._journal, where.head)
-        state = self._replay()
-        self._state = state
-        birth = () if state.index else self._birth(cluster.cluster)
-        if state.index and state.cluster != cluster.cluster:
+        self._unsynced_s = 0.0  # when the oldest entry that is not durable was appended; 0: all are
+        self._replica = self._make_replica(self._replay())
+        if self.state.index and self.state.cluster != self._cluster:
             raise Conflict(
                 f"the journal in {where.head} is of another cluster",
-                f"{state.cluster[:8]}… here, not {cluster.cluster[:8]}…",
+                f"{self.state.cluster[:8]}… here, not {self._cluster[:8]}…",
                 "restore cluster.json or the head's folder so that both belong together",
             )
-        self._server = self._listen(who.control, secret)
-        self._streams = Streams(who.bulk, secret, where.head / "output", _Jobs(state))
-        own = ms.HeadView(who.name, who.control, who.bulk, who.links)
-        self._core = core.Head(state, self._config, lambda: secrets.token_hex(8), self._streams.address, __version__)
+        self._server = self._listen(self._who.control)
+        self._link = self._open_link()
+        self._streams = Streams(self._who.bulk, self._secret, where.head / "output", Sight(lambda: self.state))
+        self._keep = Keep(where.head / "register", self._was_stored, self._failed)
         self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
-        self._clerk = _Clerk(where)
+        self._clerk = Clerk(where)
+        self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
+        self._alive = Alive(where.head / "alive")
         self._accounts = Accounts()
         self._knocks: queue.SimpleQueue[tuple[int, acts.Knock]] = queue.SimpleQueue()
         self._door = self._open_door()
-        now = self._now()
-        news = tuple(heads.begin(state, own, now.wall_s))
-        self._perform(self._core.handle(acts.Begin(birth, news=news), now))
+
+    @property
+    def state(self) -> State:
+        """The cluster, as this head knows it."""
+        return self._replica.state
+
+    def _make_replica(self, state: State) -> Replica:
+        who, journal = self._who, self._journal
+        kept = keep.read(self._home.head / "register")
+        if kept is None:
+            kept = self._first_register(state)
+        cut = journal.position(journal.oldest_index - 1)
+        last = journal.position(journal.last_index)
+        assert cut and last
+        book = Log(cut, last, journal.entries, journal.position)
+        incarnation = secrets.token_hex(8)
+        me = Me(who.name, who.control, who.bulk, who.links, incarnation, __version__)
+        others = {name: HeadInfo(place.control, place.bulk, place.links) for name, place in who.others.items()}
+        chance = random.SystemRandom().uniform
+        return Replica(me, others, state, kept, book, self._config, lambda: secrets.token_hex(8), chance)
+
+    def _first_register(self, state: State) -> Kept:
+        """What a head without a register begins with: the first one of a cluster goes on alone, others know nothing."""
+        if len(state.heads) > 1 or (state.index and self._who.name != pair.FIRST):
+            raise DamagedJournal(
+                f"{self._home.head / 'register'} is missing",
+                "it holds what this head has promised the other one",
+                "restore it, or 'beo ha rejoin --wipe' makes this head begin anew",
+            )
+        if self._who.name != pair.FIRST:
+            return Kept()
+        return Kept(state.epoch, Cfg(state.epoch, 0, (pair.FIRST,)), chosen=True)
 
     # ---- the journal
 
@@ -159,15 +142,25 @@ class Server:
         gc.freeze()  # what was loaded stays: the collector needn't look at it again
         return state
 
-    def _birth(self, cluster: str) -> tuple[events.Event, ...]:
+    def _birth(self) -> tuple[events.Event, ...]:
+        """The first entries of a cluster, by its first head."""
+        if self.state.index or self._who.name != pair.FIRST:
+            return ()
         now_s = time.time()
         keys = []
         for name in ("admin", "worker"):
             public = wire.public_of(self._home.secret(name))
             keys.append(events.KeyAuthorized(public, birth.user_name() if name == "admin" else name, name, now_s))
-        return (events.Born(cluster, "A", now_s), *keys)
+        ha = self._config.ha
+        chosen = votes.PairSettings(ha.level, ha.takeover, ha.failback, False, ha.lease_s, ha.silence_s)
+        set_by = (events.PairSet(chosen, birth.user_name(), now_s),) if chosen != votes.PairSettings() else ()
+        return (events.Born(self._cluster, pair.FIRST, now_s), *keys, *set_by)
 
     def _durable(self, index: int) -> None:
+        self._waker.wake()
+
+    def _was_stored(self, serial: int) -> None:
+        self._stored.put(serial)
         self._waker.wake()
 
     def _failed(self, error: BaseException) -> None:
@@ -176,19 +169,17 @@ class Server:
 
     # ---- the loop
 
-    def _listen(self, address: str, secret: str) -> wire.Server:
+    def _listen(self, address: str) -> wire.Server:
         try:
-            return wire.Server(address, secret, lambda key: decide.user_of(self._state, key) is not None)
+            return wire.Server(address, self._secret, lambda key: decide.user_of(self.state, key) is not None)
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise Conflict(
-                    str(error),
-                    "this machine's address is another now",
-                    "'beo down', then 'beo head init --listen' with the new one",
-                ) from None
-            raise Conflict(
-                str(error), "another program has the port", "end it, or set another [head] listen in beo.toml"
-            ) from None
+            raise _taken(error) from None
+
+    def _open_link(self) -> Link:
+        try:
+            return Link(self._who.links, self._key, self._secret)
+        except OSError as error:
+            raise _taken(error) from None
 
     def _open_door(self) -> Door | None:
         """Let local users in, where we can act for them: as root."""
@@ -213,81 +204,136 @@ class Server:
         self._waker.wake()
 
     def run(self) -> None:
-        """Serve until stopped; raises what the journal failed with."""
+        """Serve until stopped; raises what the journal or the register failed with."""
         poller = wire.Poller()
         self._server.register(poller)
+        self._link.register(poller)
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._streams.start()
-        for job in self._state.jobs.values():
-            if job.attempt and job.state not in ENDED:
-                self._begin_files(job.id, job.attempt.number)
-        log.info("head %s serves %s, epoch %d", self._state.head, self._server.address, self._state.epoch)
+        log.info("head %s listens at %s", self._who.name, self._server.address)
+        self._begin()
         next_tick_s = 0.0
         while not self._stopping:
-            now = self._now()
-            if now.boot_s >= next_tick_s:
-                next_tick_s = now.boot_s + TICK_S
-                self._disk_full = self._look_at_disk()
-                self._perform(self._core.handle(acts.Tick(), now))
-                self._compaction.tick(self._journal.durable_index, len(self._state.jobs), now.boot_s)
-                self._note_heads()
+            now_s = self._now().boot_s
+            if now_s >= next_tick_s:
+                next_tick_s = now_s + TICK_S
+                self._tick(now_s)
             self._wake_readers()
-            poller.poll(max(0, int((next_tick_s - now.boot_s) * 1000) + 1))
-            now = self._now()
-            for peer, key, request, body in self._server.receive():
-                self._take(peer, key, request, body, now)
-            for greeting in self._server.strangers():
-                log.warning("%s", version.mismatch("a client or worker", greeting))
+            poller.poll(max(0, int((next_tick_s - now_s) * 1000) + 1))
+            self._take_all()
             self._waker.clear()
             while not self._knocks.empty():
                 visitor, knock = self._knocks.get_nowait()
-                self._perform(self._core.handle(acts.Knocked(visitor, knock, self._accounts.look(knock.uid)), now))
+                self._handle(acts.Knocked(visitor, knock, self._accounts.look(knock.uid)))
             if self._failure:
                 raise self._failure
-            self._perform(self._core.handle(acts.Turn(), now))
-            self._perform(self._core.handle(acts.Durable(self._journal.durable_index), now))
+            self._handle(acts.Turn())
+            self._hear_disk()
+            role = self._replica.pair
+            acting, follows = role.role == "primary", role.role == "idle" and bool(role.leader)
+            self._resources.follow(primary=acting, may_act=role.may_act, epoch=role.epoch, follows=follows)
+
+    def _hear_disk(self) -> None:
+        """Tell the core what has become durable."""
+        while not self._stored.empty():
+            self._handle(Stored(self._stored.get_nowait()))
+        if self._journal.durable_index == self._journal.last_index:
+            self._unsynced_s = 0.0
+        self._handle(Durable(self._journal.durable_index))
+
+    def _begin(self) -> None:
+        self._handle(acts.Begin(self._birth(), down_s=self._alive.silent_s))
+
+    def _tick(self, now_s: float) -> None:
+        self._disk_full = self._look_at_disk()
+        self._alive.touch()
+        replica = self._replica
+        places = self.state.heads or {}
+        other = places.get(replica.pair.other) or self._known_other()
+        if other:
+            self._link.connect(other.links)
+            self._link.greet(self._hello())
+        disk_s = now_s - self._unsynced_s if self._unsynced_s else 0.0
+        self._handle(Ticked(PairTick(disk_s)))
+        self._compact(now_s)
+        self._note_heads()
+        self._tell_facts()
+
+    def _compact(self, now_s: float) -> None:
+        """Have a snapshot made when it is due, of what can't be taken back, and forget what was cut behind one."""
+        journal, pair = self._journal, self._replica.pair
+        self._compaction.tick(min(pair.commit, journal.durable_index), len(self.state.jobs), now_s)
+        if journal.oldest_index != pair.log.cut.idx + 1 and (cut := journal.position(journal.oldest_index - 1)):
+            pair.log.cut = cut
+
+    def _tell_facts(self) -> None:
+        facts, standings = self._replica.facts, self._resources.standings()
+        facts.findings = (*([self._link.why] if self._link.why else []), *standings.troubles)
+
+    def _known_other(self) -> HeadInfo | None:
+        place = self._who.others.get(self._replica.pair.other)
+        return HeadInfo(place.control, place.bulk, place.links) if place else None
+
+    def _hello(self) -> votes.Hello:
+        replica = self._replica
+        me, role = replica.me, replica.pair.role
+        formats = (version.ENTRY_FORMAT, version.STATE_FORMAT)
+        return votes.Hello(me.name, self._cluster, me.incarnation, *formats, me.version, role, replica.pair.epoch)
+
+    def _take_all(self) -> None:
+        """Hand over what has come: first what the other head says, since everything waits for that."""
+        for message in self._link.receive(self._hello()):
+            self._handle(FromHead(message))
+        for peer, key, request, body in self._server.receive():
+            self._take(peer, key, request, body)
+        for greeting in self._server.strangers():
+            log.warning("%s", version.mismatch("a client or worker", greeting))
 
     def close(self) -> None:
         """Release everything; what was appended is committed."""
         if self._door:
             self._door.close()
+        self._resources.close()
         self._streams.stop()
         self._clerk.close()
         self._server.close()
+        self._link.close()
         self._compaction.stop()
         self._journal.close()
+        self._keep.close()
         self._waker.close()
         os.close(self._lock)
 
-    def _take(self, peer: bytes, key: str, request: int, body: bytes, now: acts.Now) -> None:
+    def _take(self, peer: bytes, key: str, request: int, body: bytes) -> None:
         try:
             message = ms.to_head.decode(body)
         except msgspec.MsgspecError as error:
             answer = BeoError("the head can't read this message", str(error).lower(), "use the head's version of beo")
             self._server.send(peer, request, ms.encode(decide.failure(answer)))
             return
-        if isinstance(message, ms.ListEvents):
+        if isinstance(message, ms.ListEvents) and self._replica.head:
             self._server.send(peer, request, ms.encode(self._events(key, message)))
             return
-        if isinstance(message, ms.Submit) and self._disk_full and message.key not in self._state.keys:
+        if isinstance(message, ms.Submit) and self._disk_full and message.key not in self.state.keys:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
             self._server.send(peer, request, ms.encode(decide.failure(full)))
             return
-        if isinstance(message, core.VOTER_WORDS):
-            return  # one head alone has no voters
         account = None
         if isinstance(message, ms.Submit | ms.Vouch) and 0 <= message.uid <= decide.ID_MAX:
             account = self._accounts.look(message.uid)
-        self._perform(self._core.handle(acts.Asked(peer, request, key, message, account), now))
+        self._handle(acts.Asked(peer, request, key, message, account))
 
-    def _perform(self, effects: list[acts.Effect]) -> None:
+    def _handle(self, item: Input) -> None:
+        self._perform(self._replica.handle(item, self._now()))
+
+    def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case acts.Append():
-                    index = self._journal.append(self._state.epoch, events.encode(effect.event))
-                    if index != effect.index:
-                        raise Internal(f"entry {effect.index} became {index}", "state and journal differ", "restart")
-                    if isinstance(effect.event, events.Started):
+                case Write():
+                    if not self._unsynced_s:
+                        self._unsynced_s = self._now().boot_s
+                    self._journal.append_copy(effect.entry)
+                    if isinstance(effect.event, events.Started) and self._replica.head:
                         self._begin_files(effect.event.job, effect.event.attempt)
                 case acts.Send():
                     message = effect.message
@@ -304,17 +350,59 @@ class Server:
                         self._door.answer(effect.visitor, effect.user, effect.error)
                 case acts.Forget():
                     self._streams.forget(effect.jobs)
+                case ToHead():
+                    self._link.send(effect.message, self._hello())
+                case Store():
+                    self._keep.store(effect.serial, effect.kept)
+                case Became():
+                    self._became(effect)
+                case Back():
+                    self._go_back(effect.position)
+                case Install():
+                    self._install(effect)
+                case FetchSnapshot():
+                    self._fetch_snapshot()
+
+    # ---- the role
+
+    def _became(self, effect: Became) -> None:
+        if effect.role != "primary":
+            log.warning("head %s doesn't act any more: %s", self._who.name, self._replica.pair.why)
+            return
+        log.info("head %s acts, epoch %s", self._who.name, votes.epoch_text(effect.epoch))
+        for job in self.state.jobs.values():
+            if job.attempt and job.state not in ENDED:
+                self._begin_files(job.id, job.attempt.number)
+
+    def _go_back(self, position: Position) -> None:
+        """Cut off what the primary doesn't have, with a copy aside, and have the state as it was before."""
+        self._put_aside(self._journal.tail(position.idx))
+        self._journal.truncate_after(position.idx)
+        self._handle(Rebuilt(self._replay()))
+
+    def _install(self, effect: Install) -> None:
+        self._put_aside(self._journal.tail(self._replica.pair.commit))
+        self._journal.install(effect.position, effect.data)
+
+    def _put_aside(self, tail: list[Entry]) -> None:
+        pass
+
+    def _fetch_snapshot(self) -> None:
+        snapshot, _ = self._journal.load()
+        if snapshot:
+            position = Position(snapshot.index, snapshot.epoch, snapshot.hash)
+            self._handle(Snapshot(position, snapshot.state))
 
     def _note_heads(self) -> None:
         """Let clients of this machine, and its next head, know where all heads are; not in this thread: it fsyncs."""
-        if self._noted != self._state.heads:
-            self._noted = dict(self._state.heads)
+        if self._noted != self.state.heads:
+            self._noted = dict(self.state.heads)
             places = {name: Place(info.control, info.bulk, info.links) for name, info in self._noted.items()}
             self._clerk.put(places)
 
     def _has_ended(self, number: int) -> bool:
         """Whether an attempt of the job has ended, be it that a later one has started meanwhile."""
-        job = self._state.jobs.get(number)
+        job = self.state.jobs.get(number)
         attempt = job.attempt if job else None
         return not job or job.state in ENDED or bool(attempt and (attempt.over or attempt.number > 1))
 
@@ -325,7 +413,7 @@ class Server:
             self._streams.wake()
 
     def _begin_files(self, job: int, attempt: int) -> None:
-        spec = self._state.jobs[job].spec
+        spec = self.state.jobs[job].spec
         if spec.output or spec.errors:
             self._streams.started(job, attempt)
 
@@ -347,7 +435,7 @@ class Server:
 
     def _events(self, key: str, message: ms.ListEvents) -> ms.EventsAre | ms.Failed:
         try:
-            user = permissions.check(self._state, decide.user_of(self._state, key), message)
+            user = permissions.check(self.state, decide.user_of(self.state, key), message)
         except BeoError as error:
             return decide.failure(error)
         limit = max(1, min(message.limit, EVENTS_MAX))
@@ -361,8 +449,18 @@ class Server:
             upto = entry.index
             event = events.decode(entry.data)
             if views.names(event, message.job, message.node):
-                rows.append(views.event_row(entry.index, entry.epoch, event, self._state, user))
+                rows.append(views.event_row(entry.index, entry.epoch, event, self.state, user))
         return ms.EventsAre(tuple(rows), self._journal.oldest_index, upto)
+
+
+def _taken(error: OSError) -> Conflict:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Conflict(
+            str(error),
+            "this machine's address is another now",
+            "'beo down', then 'beo head init --listen' with the new one",
+        )
+    return Conflict(str(error), "another program has the port", "end it, or set another [head] listen in beo.toml")
 
 
 def main() -> int:

@@ -13,7 +13,9 @@ import pytest
 from beo import birth, events, wire
 from beo import messages as ms
 from beo.config import Home
+from beo.ha.acts import Durable, Tick
 from beo.headnode import acts
+from beo.headnode.replica import Ticked
 from beo.headnode.server import Server
 from beo.headnode.state import State
 from tests.cluster import wait_for
@@ -37,9 +39,20 @@ class Head:
         self.streams = self.server._streams
         self.streams._server.send = self._answered  # type: ignore[method-assign]
         self.keys = [wire.public_of(home.secret(name)) for name in ("admin", "worker")] + ["x" * 40]
-        self.state = self.server._state
         self.boot_s = 1_000.0
         self.requests = 0
+        self.server._now = lambda: self.now  # type: ignore[method-assign]
+        self.server._begin()
+        wait_for(self._acts, "the head to act")
+
+    @property
+    def state(self) -> State:
+        """What the head knows."""
+        return self.server.state
+
+    def _acts(self) -> bool:
+        self.server._hear_disk()
+        return self.server._replica.head is not None
 
     def _answered(self, peer: bytes, request: int, body: bytes) -> bool:
         """Whatever is answered can be read."""
@@ -57,16 +70,15 @@ class Head:
     def say(self, random: Random, body: bytes) -> None:
         """One message of the control plane, and what follows in a turn."""
         server = self.server
-        before, handle = self.state.index, server._core.handle
+        before = self.state.index
         self.requests += 1
         self.told.clear()
-        server._take(random.choice(PEERS), random.choice(self.keys), self.requests, body, self.now)
-        server._perform(handle(acts.Durable(self.state.index), self.now))
+        server._take(random.choice(PEERS), random.choice(self.keys), self.requests, body)
+        server._handle(Durable(self.state.index))
         if any(told[0] == "Failed" for told in self.told):  # type: ignore[index]
             assert self.state.index == before, "it was refused, and yet something happened"
-        item = acts.Tick() if random.random() < 0.02 else acts.Turn()
-        server._perform(handle(item, self.now))
-        server._perform(handle(acts.Durable(self.state.index), self.now))
+        server._handle(Ticked(Tick()) if random.random() < 0.02 else acts.Turn())
+        server._handle(Durable(self.state.index))
 
     def say_bulk(self, random: Random, body: bytes) -> None:
         """One message of the bulk plane, as its loop takes it."""
@@ -84,7 +96,9 @@ def head(tmp_path: Path) -> Iterator[Head]:
     made.streams._server.close()
     made.streams._waker.close()
     made.server._server.close()
+    made.server._link.close()
     made.server._journal.close()
+    made.server._keep.close()
     made.server._waker.close()
 
 
@@ -97,7 +111,8 @@ def test_no_spoilt_message_harms_the_control_plane(head: Head, caplog: pytest.Lo
     assert head.state.nodes and head.state.jobs
     for body in chain(spoilt("control", samples, MESSAGES), bent("control", list(to_head), MESSAGES)):
         head.say(random, body)
-    core = head.server._core
+    core = head.server._replica.head
+    assert core
     assert not core._outbox
     assert len(core._sessions) <= len(head.state.nodes) <= 4_096
     assert len(core._waiters) <= 100_000 and len(core._waiters._deadlines) <= rounds(MESSAGES)
