@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 import tomllib
+from contextlib import suppress
 
 import msgspec
 
@@ -156,6 +157,22 @@ class Home:
             raise NoHead(f"{self._folder} is not a folder", "", "set BEO_DIR to a cluster's folder") from None
         except (OSError, ValueError) as error:  # of msgspec
             raise BeoError(f"{path} is damaged", reason(error), "restore it, or 'beo up' anew") from None
+
+    def learn(self, known: ClusterFile, heads: tuple[str, ...], bulk: tuple[str, ...]) -> ClusterFile:
+        """Write into cluster.json which heads there are now, if that is news and we may; return what it should say.
+
+        Where that fails it is no harm: whoever reads the old one asks the heads that it names, and is told.
+        """
+        if not heads or len(heads) != len(bulk) or not all(map(is_address, (*heads, *bulk))):
+            return known
+        if len(heads) == len(known.heads) == 1:
+            return known  # by what we know it is reached, whatever it is called elsewhere
+        found = msgspec.structs.replace(known, heads=heads, bulk=bulk)
+        with suppress(OSError, BeoError):
+            old = self.cluster()
+            if old != found and (old.cluster, old.key) == (found.cluster, found.key):
+                self.write_cluster(found)
+        return found
 
     def write_cluster(self, cluster: ClusterFile) -> None:
         """Replace cluster.json in one step."""

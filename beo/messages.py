@@ -388,6 +388,7 @@ class InfoIs(_Message, frozen=True):
     bulk: str  # address of the bulk plane
     role: str = ""
     uid: int = -1  # whose jobs the client may submit; -1: anybody's
+    heads: tuple[HeadView, ...] = ()  # all of them; none: only the one that answers
 
 
 class TokenView(msgspec.Struct, frozen=True, array_like=True):
@@ -751,11 +752,12 @@ class Vouch(_Message, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """The incarnation is in the journal. bulk: host:port of the bulk plane."""
+    """The incarnation is in the journal. bulk: host:port of the bulk plane. heads: all of them; none: only this one."""
 
     epoch: int
     incarnation: str
     bulk: str
+    heads: tuple[HeadView, ...] = ()
 
 
 class Pong(_Message, frozen=True):

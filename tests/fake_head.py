@@ -1,5 +1,9 @@
-"""A head that answers from a table, over real encrypted sockets on both planes: what the client's tests talk to."""
+"""A head that answers from a table, over real encrypted sockets on both planes: for tests of clients and agents.
 
+Two of them are a pair: `FakeHead(path, other)` has the keys of the first, and both stand in cluster.json.
+"""
+
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -38,21 +42,34 @@ def view(job: int, state: str = "done", code: int = 0, **more: object) -> m.JobV
 class FakeHead:
     """A cluster's folder and a thread that answers: `handlers` maps a message's type to what makes its answer.
 
-    A handler that returns None leaves the request unanswered; one that raises a BeoError answers with it.
+    A handler that returns None leaves the request unanswered, one that returns a list gives several answers; one that
+    raises a BeoError answers with it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, other: "FakeHead | None" = None) -> None:
         self.home = config.Home(path)
         self.handlers: dict[type, Handler] = {}
         self.received: list[object] = []
-        self.public, self.secret = wire.new_keypair()
-        client_public, client_secret = wire.new_keypair()
-        self.authorized = {client_public}
-        self.home.write_secret("admin", client_secret)
         self.address = self.bulk = "127.0.0.1:0"
+        self.public = self.secret = ""
+        self.authorized: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._frozen = threading.Event()
+        self._waker = wire.Waker()
+        self._words: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._listeners: set[bytes] = set()  # who has said something unasked: agents
+        if other:
+            self.public, self.secret, self.authorized = other.public, other.secret, other.authorized
+        else:
+            self.public, self.secret = wire.new_keypair()
+            for name in ("admin", "worker"):
+                public, secret = wire.new_keypair()
+                self.authorized.add(public)
+                self.home.write_secret(name, secret)
         self.start()
-        self.home.write_cluster(config.ClusterFile("c" * 32, (self.address,), self.public, (self.bulk,)))
+        heads = [*([other] if other else []), self]
+        addresses = tuple(head.address for head in heads), tuple(head.bulk for head in heads)
+        self.home.write_cluster(config.ClusterFile("c" * 32, addresses[0], self.public, addresses[1]))
 
     def start(self) -> None:
         """Answer from here on, at the same address as before."""
@@ -70,6 +87,19 @@ class FakeHead:
             self._stopping.set()
             self._thread.join()
             self._thread = None
+
+    def freeze(self) -> None:
+        """Stand still, as a stopped machine does: it is there, takes what is sent, and says nothing."""
+        self._frozen.set()
+
+    def thaw(self) -> None:
+        """Go on where it stood."""
+        self._frozen.clear()
+
+    def say(self, message: object) -> None:
+        """Say something unasked to every agent that has been heard."""
+        self._words.put(message)
+        self._waker.wake()
 
     def on(self, kind: type, answer: object | Handler) -> None:
         """Answer every message of this kind with `answer`, or with what it returns for the message."""
@@ -90,17 +120,29 @@ class FakeHead:
         poller = wire.Poller()
         for server, _ in servers:
             server.register(poller)
+        poller.register(self._waker.fileno(), wire.POLLIN)
         while not stopping.is_set():
+            if self._frozen.is_set():
+                time.sleep(0.01)
+                continue
             poller.poll(POLL_MS)
+            self._waker.clear()
+            while not self._words.empty():
+                word = m.encode(self._words.get_nowait())
+                for listener in self._listeners:
+                    servers[0][0].send(listener, 0, word)
             for server, decode in servers:
                 for peer, _, request, body in server.receive():
                     message = decode(body)
+                    if not request and server is servers[0][0]:
+                        self._listeners.add(peer)
                     self.received.append(message)
                     try:
                         answer = self.handlers[type(message)](message)
                     except BeoError as error:
                         answer = m.Failed(error.to_dict())
-                    if answer is not None:
-                        server.send(peer, request, m.encode(answer))
+                    answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
+                    for one in answers:
+                        server.send(peer, request, m.encode(one))
         for server, _ in servers:
             server.close()

@@ -66,6 +66,8 @@ class Node:
     def begin(self) -> None:
         """Start an agent, the first one or the next."""
         self.to_head: list[ms.AgentReport] = []
+        self.to_whom: list[tuple[str, ms.AgentReport]] = []  # the same, with the head that it is for
+        self.followed: list[acts.Follow] = []
         self.to_peers: list[tuple[str, ms.AgentWord]] = []
         self.answers: list[ms.AgentWord] = []
         self.shipping: dict[Key, acts.Ship] = {}
@@ -109,6 +111,9 @@ class Node:
             case acts.ToHead():
                 msgspec.msgpack.decode(ms.encode(effect.message))  # it can be sent
                 self.to_head.append(effect.message)
+                self.to_whom.append((effect.head, effect.message))
+            case acts.Follow():
+                self.followed.append(effect)
             case acts.ToPeer():
                 self.to_peers.append((effect.peer.node, effect.message))
             case acts.Answer():
@@ -161,8 +166,9 @@ class Node:
     def incarnation(self) -> str:
         return self.worker.incarnation
 
-    def head(self, message: ms.HeadCommand) -> None:
-        self.take(acts.FromHead(message))
+    def head(self, message: ms.HeadCommand, head: str = "") -> None:
+        """A head's command; unless another is named, of the head that acts."""
+        self.take(acts.FromHead(message, head or self.worker.primary))
 
     def welcome(self) -> Node:
         """The head takes the node in, and answers its first PING."""

@@ -33,7 +33,7 @@ FLOORS = {
     "worker.processes worker.disk worker.bounds worker.remains ha.netlink ha.address ha.programs ha.resources",
     3: "headnode.compactor "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
-    "worker.warden worker.shipper worker.health worker.rsh local supervisor machines doctor "
+    "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
     4: "client diagnosis job follow cli.* direct front resident",
 }

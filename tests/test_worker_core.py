@@ -874,6 +874,140 @@ def test_a_look_names_the_wardens_of_what_lives_here_and_of_nothing_else(node: N
     assert node.take(acts.FromHead(inspect)) == [acts.LookInside(inspect, ())]
 
 
+# ---- two heads: signs of life to both, everything else to the one that acts
+
+A, B = "10.0.0.1:7420", "10.0.0.2:7420"
+PAIR = (ms.HeadView("A", A, "10.0.0.1:7421", ()), ms.HeadView("B", B, "10.0.0.2:7421", ()))
+
+
+def takes_over(node: Node, head: str, epoch: int) -> None:
+    """A head begins to act, and answers a PING of this moment."""
+    node.head(ms.Welcome(epoch, node.incarnation, f"bulk of {head}", PAIR), head)
+    node.head(ms.Pong(epoch, node.incarnation, node.boot_ns, 3.0, 0), head)
+
+
+@pytest.fixture
+def paired(fresh: Node) -> Node:
+    """A node of two heads, the first of which acts."""
+    fresh.tick()
+    takes_over(fresh, A, EPOCH)
+    return fresh
+
+
+def whom(node: Node, *kinds: type) -> list[tuple[str, str]]:
+    """What was said to which head since the last time it was asked for this: (head, kind)."""
+    said, node.to_whom = node.to_whom, []
+    return [(head, type(message).__name__) for head, message in said if isinstance(message, kinds)]
+
+
+def test_signs_of_life_go_to_every_head_and_reports_to_the_one_that_acts(paired: Node) -> None:
+    paired.start()
+    paired.wait(1.0)
+    paired.ends()
+    said = whom(paired, ms.Join, ms.Ping, ms.Ended)
+    assert said[0] == ("", "Join") and ("", "Ping") in said
+    assert {word for word in said if word[1] == "Ended"} == {(A, "Ended")}
+    assert paired.followed[-1] == acts.Follow(f"bulk of {A}", PAIR)
+
+
+def test_a_new_primary_adopts_what_runs_and_is_told_at_once_what_has_ended(paired: Node) -> None:
+    paired.start((7, 1))
+    paired.start((8, 1))
+    paired.ends((7, 1))
+    whom(paired, object)
+    takes_over(paired, B, EPOCH + 1)
+    assert ("10.0.0.2:7420", "Ended") in whom(paired, object)
+    assert paired.last_ping().running == ((8, 1),) and len(paired.launched) == 2
+    paired.head(ms.Committed(EPOCH + 1, 7, 1), B)
+    assert (7, 1) not in paired.worker.held
+
+
+def test_the_old_primary_is_refused_once_another_has_shown_itself(paired: Node) -> None:
+    paired.start()
+    takes_over(paired, B, EPOCH + 1)
+    for word in (
+        ms.Kill(EPOCH, paired.incarnation, *JOB, "by the old one", 0.0),
+        ms.Dead(EPOCH, paired.incarnation),
+        ms.Welcome(EPOCH, paired.incarnation, "old bulk"),
+        paired.order((9, 1)),
+    ):
+        assert paired.take(acts.FromHead(word, A)) == []
+    assert paired.worker.primary == B and paired.last_ping().running == (JOB,)
+
+
+def test_a_head_that_rises_is_told_at_once_what_runs_and_one_of_the_past_is_not(paired: Node) -> None:
+    paired.start()
+    paired.pings()
+    whom(paired, object)
+    paired.take(acts.Rises(B, EPOCH + 1))
+    assert whom(paired, object) == [(B, "Ping")]
+    assert paired.pings()[0].running == (JOB,)
+    takes_over(paired, B, EPOCH + 1)
+    whom(paired, object)
+    for head, epoch in ((A, EPOCH), (B, EPOCH + 1)):  # the lease that it holds is renewed all the time
+        paired.take(acts.Rises(head, epoch))
+    assert whom(paired, object) == []
+
+
+def test_a_ping_for_one_head_does_not_delay_the_next_one_for_all(paired: Node) -> None:
+    paired.wait(0.25)
+    whom(paired, object)
+    paired.take(acts.Rises(B, EPOCH + 1))
+    paired.wait(0.25)
+    assert whom(paired, ms.Ping) == [(B, "Ping"), ("", "Ping")]
+
+
+def test_a_lease_counts_from_the_ping_that_its_head_has_answered(paired: Node) -> None:
+    """Two heads answer different PINGs, late and out of order: no answer makes more of one than its own PING's time."""
+    early = paired.boot_ns
+    paired.start(requeue="auto")
+    paired.sleep(1.0)
+    paired.tick()  # a PING for both, which only B answers, and late
+    late = paired.boot_ns
+    paired.sleep(1.5)
+    paired.head(ms.Pong(EPOCH + 1, paired.incarnation, late, 3.0, 0), B)
+    paired.head(ms.Pong(EPOCH, paired.incarnation, paired.boot_ns, 3.0, 0), A)  # who was followed has none to give
+    paired.head(ms.Pong(EPOCH + 1, paired.incarnation, early, 3.0, 0), B)
+    warden = paired.worker.held[JOB].warden
+    assert [told["until_ns"] for told in paired.told(warden, "leash")] == [late + 3 * NS]
+    paired.sleep((late - paired.boot_ns) / NS + 3.0)
+    paired.tick()
+    assert paired.told(warden, "exit"), "its lease has run out"
+
+
+def test_a_primary_whose_welcome_was_lost_is_asked_for_it_before_it_is_told_anything(paired: Node) -> None:
+    paired.start()
+    whom(paired, object)
+    paired.head(ms.Pong(EPOCH + 1, paired.incarnation, paired.boot_ns, 3.0, 0), B)
+    paired.ends()
+    assert whom(paired, object) == [(B, "Join")]
+    paired.head(ms.Welcome(EPOCH + 1, paired.incarnation, f"bulk of {B}", PAIR), B)
+    assert whom(paired, object) == [(B, "Ended")]
+
+
+def test_output_that_the_old_primary_had_is_offered_to_the_new_one_before_the_end_is_told(paired: Node) -> None:
+    paired.start()
+    paired.ends(spool_length=10)
+    paired.shipped()
+    assert (A, "Ended") in whom(paired, object)
+    paired.shipping.clear()
+    takes_over(paired, B, EPOCH + 1)
+    assert paired.shipping[JOB].length == 10 and paired.shipping[JOB].final
+    assert (B, "Ended") not in whom(paired, object)
+    paired.shipped()
+    assert (B, "Ended") in whom(paired, object)
+
+
+def test_the_same_head_in_its_next_life_gets_no_output_again(paired: Node) -> None:
+    paired.start()
+    paired.ends(spool_length=10)
+    paired.shipped()
+    paired.shipping.clear()
+    whom(paired, object)
+    takes_over(paired, A, EPOCH + 2)
+    assert not paired.shipping and (A, "Ended") in whom(paired, object)
+
+
 def test_a_signal_of_a_head_that_was_followed_or_for_another_incarnation_is_not_carried_out(node: Node) -> None:
     node.head(node.order())
     target = ((JOB[1], ms.Target(JOB[0], "n1", 5)),)

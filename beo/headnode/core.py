@@ -216,7 +216,7 @@ class Head:
             case ms.ListUsers():
                 answer = ms.UsersAre(views.user_rows(state, self._config.users))
             case ms.Info():
-                who = (user.name, self._version, self._bulk, user.role, user.uid)
+                who = (user.name, self._version, self._bulk, user.role, user.uid, heads.listed(state))
                 answer = ms.InfoIs(state.cluster, state.head, state.epoch, *who)
             case ms.ListJobs():
                 answer = self._list(message, user)
@@ -433,7 +433,10 @@ class Head:
             self._append(event)
         self._session(message.node, message.incarnation, peer, now).heard_s = now.boot_s
         self._dirty = True
-        self._send(peer, ms.Welcome(self.state.epoch, message.incarnation, self._bulk))
+        self._send(peer, self._welcome(message.incarnation))
+
+    def _welcome(self, incarnation: str) -> ms.Welcome:
+        return ms.Welcome(self.state.epoch, incarnation, self._bulk, heads.listed(self.state))
 
     def _ping(self, session: _Session, message: ms.Ping, now: Now) -> None:
         state = self.state
@@ -446,7 +449,7 @@ class Head:
         settled = min(unanswered, default=state.index + 1) - 1
         if not session.told:
             session.told = self._dirty = True
-            self._send(session.peer, ms.Welcome(state.epoch, message.incarnation, self._bulk))
+            self._send(session.peer, self._welcome(message.incarnation))
         self._send(session.peer, ms.Pong(state.epoch, message.incarnation, message.t_ns, lease_s, settled))
         for key in sorted(running - live.keys()):
             message_out = ms.Kill(state.epoch, session.incarnation, *key, "this attempt is over", 0.0)

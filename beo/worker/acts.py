@@ -41,9 +41,17 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class FromHead(msgspec.Struct, frozen=True):
-    """A command of the head."""
+    """A command of a head; `head` is by which connection it came."""
 
     message: ms.HeadCommand
+    head: str = ""
+
+
+class Rises(msgspec.Struct, frozen=True):
+    """A head has a vote or a lease of this node for an epoch: it is about to act, or does."""
+
+    head: str
+    epoch: int
 
 
 class Reconnected(msgspec.Struct, frozen=True):
@@ -98,7 +106,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 Input = Union[  # noqa: UP007
-    Begin, FromHead, Reconnected, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
+    Begin, FromHead, Rises, Reconnected, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
 ]
 
 
@@ -106,9 +114,17 @@ Input = Union[  # noqa: UP007
 
 
 class ToHead(msgspec.Struct, frozen=True):
-    """Send to the head, if it is there."""
+    """Send to the head of this connection, if it is there; "": to every head."""
 
     message: ms.AgentReport
+    head: str = ""
+
+
+class Follow(msgspec.Struct, frozen=True):
+    """A head acts: its bulk plane is there, and these are all heads, as far as it tells them."""
+
+    bulk: str
+    heads: tuple[ms.HeadView, ...]
 
 
 class ToPeer(msgspec.Struct, frozen=True):
@@ -200,5 +216,18 @@ class Epoch(msgspec.Struct, frozen=True):
 
 
 Effect = Union[  # noqa: UP007
-    ToHead, ToPeer, Answer, ToWarden, Launch, Ship, StdinTaken, LookInside, Remember, Seen, Drop, Reborn, Epoch
+    ToHead,
+    Follow,
+    ToPeer,
+    Answer,
+    ToWarden,
+    Launch,
+    Ship,
+    StdinTaken,
+    LookInside,
+    Remember,
+    Seen,
+    Drop,
+    Reborn,
+    Epoch,
 ]

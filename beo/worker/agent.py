@@ -33,6 +33,7 @@ from beo.config import Home, home, is_address, write_durably
 from beo.door import Door
 from beo.errors import Conflict
 from beo.worker import acts, core, launch, mpienv, probe, process, remains
+from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
@@ -53,7 +54,7 @@ log = logging.getLogger("beo.agent")
 class Agent:
     """One node's agent."""
 
-    def __init__(self, where: Home, name: str, slots: int, mem_bytes: int) -> None:
+    def __init__(self, where: Home, name: str, slots: int, mem_bytes: int, rack: str = "") -> None:
         """Take the node's lock, look at the machine, find the wardens of an earlier agent."""
         self._home = where
         self._config = where.config().worker
@@ -64,7 +65,14 @@ class Agent:
         public = wire.public_of(secret)
         self._context = wire.new_context()
         self._secret = secret
-        self._head = wire.Connection(self._cluster.heads[0], self._cluster.key, secret, self._context)
+        self._poller = wire.Poller()
+        rack = rack or self._config.rack
+        self._heads = Heads(
+            self._cluster.heads,
+            lambda head: wire.Connection(head, self._cluster.key, secret, self._context),
+            self._poller,
+            votes.Present(f"{name}/{secrets.token_hex(8)}", name, rack),
+        )
         # The other nodes reach this one, and its ranks theirs, by the network in which the head is.
         host = address.own(self._cluster.heads[0].rpartition(":")[0])
         self._server = self._listen(host, public)
@@ -81,6 +89,7 @@ class Agent:
             "interface": self._interface or "",
             **doctor.facts(self._interface),
             "uid": str(os.geteuid()),  # only root can run everybody's jobs
+            **({"rack": rack} if rack else {}),
         }
         self._contain = contain
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
@@ -114,7 +123,7 @@ class Agent:
         self._shipping: set[tuple[int, int]] = set()
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
-        self._poller = wire.Poller()
+        self._show_at_s = 0.0
         self._knocks: queue.SimpleQueue[tuple[int, int, int, tuple[int, ...], str]] = queue.SimpleQueue()
         self._door_lock = -1
         self._door = self._open_door()
@@ -144,7 +153,7 @@ class Agent:
         """Tell the head who knocked; where it doesn't answer, the visitor's patience ends first."""
         while not self._knocks.empty():
             knock = self._knocks.get_nowait()
-            self._head.send(0, ms.encode(ms.Vouch(self._core.node.name, self._core.incarnation, *knock)))
+            self._tell(ms.Vouch(self._core.node.name, self._core.incarnation, *knock))
 
     def _listen(self, host: str, public: str) -> wire.Server:
         """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
@@ -219,7 +228,7 @@ class Agent:
             link.close()
         self._memory.close()
         self._server.close()
-        self._head.close()
+        self._heads.close()
         for peer in self._peers.values():
             peer.close()
         self._context.destroy(linger=0)
@@ -236,23 +245,23 @@ class Agent:
     def run(self) -> None:
         """Serve until stopped."""
         poller = self._poller
-        self._head.register(poller)
         self._server.register(poller)
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
         self._checkup.start()
         self._inspector.start()
-        log.info("%s serves the head at %s", self._core.node.name, self._cluster.heads[0])
+        log.info("%s serves the head at %s", self._core.node.name, " and ".join(self._heads))
         next_tick_s = 0.0
         while not self._stopping:
             now_s = time.monotonic()
             if now_s >= next_tick_s:
                 next_tick_s = now_s + TICK_S
                 self._handle(acts.Tick())
+                self._show(now_s)
                 self._housekeep()
             ready = poller.poll(max(0, int((next_tick_s - now_s) * 1000) + 1))
             fds = {item for item, _ in ready if isinstance(item, int)}
-            self._read_head()
+            self._read_heads()
             self._read_peers()
             for number, link in list(self._links.items()):
                 if link.fileno() in fds:
@@ -264,32 +273,47 @@ class Agent:
                     self._shipping.discard((news.job, news.attempt))
                 self._handle(news)
             for seen in self._inspector.news():
-                self._head.send(0, ms.encode(seen))
+                self._tell(seen)
 
-    def _read_head(self) -> None:
-        if self._head.renewed:
+    def _tell(self, message: ms.AgentReport) -> None:
+        """Say something to the head that acts; it may be lost."""
+        self._heads.send(message, self._core.primary)
+
+    def _show(self, now_s: float) -> None:
+        """Tell every head now and then that there is a voter here."""
+        if now_s >= self._show_at_s:
+            self._show_at_s = now_s + self._config.heartbeat_s
+            self._heads.show()
+
+    def _read_heads(self) -> None:
+        if self._heads.renewed():
+            self._heads.show()
             self._handle(acts.Reconnected())
             self._handle(acts.Tick())
-        while received := self._head.receive():
-            if not received[1]:
-                self._meet_stranger("the head", self._head.stranger)
-                continue
-            try:
-                message = ms.to_agent.decode(received[1])
-            except msgspec.MsgspecError as error:
-                log.warning("the head says what this agent can't read: %s", error)
-                continue
-            if isinstance(message, ms.Vouched):
-                if self._door:
-                    self._door.answer(message.visitor, message.user, message.error)
-            elif isinstance(message, ms.Failed):
-                self._refused(message.error.get("what", ""))
-            elif not isinstance(
-                message, ms.Probe | ms.Relay | ms.RelayAck | ms.Elsewhere | votes.Prepare | votes.Accept | votes.Lease
-            ):
-                if isinstance(message, ms.Welcome):
-                    self._shipper.connect(message.bulk)
-                self._handle(acts.FromHead(message))
+        for head, message in self._heads.receive():
+            match message:
+                case votes.Accept():
+                    self._handle(acts.Rises(head, message.cfg.epoch))
+                case votes.Lease():
+                    self._handle(acts.Rises(head, message.epoch))
+                case votes.Prepare() | ms.Probe() | ms.Relay() | ms.RelayAck():
+                    pass
+                case ms.Vouched():
+                    if self._door:
+                        self._door.answer(message.visitor, message.user, message.error)
+                case ms.Failed():
+                    self._refused(message.error.get("what", ""))
+                case ms.Elsewhere():
+                    self._heads.learn([message.head])
+                case _:
+                    self._handle(acts.FromHead(message, head))
+
+    def _follow(self, effect: acts.Follow) -> None:
+        """A head acts: ship to it; and know all heads, also after a restart."""
+        self._shipper.connect(effect.bulk)
+        control, bulk = tuple(head.control for head in effect.heads), tuple(head.bulk for head in effect.heads)
+        self._cluster = self._home.learn(self._cluster, control, bulk)
+        self._heads.learn(self._cluster.heads)
 
     def _refused(self, what: str) -> None:
         if what != self._refusal:  # a head that has forgotten this node says so to every sign of life
@@ -350,7 +374,7 @@ class Agent:
     def _housekeep(self) -> None:
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
-            self._head.send(0, ms.encode(health))
+            self._tell(health)
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
@@ -372,7 +396,9 @@ class Agent:
         for effect in effects:
             match effect:
                 case acts.ToHead():
-                    self._head.send(0, ms.encode(effect.message))
+                    self._heads.send(effect.message, effect.head)
+                case acts.Follow():
+                    self._follow(effect)
                 case acts.ToWarden():
                     self._to_warden(effect.warden, effect.message)
                 case acts.LookInside():
@@ -598,8 +624,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--node", required=True, help="this node's name")
     parser.add_argument("--slots", type=int, default=probe.cores(), help="ranks at one time (default: the cores)")
     parser.add_argument("--mem", type=int, default=probe.memory_bytes(), metavar="BYTES", help="memory for jobs")
+    parser.add_argument("--rack", default="", help="where it stands: voters are spread over racks")
     chosen = parser.parse_args(arguments)
-    return daemon.main("agent", lambda: Agent(home(), chosen.node, chosen.slots, chosen.mem))
+    return daemon.main("agent", lambda: Agent(home(), chosen.node, chosen.slots, chosen.mem, chosen.rack))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ by others: ranks, output and results by the wardens, the orders and the memory o
 
 What is told of a part must be true for ever: *ended* and *gone* are said only when nothing of it is alive, and a node
 that isn't sure what it runs (a warden has not told its state, or was told to exit and hasn't gone) says nothing at all.
+
+Of several heads one acts, the *primary*: that from which a command of the highest epoch came last. Every head gets the
+signs of life, so that whoever takes over knows at once who is there and what runs; all else is told to the primary.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from beo.worker.acts import (
     Drop,
     Effect,
     Epoch,
+    Follow,
     FromHead,
     FromPeer,
     FromWarden,
@@ -38,6 +42,7 @@ from beo.worker.acts import (
     Reborn,
     Reconnected,
     Remember,
+    Rises,
     Seen,
     Ship,
     Shipped,
@@ -97,6 +102,8 @@ class Worker:
         self._nonce = nonce
         self._effects: list[Effect] = []
         self.incarnation = ""
+        self.primary = ""  # by which connection the head that acts is reached
+        self._followed = (0, "")  # the epoch whose head has said where its bulk plane is, and where; see _follow
         self._epoch = 0
         self._joined = False
         self._dying = False  # this incarnation is over; waiting for its leashed parts to be gone
@@ -116,7 +123,9 @@ class Worker:
             case Tick():
                 self._tick(now)
             case FromHead():
-                self._from_head(item.message, now)
+                self._from_head(item.message, item.head, now)
+            case Rises():
+                self._rises(item, now)
             case FromWarden():
                 self._from_warden(item.warden, item.message, now)
             case Reconnected():
@@ -198,7 +207,10 @@ class Worker:
         self._do(Reborn(self.incarnation))  # before the Join: an incarnation that was told is never forgotten
         self._join(now)
 
-    def _join(self, now: Now) -> None:
+    def _tell(self, message: ms.AgentReport) -> None:
+        self._do(ToHead(message, self.primary))
+
+    def _join(self, now: Now, head: str = "") -> None:
         node = self.node
         self._pinged_ns = now.boot_ns
         self._do(
@@ -213,7 +225,8 @@ class Worker:
                     node.mem_bytes,
                     node.facts,
                     tuple(sorted(self.held)),
-                )
+                ),
+                head,
             )
         )
 
@@ -236,19 +249,29 @@ class Worker:
                 self._report(held, now)
         self._look_at_peers(now)
 
-    def _ping(self, now: Now) -> None:
-        self._pinged_ns = now.boot_ns
+    def _ping(self, now: Now, head: str = "") -> None:
+        if not head:
+            self._pinged_ns = now.boot_ns
         ended = tuple(sorted(key for key, held in self.held.items() if held.over))
-        self._do(ToHead(ms.Ping(self.node.name, self.incarnation, now.boot_ns, self._running(), ended)))
+        self._do(ToHead(ms.Ping(self.node.name, self.incarnation, now.boot_ns, self._running(), ended), head))
+
+    def _rises(self, item: Rises, now: Now) -> None:
+        """Say at once to a head that begins to act what runs here, instead of at the next heartbeat."""
+        if item.epoch > self._epoch and self._joined and not self._unknown:
+            self._ping(now, item.head)
 
     # ---- the head's commands
 
-    def _from_head(self, message: ms.HeadCommand, now: Now) -> None:
+    def _from_head(self, message: ms.HeadCommand, head: str, now: Now) -> None:
         if message.epoch < self._epoch:
             return  # a head that doesn't know yet that it was followed by another
-        if message.epoch > self._epoch:
+        self.primary = head
+        anew = message.epoch > self._epoch
+        if anew:
             self._epoch = message.epoch
             self._do(Epoch(message.epoch))
+        if isinstance(message, ms.Welcome):
+            self._follow(message, anew, now)
         if isinstance(message, ms.Committed):
             held = self.held.get((message.job, message.attempt))
             if held and not held.alive:
@@ -265,6 +288,8 @@ class Worker:
                 self._die(now)
             case ms.Pong():
                 self._pong(message, now)
+                if self._followed[0] != self._epoch:
+                    self._join(now, head)  # its Welcome was lost
             case ms.Start():
                 self._start(message, now)
             case ms.Kill():
@@ -273,6 +298,18 @@ class Worker:
                 self._deliver(message)
             case ms.Inspect() | ms.Strike():
                 self._look_inside(message)
+
+    def _follow(self, message: ms.Welcome, anew: bool, now: Now) -> None:
+        """Ship to this head, and tell it what its predecessor has not committed; it may lack output, too."""
+        moved = message.bulk != self._followed[1]
+        self._followed = message.epoch, message.bulk
+        self._do(Follow(message.bulk, message.heads))
+        for held in self.held.values():
+            if moved and held.shipped and held.warden:
+                held.shipped = False
+                self._ship(held, held.spool_bytes, final=True)
+            if held.over and (anew or moved):
+                self._report(held, now)
 
     def _look_inside(self, message: ms.Inspect | ms.Strike) -> None:
         if isinstance(message, ms.Inspect):
@@ -290,7 +327,7 @@ class Worker:
             if not held.warden:
                 return  # the head says it again
             self._to_warden(held, "signal", serial=message.serial, signal=message.signal)
-        self._do(ToHead(ms.Delivered(self.node.name, self.incarnation, *key, message.serial)))
+        self._tell(ms.Delivered(self.node.name, self.incarnation, *key, message.serial))
 
     def _pong(self, message: ms.Pong, now: Now) -> None:
         if message.t_ns > now.boot_ns or not 0 < message.lease_s <= LEASE_MAX_S:
@@ -317,7 +354,7 @@ class Worker:
             return  # without a lease the head may count this node as lost by now; if it doesn't, it says it again
         if key in self.seen:
             # Started here once and not held any more, or ruled out: it is certainly over, and never runs again.
-            self._do(ToHead(ms.Gone(self.node.name, self.incarnation, *key, "it was started here before")))
+            self._tell(ms.Gone(self.node.name, self.incarnation, *key, "it was started here before"))
             return
         if len(self.seen) >= SEEN_MAX:
             return  # the head says it again, and by then `settled` has moved
@@ -351,7 +388,7 @@ class Worker:
         if key not in self.seen:
             self.seen[key] = 0
             self._do(Seen(*key))
-        self._do(ToHead(ms.Gone(self.node.name, self.incarnation, *key, reason)))
+        self._tell(ms.Gone(self.node.name, self.incarnation, *key, reason))
 
     def _forget(self, held: Held) -> None:
         del self.held[held.key]
@@ -457,13 +494,13 @@ class Worker:
             self._report(held, now)
 
     def _report(self, held: Held, now: Now) -> None:
-        if not self._joined:
+        if not self._joined or self._followed[0] != self._epoch:
             return
         held.reported_ns = now.boot_ns
         if isinstance(held.end, PartResult):
-            self._do(ToHead(ms.Ended(self.node.name, self.incarnation, *held.key, held.end)))
+            self._tell(ms.Ended(self.node.name, self.incarnation, *held.key, held.end))
         elif held.end is not None:
-            self._do(ToHead(ms.Gone(self.node.name, self.incarnation, *held.key, held.end)))
+            self._tell(ms.Gone(self.node.name, self.incarnation, *held.key, held.end))
 
     def _closed(self, item: WardenClosed, now: Now) -> None:
         self._unknown.discard(item.warden)

@@ -97,6 +97,7 @@ class Shipper:
         self._poller = wire.Poller()
         self._connection: wire.Connection | None = None
         self._reachable = False  # the last thing sent was taken by the connection
+        self._again_at = 0.0  # until then no output is sent: a head has said that it doesn't act
         self._hello_at = 0.0
         self._parts: dict[tuple[int, int], _Part] = {}
         self._under_way = 0  # bytes, of all parts
@@ -116,7 +117,7 @@ class Shipper:
         self._waker.close()
 
     def connect(self, address: str) -> None:
-        """Ship to the head at "host:port" from now on; nothing changes where that is done already."""
+        """Ship to the head at "host:port" from now on: it acts. Nothing changes where that is done already."""
         self._order(lambda: self._connect(address))
 
     def rename(self, incarnation: str) -> None:
@@ -203,6 +204,7 @@ class Shipper:
         return max(0.0, next_at - now)
 
     def _connect(self, address: str) -> None:
+        self._again_at = 0.0
         if self._connection:
             if self._connection.address == address:
                 return
@@ -250,12 +252,14 @@ class Shipper:
                     self._settle(key, part)
             elif isinstance(message, messages.Stdin):
                 self._report(StdinCame(message))
+            elif isinstance(message, messages.Elsewhere):
+                self._again_at = time.monotonic() + RESEND_S
             elif isinstance(message, messages.Failed):
                 log.warning("the head refuses: %s", message.error)
 
     def _send_chunk(self, key: tuple[int, int], part: _Part) -> bool:
         """Send a part's next chunk, if there is one and the windows allow it; return whether one was sent."""
-        if not self._reachable or part.sent >= part.length:
+        if not self._reachable or part.sent >= part.length or time.monotonic() < self._again_at:
             return False
         if part.under_way >= WINDOW_BYTES or self._under_way >= WINDOW_ALL_BYTES:
             return False

@@ -96,9 +96,9 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     birth.make_folder(home)
     birth.make_cluster(home)
     made = Agent(home, "n1", 2, 1 << 30)
-    sockets = [made._head, made._server]
-    head = Wire()
-    monkeypatch.setattr(made, "_head", head)
+    real = dict(made._heads._connections)
+    sockets = [*real.values(), made._server]
+    monkeypatch.setattr(made._heads, "_connections", {Wire.address: Wire()})
     monkeypatch.setattr(made, "_server", Wire())
     monkeypatch.setattr("beo.worker.agent.wire.Connection", Wire)
     monkeypatch.setattr(made, "_tmp", lambda job, attempt: str(tmp_path / "no such folder"))
@@ -112,14 +112,14 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     monkeypatch.setattr(made, "_spawn", spawn)
     yield made
     monkeypatch.undo()
-    assert sockets == [made._head, made._server]
+    assert sockets == [*made._heads._connections.values(), made._server]
     release(made)
 
 
 def release(agent: Agent) -> None:
     """Close what an agent that never ran has open."""
     agent._memory.close()
-    agent._head.close()
+    agent._heads.close()
     agent._server.close()
     agent._context.destroy(linger=0)
     agent._shipper._context.destroy(linger=0)
@@ -128,8 +128,8 @@ def release(agent: Agent) -> None:
 
 def say(agent: Agent, body: bytes) -> None:
     """The head says something."""
-    agent._head.heard.append(body)  # type: ignore[attr-defined]
-    agent._read_head()
+    agent._heads._connections[Wire.address].heard.append(body)  # type: ignore[attr-defined]
+    agent._read_heads()
 
 
 def join(agent: Agent) -> None:
