@@ -25,7 +25,7 @@ from tests.simulation import OPERATIONS, Simulation, Violation
 
 SEEDS = 320
 SEEDS_PER_TEST = 20
-MUTANT_SEEDS = 120
+MUTANT_SEEDS = 240
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))

@@ -94,7 +94,7 @@ class Heads:
                         continue
                 yield head, message
 
-    def _vote(self, message: ms.HeadQuestion) -> votes.Ballot:
+    def _vote(self, message: votes.HeadQuestion) -> votes.Ballot:
         now_s = time.clock_gettime(time.CLOCK_BOOTTIME)  # anew for each: a lease may not end before its holder's count
         match message:
             case votes.Prepare():
