@@ -24,7 +24,7 @@ FLOORS = {
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
-    "ha.log ha.voters ha.sending ha.taking ha.pair headnode.replica "
+    "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "ha.arp ha.standing ha.duties",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
