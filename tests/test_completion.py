@@ -86,6 +86,14 @@ def test_verbs_options_and_choices_are_offered() -> None:
     assert [word for word, _ in candidates(["submit", "--requeue=c"], whole=False)] == ["confirm"]
 
 
+def test_the_actions_of_a_verb_are_offered_and_their_options_and_values(head: FakeHead) -> None:
+    assert "import" in offered("ha", "") and offered("ha", "imp") == ["import"]
+    assert offered("ha", "--h") == ["--help"]
+    assert {"--output", "--json"} <= set(offered("ha", "import", "--"))
+    assert offered("ha", "import", "") == [":folders"] and offered("ha", "import", "-o", "") == [":files"]
+    assert offered("ha", "nosuch", "") == []
+
+
 def test_files_folders_and_programs_are_left_to_the_shell() -> None:
     assert offered("submit", "-o", "x") == [":files"]
     assert offered("submit", "--chdir=") == [":folders"]

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from beo.cli import man
-from beo.cli.group import FAMILIES, VERBS, Verb, exit_rows, families, group
+from beo.cli.group import FAMILIES, VERBS, Actions, Verb, exit_rows, families, group
 from tests.cluster import ROOT
 
 SUMMARY_LENGTH_MAX = 60
@@ -151,6 +151,20 @@ def plain(page: str) -> str:
     for mark, text in ((r"\(aq", "'"), (r"\(ga", "`"), (r"\(ti", "~"), (r"\(ha", "^"), (r"\(dq", '"'), (r"\e", "\\")):
         page = page.replace(mark, text)
     return page
+
+
+def test_the_actions_of_a_verb_are_in_its_help_and_its_page_and_each_is_explained() -> None:
+    command = group.get_command(click.Context(group), "ha")
+    assert isinstance(command, Actions)
+    text = " ".join(plain(man.page("ha")).split())
+    for name, (_, _, summary) in command.actions.items():
+        assert f"beo ha {name} {summary}" in text and f"{name} " in beo("ha", "--help").stdout
+        action = command.get_command(click.Context(command, info_name="ha"), name)
+        assert isinstance(action, Verb) and action.help and action.examples
+        for example, _ in action.examples:
+            for words in commands(example):
+                action.make_context(name, words[2:], parent=click.Context(command, info_name="ha"))
+    assert beo("ha", "imprt").stderr == "beo: no action 'imprt': did you mean import?\n"
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,13 @@ FLOORS = {
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
-    "ha.arp ha.standing ha.duties",
+    "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots headnode.compaction headnode.clerk ha.keep "
-    "worker.processes worker.disk worker.bounds worker.remains ha.netlink ha.address ha.programs ha.resources",
+    "worker.processes worker.disk worker.bounds worker.remains "
+    "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "headnode.compactor "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "

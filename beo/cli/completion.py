@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import click
 
 from beo import messages as m
-from beo.cli.group import VERBS, Verb, group
+from beo.cli.group import VERBS, Actions, Verb, group
 from beo.client import ENDED, Cluster
 from beo.errors import BeoError
 
@@ -140,7 +140,19 @@ def candidates(words: Sequence[str], whole: bool = True) -> Iterator[Candidate]:
         return
     command = group.get_command(click.Context(group), verb)
     assert command is not None
-    wanted, given = _wanted(command, before[before.index(verb) + 1 :])
+    behind = before[before.index(verb) + 1 :]
+    if isinstance(command, Actions):
+        action = next((word for word in behind if not word.startswith("-")), None)
+        if action is None:
+            names = ((name, text) for name, (_, _, text) in command.actions.items())
+            yield from _matching(_options(command, ()) if current.startswith("-") else names, current)
+            return
+        if action not in command.actions:
+            return
+        behind = behind[behind.index(action) + 1 :]
+        command = command.get_command(click.Context(command), action)
+        assert command is not None
+    wanted, given = _wanted(command, behind)
     if isinstance(wanted, click.Option):
         yield from _matching(_values(verb, wanted), current)
     elif wanted is None or (current.startswith("-") and "--" not in before and not _is_in_command(wanted, given)):
@@ -271,6 +283,7 @@ KINDS: dict[str, Callable[[str], Iterator[Candidate]]] = {
     "NODE": _nodes,
     "SIGNAL": _signals,
     "FILE": lambda _: iter([(FILES, "")]),
+    "FOLDER": lambda _: iter([(FOLDERS, "")]),
     "DIR": lambda _: iter([(FOLDERS, "")]),
     "CMD": lambda _: iter([(PROGRAMS, ""), (FILES, "")]),
     "COMMAND": lambda _: ((name, text) for name, (_, text) in VERBS.items()),

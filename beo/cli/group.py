@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -45,6 +45,7 @@ VERBS = {
     "history": ("past", "list what ended jobs took"),
     "gone": ("nodes", "declare a silent node's machine to be off"),
     "forget": ("nodes", "take lost nodes off the record"),
+    "ha": ("ha", "look after two heads that act as one"),
     "users": ("users", "list who may use the cluster, or take somebody's keys"),
     "doctor": ("doctor", "look for what is wrong, and what cures it"),
     "info": ("admin", "tell which cluster answers"),
@@ -59,7 +60,7 @@ FAMILIES = {
     "Jobs": "queue show wait logs cancel hold release requeue set kill ps top history",
     "Nodes": "nodes drain resume gone forget",
     "Clusters": "up down info events doctor users",
-    "Clusters of several machines": "head token worker login",
+    "Clusters of several machines": "head ha token worker login",
     "beo itself": "man completion resident",
 }
 
@@ -166,6 +167,36 @@ class Verb(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(list(rows), col_max=44)
+
+
+class Actions(Verb, click.Group):
+    """A verb with actions: `beo VERB ACTION ...`, each a `Verb` in a module that is imported when it is called.
+
+    `actions` is a table like `VERBS`: action -> module of beo.cli, name in it, and the line in the help.
+    """
+
+    def __init__(self, *args: object, actions: Mapping[str, tuple[str, str, str]], **kwargs: object) -> None:
+        """Take what Verb takes, and the table."""
+        super().__init__(*args, **{"subcommand_metavar": "ACTION ...", **kwargs})  # type: ignore[arg-type]
+        self.actions = actions
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the actions, in the order of the table."""
+        return list(self.actions)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one action; raises `NotFound` with the nearest ones for an unknown word."""
+        if name not in self.actions:
+            raise NotFound.among("action", name, self.actions, f"see '{ctx.command_path} --help'")
+        module, attribute, _ = self.actions[name]
+        command = getattr(import_module(f"beo.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the actions from the table."""
+        with formatter.section("Actions"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in self.actions.items()])
 
 
 def exit_rows(own: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

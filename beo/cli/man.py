@@ -18,6 +18,7 @@ from beo.cli.group import (
     EXIT_CODES,
     FILES,
     VERBS,
+    Actions,
     Verb,
     exit_rows,
     families,
@@ -119,6 +120,9 @@ def _lines(verb: str) -> Iterator[str]:
         for family, names in families():
             yield f'.SH "{_text(family.upper())}"'
             yield from _records((_bold(f"beo {name}"), VERBS[name][1]) for name in names)
+    if isinstance(command, Actions):
+        yield ".SH ACTIONS"
+        yield from _records((_bold(f"beo {verb} {name}"), what) for name, (_, _, what) in command.actions.items())
     yield ".SH OPTIONS"
     for parameter in command.params:
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
