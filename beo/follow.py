@@ -168,6 +168,10 @@ class Console:
                 raise Internal("the head's answer makes no sense", why, "install the same beo on both") from None
             if isinstance(answer, messages.StdinAck) and self._input and (answer.job, answer.attempt) == self._key:
                 self._input.take_ack(answer)
+            elif isinstance(answer, messages.Elsewhere):  # another head leads: find out which
+                self._asked = False
+                self._ask_at = self._heard_at + PAUSE_S
+                self._reopen()
             elif isinstance(answer, messages.Failed) and request in (0, self._request):
                 self._take_failure(answer)
             elif isinstance(answer, messages.Fetched) and request == self._request and self._asked:

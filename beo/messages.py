@@ -972,6 +972,76 @@ class BulkHello(_Message, frozen=True):
     incarnation: str
 
 
+# ---- bulk plane, between two heads: the one that leads has the other keep the same files -----------------------------
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """Whole blocks of an attempt's file from byte `position` on; chain: of all blocks before (headnode/output.py).
+
+    tail: the chain of the other's own end, whose file is longer and otherwise: what it has behind this goes. 0: none.
+    """
+
+    job: int
+    attempt: int
+    position: int
+    chain: int
+    data: bytes
+    tail: int = 0
+
+
+class Copy(_Message, frozen=True):
+    """The leader of this epoch has these blocks; several files in one message. → Copied"""
+
+    epoch: int
+    pieces: tuple[Piece, ...]
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """The other head's file is the leader's, durably, up to `have`.
+
+    probes: its end, and places further and further back, each with the chain there. With them it is asked from where on
+    the leader's is another; without, all is well. refused: why the leader's blocks are none.
+    """
+
+    job: int
+    attempt: int
+    have: int
+    probes: tuple[tuple[int, int], ...] = ()
+    refused: str = ""
+
+
+class Copied(_Message, frozen=True):
+    """What copies came to. life: a number of this life of the other head. trouble: why its disk takes no more."""
+
+    epoch: int
+    life: int
+    files: tuple[Held, ...]
+    trouble: str = ""
+
+
+class Offer(_Message, frozen=True):
+    """A page of what the leader has, as (job, attempt, size, chain); size -1: a file that is being copied. → Wanted
+
+    Page 0 is empty: who is there? last: what the other has besides is nobody's.
+    """
+
+    epoch: int
+    session: int
+    page: int
+    files: tuple[tuple[int, int, int, int], ...]
+    last: bool = False
+
+
+class Wanted(_Message, frozen=True):
+    """What of that page the other has otherwise, or not at all."""
+
+    epoch: int
+    life: int
+    session: int
+    page: int
+    files: tuple[Held, ...]
+
+
 ClientRequest = Union[  # noqa: UP007
     Info,
     Submit,
@@ -1029,8 +1099,8 @@ HeadAnswer = Union[  # noqa: UP007
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
-BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello]  # noqa: UP007
-BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere]  # noqa: UP007
+BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello, Copy, Offer]  # noqa: UP007
+BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere, Copied, Wanted]  # noqa: UP007
 
 
 class Reader(Generic[_Body]):

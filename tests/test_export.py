@@ -50,6 +50,7 @@ class Head:
     def begin(self) -> None:
         self.store = Output(self.folder / "output")
         self.exports = Exports(self.folder / "output", self.store.path, self.jobs)
+        self.exports.lead()
         for key in self.exports.active():
             self.exports.grown(*key, self.store.end(*key))
         self.exports.start()

@@ -12,7 +12,7 @@ from beo import votes
 from beo.errors import BeoError, Internal, NotFound
 from beo.headnode import permissions, views
 from beo.headnode.decide import User
-from beo.headnode.permissions import ADMIN, ALL, HEAD, OWNER, RULES, TOKEN, WORKER
+from beo.headnode.permissions import ADMIN, ALL, HEAD, OWNER, PEER, RULES, TOKEN, WORKER
 from beo.results import PartResult
 from tests.world import World, settings, spec
 
@@ -68,6 +68,8 @@ SAMPLES: dict[str, Any] = {
     "Stdin": ms.Stdin(JOB, 1, 0, b"", False),
     "StdinAck": ms.StdinAck(JOB, 1, 0, False),
     "BulkHello": ms.BulkHello("n1", "n1-1"),
+    "Copy": ms.Copy(1, (ms.Piece(JOB, 1, 0, 0, b""),)),
+    "Offer": ms.Offer(1, 7, 0, ()),
     "AskPair": ms.AskPair(),
     "Steer": ms.Steer("freeze"),
     "SetPair": ms.SetPair(level="B"),
@@ -110,7 +112,8 @@ def test_a_kind_without_a_rule_is_nobodys() -> None:
 def _said(world: World, name: str, who: str) -> Any:
     """What the head answers; the error, where it refuses. Of the bulk plane, what its rule says."""
     if name in BULK:
-        user = User(who, {"root": "admin", "worker": "worker", "token": "token", "head": "head"}.get(who, "user"))
+        roles = {"root": "admin", "worker": "worker", "token": "token", "head": "head", "peer": "peer"}
+        user = User(who, roles.get(who, "user"))
         try:
             return permissions.check_bulk(None if who == "stranger" else user, "ann", SAMPLES[name])
         except BeoError as error:
@@ -131,9 +134,9 @@ def _is_refused(answer: Any) -> bool:
 def test_each_message_is_taken_from_whom_the_table_says_and_nobody_else(world: World, name: str, who: str) -> None:
     rule = RULES[KINDS[name]]
     allowed = {
-        "ann": rule not in (WORKER, ADMIN, TOKEN, HEAD),
-        "bob": rule not in (WORKER, ADMIN, TOKEN, HEAD, OWNER),
-        "root": rule not in (WORKER, TOKEN, HEAD),
+        "ann": rule not in (WORKER, ADMIN, TOKEN, HEAD, PEER),
+        "bob": rule not in (WORKER, ADMIN, TOKEN, HEAD, PEER, OWNER),
+        "root": rule not in (WORKER, TOKEN, HEAD, PEER),
         "worker": rule in (WORKER, ALL),
         "token": rule == TOKEN,
         "head": rule in (HEAD, ALL),
@@ -145,6 +148,11 @@ def test_each_message_is_taken_from_whom_the_table_says_and_nobody_else(world: W
     if not allowed:
         assert world.state.index == before, "what was refused has changed something"
         assert answer.error["cure"], "a refusal names the cure"
+
+
+@pytest.mark.parametrize("name", sorted(BULK))
+def test_the_other_head_gives_copies_and_asks_for_nothing(world: World, name: str) -> None:
+    assert _is_refused(_said(world, name, "peer")) is (RULES[KINDS[name]] != PEER)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in set(KINDS) - BULK if RULES[KINDS[name]] == OWNER))

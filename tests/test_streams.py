@@ -19,7 +19,7 @@ from beo import records, wire
 from beo.config import ClusterFile
 from beo.errors import BeoError, NotFound, Refused, UsageError, from_dict
 from beo.follow import Console, Source, follow
-from beo.headnode import streams
+from beo.headnode import readers
 from beo.headnode.decide import User
 from beo.headnode.streams import Streams
 from beo.spec import JobSpec
@@ -76,6 +76,7 @@ class Cluster:
         self.connections: list[wire.Connection] = []
         self.head = Streams("127.0.0.1:0", HEAD, folder / "output", self.view)
         self.address = self.head.address
+        self.head.lead(1)
         self.head.start()
 
     def connect(self, name: str) -> wire.Connection:
@@ -215,7 +216,7 @@ def test_a_poll_is_answered_at_its_time_though_nothing_comes(cluster: Cluster) -
 
 
 def test_one_connection_can_park_so_many_polls_and_no_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "POLLS_PER_PEER_MAX", 3)
+    monkeypatch.setattr(readers, "POLLS_PER_PEER_MAX", 3)
     reader = cluster.connect("ann:user")
     for _ in range(10):  # asked again: replaced, not added
         assert reader.send(1, ms.encode(ms.Fetch(1, 1, 0, 10.0)), ENOUGH_S)
@@ -374,6 +375,7 @@ t.KEYS = {name: tuple(pair) for name, pair in given["keys"].items()}
 folder = Path(given["folder"])
 specs = {int(job): t.JobSpec(argv=("x",), cwd="/", **files) for job, files in given["specs"].items()}
 head = t.Streams(given["address"], given["secret"], folder / "output", t.View(folder, specs))
+head.lead(1)
 head.start()
 for job in specs:
     head.started(job, 1)

@@ -19,14 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
     "table votes",
-    1: "headnode.heads headnode.replay "
+    1: "headnode.mirror headnode.readers "
+    "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
-    2: "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
+    2: "headnode.copies "
+    "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots headnode.compaction headnode.clerk ha.keep "

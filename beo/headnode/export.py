@@ -4,6 +4,9 @@ A file is a prefix of what the store holds for its descriptors, in the store's o
 over a crash but that the file was begun (and truncated): its size tells how much of the store is in it. That is
 remembered by a small mark beside the store, made before the attempt starts and removed when its file is complete.
 
+Of two heads only the one that leads writes them. What it writes is durable on both, so the other goes on from the
+file's size when it leads.
+
 This is a thread of its own, because it writes where users say: a file system that hangs must not hold up the store.
 Files are opened as the job's owner, so nobody gets a file that he couldn't have written himself.
 """
@@ -92,6 +95,7 @@ class _Sink:
         self.skip_bytes = 0  # bytes from the cursor on that are in the file already
         self.fd = -1
         self.void = False  # /dev/null: nothing to do
+        self.term = 0  # of leading, in which it was opened
 
     def resolve(self, spec: JobSpec) -> None:
         """Take the path and the descriptors from the spec."""
@@ -143,11 +147,15 @@ class _Sink:
             os.fsync(self.fd)
         self.drop()
 
-    def drop(self) -> None:
-        """Forget it as it is."""
+    def close(self) -> None:
+        """Leave it to another head, or to a later time."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def drop(self) -> None:
+        """Forget it as it is."""
+        self.close()
         self.mark.unlink(missing_ok=True)
 
 
@@ -163,6 +171,8 @@ class Exports:
         self._errors: dict[tuple[int, str], str] = {}
         self._changed = threading.Condition()
         self._work = True
+        self._term = 0  # how often this head has begun to lead
+        self._leading = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="beo-export", daemon=True)
         for mark in sorted(folder.glob("*.export-[oe]")):
@@ -180,6 +190,22 @@ class Exports:
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout=RETRY_S)
+
+    def lead(self) -> None:
+        """Write from now on, as far as is told by `grown` anew: the files may be another head's work meanwhile."""
+        with self._changed:
+            self._term += 1
+            self._leading = self._work = True
+            for sink in self._sinks.values():
+                sink.end = -1
+            self._changed.notify()
+
+    def rest(self) -> None:
+        """Write no more: another head does."""
+        with self._changed:
+            self._leading = False
+            self._work = True
+            self._changed.notify()
 
     def begin(self, job: int, attempt: int) -> None:
         """An attempt is about to start, or runs: write its files. Earlier attempts of the job write no more."""
@@ -246,17 +272,21 @@ class Exports:
                     if self._stopping:
                         return
                     self._work = False
-                    sinks = list(self._sinks.values())
+                    sinks, term = list(self._sinks.values()), self._term if self._leading else 0
                 latest: dict[int, int] = {}
                 for sink in sinks:
                     latest[sink.job] = max(sink.attempt, latest.get(sink.job, 0))
                 for sink in sinks:
+                    if sink.term != term:
+                        sink.close()
+                        sink.term = term
+                    if not self._leading or not term:
+                        continue
                     if sink.attempt < latest[sink.job] or not sink.mark.exists() or self._advance(sink):
                         self._finish(sink)
         finally:
             for sink in self._sinks.values():
-                if sink.fd >= 0:
-                    os.close(sink.fd)
+                sink.close()
 
     def _finish(self, sink: _Sink) -> None:
         sink.drop()

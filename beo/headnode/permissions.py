@@ -24,6 +24,7 @@ ALL = "all"  # everybody, workers about their own node
 ADMIN = "admin"  # admins alone
 OWNER = "owner"  # the owner of each job that it names, by `job`, `jobs` or `select`, and admins
 SEEN = "seen"  # everybody but workers; of others' jobs the answer holds no more than views.py lets strangers see
+PEER = "peer"  # the other head alone, which has this one's key: the cluster's own
 SELF = "self"  # everybody but workers, for himself
 
 RULES: dict[type, str] = {
@@ -78,6 +79,8 @@ RULES: dict[type, str] = {
     ms.BulkHello: WORKER,
     ms.Fetch: OWNER,
     ms.Stdin: OWNER,
+    ms.Copy: PEER,
+    ms.Offer: PEER,
 }
 
 
@@ -99,7 +102,9 @@ def check_role(user: User | None, message: object) -> tuple[User, str]:
         raise Refused("only a voter's key can vote", f"this key is {user.name}'s", "use a worker's or a witness's")
     if rule == HEAD and user.role != "head":
         raise Refused("only a head's own key can ask for this", f"this key is {user.name}'s", "use 'beo head join'")
-    if rule not in (WORKER, VOTER, HEAD, TOKEN, ALL) and user.role not in ("admin", "user"):
+    if rule == PEER and user.role != "peer":
+        raise Refused("only the other head can give copies", f"this key is {user.name}'s", "use the cluster's own key")
+    if rule not in (WORKER, VOTER, HEAD, PEER, TOKEN, ALL) and user.role not in ("admin", "user"):
         raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
     if rule == ADMIN and user.role != "admin":
         raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")

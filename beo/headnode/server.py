@@ -368,8 +368,10 @@ class Server:
     def _became(self, effect: Became) -> None:
         if effect.role != "primary":
             log.warning("head %s doesn't act any more: %s", self._who.name, self._replica.pair.why)
+            self._streams.follow(effect.epoch)
             return
         log.info("head %s acts, epoch %s", self._who.name, votes.epoch_text(effect.epoch))
+        self._streams.lead(effect.epoch)
         for job in self.state.jobs.values():
             if job.attempt and job.state not in ENDED:
                 self._begin_files(job.id, job.attempt.number)
