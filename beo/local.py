@@ -9,7 +9,6 @@ several is in machines.py.
 from __future__ import annotations
 
 import os
-import random
 import shlex
 import signal
 import sys
@@ -23,13 +22,13 @@ import msgspec
 
 from beo import lockfile, log, supervisor
 from beo.config import Home, write_durably
-from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError, from_dict, reason
+from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError, reason
 from beo.supervisor import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from beo import messages, wire
+    from beo import messages, question
 
 READY_MAX_S = 30.0  # a cold start takes about 1 s; a machine that needs longer than this is in trouble
 ASK_S = 1.0  # for one answer of the head
@@ -56,11 +55,12 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     serves: bool = True  # the head runs here
     listen: str = ""  # where it listens: host:port; "": as beo.toml says
     name: str = ""  # of the one worker of a machine without the head
+    prefix: str = "node"  # of the names of workers: those of the second head's machine must be others
 
     @property
     def nodes(self) -> list[str]:
         """The names of the workers: node01, node02, ..., or the one that the machine has in the cluster."""
-        return [self.name] if self.name else [f"node{number:02d}" for number in range(1, self.workers + 1)]
+        return [self.name] if self.name else [f"{self.prefix}{number:02d}" for number in range(1, self.workers + 1)]
 
     def __str__(self) -> str:
         """`2 workers of 4 slots`"""
@@ -219,7 +219,8 @@ def choose(
     if slots is None:
         cores = len(os.sched_getaffinity(0))
         slots = last.slots if last and last.workers == workers else max(1, cores // max(1, workers))
-    return Plan(workers, _checked_slots(slots), head, agent, listen=last.listen if last else "")
+    base = last or Plan(workers, slots)
+    return msgspec.structs.replace(base, workers=workers, slots=_checked_slots(slots), head=head, agent=agent)
 
 
 def _checked_slots(slots: int) -> int:
@@ -304,40 +305,13 @@ def _end_all(home: Home) -> None:
 # ---- the head's answers -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _connected(home: Home) -> Iterator[wire.Connection]:
-    from beo import wire
+def _heads(home: Home) -> question.Heads:
+    """Connections to the cluster's heads, by a key of this machine."""
+    from beo import question
 
     cluster = home.cluster()
-    context = wire.new_context()
-    try:
-        key = "admin" if (home.keys / "admin.secret").exists() else "worker"
-        connection = wire.Connection(cluster.heads[0], cluster.key, home.secret(key), context)
-        try:
-            yield connection
-        finally:
-            connection.close()
-    finally:
-        context.destroy(linger=0)
-
-
-def _ask(connection: wire.Connection, question: messages.Info | messages.ListJobs | messages.ListNodes) -> object:
-    """The head's answer, or None where none came in ASK_S. Raises the error that it answered with."""
-    from beo import messages, version
-
-    number = random.getrandbits(63)
-    deadline = time.monotonic() + ASK_S
-    if not connection.send(number, messages.encode(question), ASK_S):
-        return None
-    while (received := connection.receive(max(0.0, deadline - time.monotonic()))) is not None:
-        if received[0] == number and received[1]:
-            answer = messages.to_client.decode(received[1])
-            if isinstance(answer, messages.Failed):
-                raise from_dict(answer.error)
-            return answer
-    if connection.stranger:
-        raise version.mismatch(f"the head at {connection.address}", connection.stranger)
-    return None
+    key = "admin" if (home.keys / "admin.secret").exists() else "worker"
+    return question.Heads(cluster.heads, cluster.key, home.secret(key))
 
 
 def _await_ready(home: Home, plan: Plan) -> None:
@@ -347,11 +321,11 @@ def _await_ready(home: Home, plan: Plan) -> None:
     began_s = time.monotonic()
     seen = "no head answers yet"
     try:
-        with _connected(home) as connection:
+        with _heads(home) as heads:
             while time.monotonic() < began_s + READY_MAX_S:
-                answer = _ask(connection, messages.ListNodes())
-                if connection.refused:
-                    raise _unknown(connection.address)
+                answer = heads.ask(messages.ListNodes(), ASK_S)
+                if heads.trouble:
+                    raise _unknown(heads.where)
                 if isinstance(answer, messages.NodesAre):
                     up = {node.name for node in answer.nodes if node.state == "up"}
                     # A head that begins again takes its nodes for up until it knows better; so ask the locks too.
@@ -360,10 +334,10 @@ def _await_ready(home: Home, plan: Plan) -> None:
                         return
                     seen = f"{len(ready)} of {_count(plan.workers, 'worker')} joined"
                 _check_daemons(home, plan)
-                _progress(f"beo: starting: {seen} ({time.monotonic() - began_s:.0f} s)")
+                progress(f"beo: starting: {seen} ({time.monotonic() - began_s:.0f} s)")
                 time.sleep(LOOK_S)
     finally:
-        _progress("")
+        progress("")
     raise TimedOut(f"not ready after {READY_MAX_S:.0f} s", seen, f"it goes on trying: see {home.logs}, or 'beo down'")
 
 
@@ -371,13 +345,13 @@ def nodes(home: Home) -> tuple[messages.NodeView, ...]:
     """Return what the head shows this machine's key of the nodes: a worker's its own alone. Raises NoHead."""
     from beo import messages
 
-    with _connected(home) as connection:
-        answer = _ask(connection, messages.ListNodes())
+    with _heads(home) as heads:
+        answer = heads.ask(messages.ListNodes(), ASK_S)
         if isinstance(answer, messages.NodesAre):
             return answer.nodes
-        if connection.refused:
-            raise _unknown(connection.address)
-    raise NoHead(f"no head answers at {connection.address}", f"tried for {ASK_S:.0f} s", "see 'beo info' there")
+        if heads.trouble:
+            raise _unknown(heads.where)
+        raise NoHead(f"no head answers at {heads.where}", f"tried for {ASK_S:.0f} s", "see 'beo info' there")
 
 
 def _unknown(address: str) -> Refused:
@@ -409,8 +383,8 @@ def _count_running(home: Home) -> int:
 
     if lockfile.holder(home.head / "lock") is None:
         return 0
-    with suppress(BeoError, msgspec.DecodeError), _connected(home) as connection:
-        answer = _ask(connection, messages.ListJobs(limit=LIST_MAX))
+    with suppress(BeoError, msgspec.DecodeError), _heads(home) as heads:
+        answer = heads.ask(messages.ListJobs(limit=LIST_MAX), ASK_S)
         if isinstance(answer, messages.JobsAre):
             return sum(job.state in ("running", "ending") for job in answer.jobs)
     return 0
@@ -435,7 +409,8 @@ def _greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object]) 
     echo("  beo down  # end it all")
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
+    """Show a line in the place of the one before, to a person who waits."""
     if sys.stderr.isatty():
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 

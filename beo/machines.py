@@ -12,24 +12,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 import msgspec
 
-from beo import address, birth, local, supervisor, token, units, version, wire
+from beo import address, birth, local, question, supervisor, token, units, wire
 from beo import messages as ms
 from beo.config import ClusterFile, Home
-from beo.errors import BeoError, Conflict, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict
+from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError
 from beo.settings import HeadConfig
 
-Answer = TypeVar("Answer")
 Echo = Callable[[str], object]
 
 CONNECT_S = 3.0  # for the head's machine to answer at all
-ENROL_S = 10.0  # for its answer; a head that replays a long journal takes some seconds
-ASK_AGAIN_S = 1.0
 CLOCK_OFF_MAX_S = 60.0  # beyond, times in queues and logs mislead people
 LINE_LENGTH_MAX = 256  # a token is shorter
+HEADS_MAX = 2
 TOKEN_S = 3_600.0  # how long a token lives unless told otherwise
 
 
@@ -54,7 +51,11 @@ def init_head(home: Home, listen: str, workers: int | None, slots: int | None, e
         echo("no other machine can reach it there: that is for trying things out")
     text, _ = new_token(home, "worker", 1, TOKEN_S)
     echo(f"on another machine, within {units.format_duration(TOKEN_S)} (and for one machine: 'beo token' makes more):")
-    echo(f"  {worker_line(home, text)}")
+    echo(f"  {token_line(home, 'worker', text)}")
+    if len(home.cluster().heads) < HEADS_MAX:
+        text, _ = new_token(home, "head", 1, TOKEN_S)
+        echo("or, so that a second head takes over when this machine dies ('beo head token' prints it again):")
+        echo(f"  {token_line(home, 'head', text)}")
 
 
 def _plan_head(home: Home, last: local.Plan | None, listen: str, workers: int | None, slots: int | None) -> local.Plan:
@@ -68,14 +69,14 @@ def _plan_head(home: Home, last: local.Plan | None, listen: str, workers: int | 
         host, port = address.split(listen, address.HEAD_PORT) if listen else (address.chosen(), address.HEAD_PORT)
         host = address.check_own(host)
         fixed = listen.endswith(f":{port}")
-        listen = f"{host}:{port}" if fixed or _is_free(home, host, port) else f"{host}:0"
+        listen = f"{host}:{port}" if fixed or is_free(home, host, port) else f"{host}:0"
     if last and workers is None:
         workers = last.workers
     base = msgspec.structs.replace(last, listen=listen) if last else local.Plan(0, 1, listen=listen)
     return local.choose(base, workers or 0, slots, base.head, base.agent)
 
 
-def _is_free(home: Home, host: str, port: int) -> bool:
+def is_free(home: Home, host: str, port: int) -> bool:
     """Whether the usual port is free, or this very cluster's already."""
     with suppress(BeoError):
         if f"{host}:{port}" in home.cluster().heads:
@@ -85,9 +86,16 @@ def _is_free(home: Home, host: str, port: int) -> bool:
     return False
 
 
-def worker_line(home: Home, text: str) -> str:
-    """The command with which a machine joins as a worker."""
-    return f"beo worker --head {home.cluster().heads[0]} --token {text}"
+def token_line(home: Home, role: str, text: str) -> str:
+    """The command to type where the newcomer is."""
+    where = home.cluster().heads[0]
+    match role:
+        case "head":
+            return f"beo head join {where} --token {text}"
+        case "worker" | "witness":
+            return f"beo {role} --head {where} --token {text}"
+        case _:
+            return f"beo login --head {where} --token {text}"
 
 
 def new_token(home: Home, role: str, uses: int, expires_s: float, user: str = "", uid: int = -1) -> tuple[str, int]:
@@ -96,7 +104,7 @@ def new_token(home: Home, role: str, uses: int, expires_s: float, user: str = ""
     public = wire.public_of_bytes(token.secret_of(seed))
     wish = ms.MakeToken(public, role, user or birth.user_name(), uid, uses, expires_s)
     cluster = home.cluster()
-    made = _ask(cluster.heads[0], cluster.key, home.secret("admin"), wish, ms.TokensAre)
+    made = question.ask(cluster.heads, cluster.key, home.secret("admin"), wish, ms.TokensAre)
     return token.write(cluster.key, seed), made.tokens[0].number
 
 
@@ -147,11 +155,17 @@ def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: E
 
 
 def _enrol_worker(home: Home, head: str, text: str, name: str, echo: Echo) -> str:
+    answer, cluster = enrol(home, head, text, "worker", own_name(name), echo)
+    home.write_cluster(cluster)
+    return answer.node
+
+
+def own_name(name: str) -> str:
+    """Return the name, or this machine's own where it is empty; raises UsageError where that is none."""
     name = name or socket.gethostname().partition(".")[0]
     if name in ("", "localhost"):
         raise UsageError(f"this machine calls itself {name!r}", "so do others", "give it a name with --name")
-    answer = _enrol(home, head, text, "worker", name, echo)
-    return answer.node
+    return name
 
 
 def login(home: Home, head: str, text: str, echo: Echo) -> None:
@@ -159,12 +173,13 @@ def login(home: Home, head: str, text: str, echo: Echo) -> None:
     last = local.read_plan(home)
     if last and last.serves and (home.head / "journal.db").exists():
         raise Conflict(f"{home.path} has a cluster of its own, with a head", "", "set BEO_DIR to another folder")
-    answer = _enrol(home, head, text, "admin", "", echo)
+    answer, cluster = enrol(home, head, text, "admin", "", echo)
+    home.write_cluster(cluster)
     echo(f"you are {answer.user} ({answer.role}) of the cluster at {home.cluster().heads[0]}; try 'beo nodes'")
 
 
-def _enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> ms.EnrolledIs:
-    """Have this folder's key (made here the first time) authorized, and write down which cluster that is."""
+def enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> tuple[ms.EnrolledIs, ClusterFile]:
+    """Have this folder's key (made here the first time) authorized; return that, and which cluster it is."""
     if text == "-":  # so that it stands in no list of processes
         text = sys.stdin.readline(LINE_LENGTH_MAX)
     asked = token.read(text)
@@ -189,17 +204,29 @@ def _enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) ->
     public = wire.public_of(home.secret(key))
     _check_reachable(head)
     asked_s = time.time()
-    answer = _ask(head, asked.head, asked.secret, ms.Enrol(public, name), ms.EnrolledIs)
-    answered_s = time.time()
+    answer = question.ask((head,), asked.head, asked.secret, ms.Enrol(public, name), ms.EnrolledIs)
+    check_clock(answer.time_s - (asked_s + time.time()) / 2, echo)
     if answer.role == "worker" and not name:
         raise Refused("this token is for a worker", "", "use 'beo worker'")
-    home.write_cluster(ClusterFile(answer.cluster, (head,), asked.head, (answer.bulk,)))
-    off_s = answer.time_s - (asked_s + answered_s) / 2
+    return answer, _cluster_file(answer, head, asked.head)
+
+
+def _cluster_file(answer: ms.EnrolledIs, head: str, key: str) -> ClusterFile:
+    """Where all heads are; the one that has answered where we have found it."""
+    control = {view.name: view.control for view in answer.heads}
+    if head not in control.values():  # behind some other address, or of a beo that tells of no heads
+        control[answer.head] = head
+    bulk = {view.name: view.bulk for view in answer.heads} | {answer.head: answer.bulk}
+    names = sorted(control)
+    return ClusterFile(answer.cluster, tuple(control[name] for name in names), key, tuple(bulk[name] for name in names))
+
+
+def check_clock(off_s: float, echo: Echo) -> None:
+    """Say so where this machine's clock differs much from the head's, which is `off_s` ahead."""
     if abs(off_s) > CLOCK_OFF_MAX_S:
         way = "behind" if off_s > 0 else "ahead of"
         off = units.format_duration(int(abs(off_s)))
         echo(f"this machine's clock is {off} {way} the head's: set it, as by 'apt-get install -y chrony'")
-    return answer
 
 
 def _check_reachable(head: str) -> None:
@@ -210,43 +237,3 @@ def _check_reachable(head: str) -> None:
         why = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         cure = f"see 'beo info' on the head's machine, and whether a firewall closes port {port} or the next one"
         raise NoHead(f"nobody answers at {head}", why, cure) from None
-
-
-def _ask(head: str, key: str, secret: str, question: object, kind: type[Answer]) -> Answer:
-    """The head's answer to what may be asked again. Raises what it refuses with, and says why nothing comes."""
-    context = wire.new_context()
-    connection = wire.Connection(head, key, secret, context)
-    deadline_s = time.monotonic() + ENROL_S
-    try:
-        while time.monotonic() < deadline_s:
-            if connection.send(1, ms.encode(question), 0.1):
-                received = connection.receive(ASK_AGAIN_S)
-                if received and not received[1]:
-                    raise version.mismatch(f"the head at {head}", connection.stranger)
-                if received:
-                    return _read(received[1], kind)
-            if connection.refused:
-                raise Refused(
-                    f"the head at {head} knows neither this token nor this key",
-                    "it is of another time, or of another cluster",
-                    "make a new one with 'beo token' on the head's machine",
-                )
-            if connection.mistaken:
-                raise Refused(
-                    f"who listens at {head} is not the head that this token was made by",
-                    "it has another key",
-                    "compare the address with what 'beo info' says on the head's machine",
-                )
-    finally:
-        connection.close()
-        context.destroy(linger=0)
-    raise NoHead(f"no head answers at {head}", f"tried for {ENROL_S:.0f} s", "see 'beo info' on the head's machine")
-
-
-def _read(body: bytes, kind: type[Answer]) -> Answer:
-    answer = ms.to_client.decode(body)
-    if isinstance(answer, ms.Failed):
-        raise from_dict(answer.error)
-    if not isinstance(answer, kind):
-        raise NotFound(f"the head answered with {type(answer).__name__}", "", "install the head's beo here")
-    return answer

@@ -51,7 +51,7 @@ def test_every_verb_is_explained(name: str) -> None:
         if isinstance(parameter, click.Option):
             assert (
                 parameter.help and parameter.help[0].isupper()
-            ) or parameter.help == "worker, user:NAME[:UID] or admin[:NAME]."
+            ) or parameter.help == "worker, user:NAME[:UID], admin[:NAME], head or witness."
             assert parameter.help.rstrip().endswith((".", ")")), parameter.opts
 
 

@@ -20,7 +20,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 VERBS = {
     "up": ("admin", "start a cluster on this machine"),
     "down": ("admin", "stop this machine's cluster"),
-    "head": ("machines", "make this machine the head of several"),
+    "head": ("machines", "make this machine a head of several"),
     "token": ("machines", "let a machine or a person join"),
     "worker": ("machines", "make this machine a worker"),
     "login": ("machines", "use a cluster elsewhere from here"),

@@ -30,21 +30,49 @@ TOKEN_COLUMNS = (
         ("beo head init", "listen where others reach this machine"),
         ("beo head init --listen 192.168.1.10:7420", "listen there"),
         ("beo head init --workers 1", "let this machine compute, too"),
+        ("beo head token", "let a second head join; print the command to type there"),
+        ("beo head join HOST:PORT --token T", "be the second head; 'beo head token' prints this line"),
+        ("beo head join --listen 192.168.1.12", "be reached there from now on"),
     ],
+    exits=[("124", "the heads are not in step yet; it goes on trying")],
 )
-@click.argument("action", type=click.Choice(["init"]))
+@click.argument("action", type=click.Choice(["init", "join", "token"]))
+@click.argument("first", default="", metavar="[HEAD]")
+@option("--token", "text", default="", metavar="TOKEN", help="What 'beo head token' printed; -: read it from stdin.")
+@option("--expires", default="1h", show_default=True, metavar="TIME", help="The token is of no use after that.")
 @option("--listen", default="", metavar="HOST:PORT", help="This machine's address in the cluster's network.")
 @option("--workers", type=click.IntRange(0), help="Nodes on this machine itself (default: as before, or none).")
 @option("--slots", type=click.IntRange(1), help="Slots of each (default: the processors, shared out).")
-def head(action: str, listen: str, workers: int | None, slots: int | None) -> None:
-    """Make this machine the head of a cluster of several, start it, and print how others join.
+def head(
+    action: str,
+    first: str,
+    text: str,
+    expires: str,
+    listen: str,
+    workers: int | None,
+    slots: int | None,
+) -> None:
+    """Make this machine a head of a cluster of several, start it, and print how others join.
 
-    A cluster that 'beo up' has made in this folder goes on with all its jobs: 'beo down' it first. 'beo up' and
-    'beo down' start and end what this machine has of the cluster from then on.
+    init makes it the first head. A cluster that 'beo up' has made in this folder goes on with all its jobs: 'beo down'
+    it first. join makes it the second one, beside the HEAD that listens there: it copies all that happens, and goes on
+    when the first one dies. It returns when both are in step. token, on the first one's machine, lets it join, once.
+
+    'beo up' and 'beo down' start and end what this machine has of the cluster from then on.
     """
-    from beo import machines
+    home = config.home()
+    if action != "join" and (first or text):
+        raise UsageError(f"beo head {action} {first or '--token'}".rstrip(), "only 'join' takes that", "leave it")
+    if action == "token":
+        _make_token(expires, 1, "head", False, False)
+    elif action == "join":
+        from beo import pairing
 
-    machines.init_head(config.home(), listen, workers, slots, click.echo)
+        pairing.join(home, first, text, listen, workers, slots, click.echo)
+    else:
+        from beo import machines
+
+        machines.init_head(home, listen, workers, slots, click.echo)
 
 
 @click.command(
@@ -60,7 +88,13 @@ def head(action: str, listen: str, workers: int | None, slots: int | None) -> No
 @click.argument("words", nargs=-1, metavar="[list | revoke NUMBER...]")
 @option("--expires", default="1h", show_default=True, metavar="TIME", help="Of no use after that.")
 @option("--uses", type=click.IntRange(1), default=1, show_default=True, help="So many machines may use it.")
-@option("--role", default="worker", show_default=True, metavar="ROLE", help="worker, user:NAME[:UID] or admin[:NAME].")
+@option(
+    "--role",
+    default="worker",
+    show_default=True,
+    metavar="ROLE",
+    help="worker, user:NAME[:UID], admin[:NAME], head or witness.",
+)
 @listing
 def token(words: tuple[str, ...], expires: str, uses: int, role: str, fields: str, as_json: bool, quiet: bool) -> None:
     """Make a token, with which a machine or a person joins the cluster; print the command to type there.
@@ -90,8 +124,7 @@ def _make_token(expires: str, uses: int, role: str, as_json: bool, quiet: bool) 
     home = config.home()
     kind, user, uid = _role(role)
     text, number = machines.new_token(home, kind, uses, units.parse_duration(expires), user, uid)
-    verb = "worker" if kind == "worker" else "login"
-    line = f"beo {verb} --head {home.cluster().heads[0]} --token {text}"
+    line = machines.token_line(home, kind, text)
     if as_json:
         from json import dumps
 
@@ -104,6 +137,8 @@ def _role(text: str) -> tuple[str, str, int]:
     """Divide a role into its kind, the user's name, and his uid."""
     kind, _, rest = text.partition(":")
     name, _, number = rest.partition(":")
+    if kind in ("worker", "head", "witness") and rest:
+        raise UsageError(f"--role {text}: a {kind} has no name here", "it says its own when it joins", "leave it")
     if kind != "user":
         if number:
             raise UsageError(f"--role {text}: a {kind} has no uid", "", "leave it")

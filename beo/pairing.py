@@ -1,0 +1,143 @@
+"""How a second head comes to be: on a machine of its own by a token, or beside the first one, and how one starts anew.
+
+The newcomer is enrolled by its own key, says where it will listen, and is told what every head must know. Each step may
+be cut short and be done again: what it has written by then is used, cluster.json comes last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from beo import address, birth, local, machines, question, wire
+from beo import messages as ms
+from beo.config import ClusterFile, Home, Place, Who
+from beo.errors import BeoError, Conflict, Refused, TimedOut, UsageError
+
+Echo = Callable[[str], object]
+
+OWN = "newcomer"  # the key by which the cluster knows this head as a machine; all heads share the key `head`
+STEP_MAX_S = 60.0  # a journal of 100,000 jobs is here within a few seconds
+LOOK_S = 0.1
+NOBODY = Who("", "", (), "")
+
+
+def join(home: Home, head: str, text: str, listen: str, workers: int | None, slots: int | None, echo: Echo) -> None:
+    """Make this machine the second head, if it isn't yet, and start it; return when it is in step.
+
+    head: where the first one is, text: the token; without both, it says again where it is reached. listen: HOST,
+    HOST:PORT or "" for the address on the way to the first head. workers: nodes of this machine itself.
+    """
+    last = local.read_plan(home)
+    _check_folder(home, last)
+    if text:
+        _, cluster = machines.enrol(home, head, text, OWN, "", echo)
+    elif not (home.keys / f"{OWN}.secret").exists() or not home.cluster_file.exists():
+        cure = "type the line that 'beo head token' prints on the first head's machine"
+        raise UsageError("this machine is no head yet", "it needs a token" if head else "", cure)
+    else:
+        cluster = home.cluster()
+    known = home.who() if home.who_file.exists() else NOBODY
+    where = _choose_listen(home, known, listen, _others(known, cluster))
+    who = birth.choose_places(home, known, where)
+    take_in(home, cluster, who, echo)
+
+    def choose(last: local.Plan | None) -> local.Plan:
+        base = last or local.Plan(0, 1)
+        count = workers if workers is not None else base.workers
+        prefix = base.prefix if last else f"{machines.own_name('')}-"
+        base = msgspec.structs.replace(base, workers=count, listen=where, prefix=prefix)
+        return local.choose(base, count, slots, base.head, base.agent)
+
+    plan, was_up = local.start(home, choose)
+    own = home.who()
+    echo(
+        f"{'already up' if was_up else 'up'}: head {own.name} at {own.control}" + (f", {plan}" if plan.workers else "")
+    )
+    await_step(home, echo)
+    echo("what to type next: 'beo ha status' tells how both heads fare, on either machine")
+
+
+def _check_folder(home: Home, last: local.Plan | None) -> None:
+    """Refuse a folder that belongs to something else already."""
+    if last and not last.serves:
+        raise Conflict(f"this machine is {last.name}, a worker", str(home.path), "set BEO_DIR to another folder")
+    if (home.head / "journal.db").exists() and not (home.keys / f"{OWN}.secret").exists():
+        why = f"it is head {home.who().name} of one" if home.who_file.exists() else ""
+        raise Conflict(f"{home.path} has a cluster of its own", why, "set BEO_DIR to another folder")
+    if local.is_running(home):
+        raise Conflict("this machine's head is up", str(home.path), "'beo ha status' tells how it fares, or 'beo down'")
+
+
+def _others(known: Who, cluster: ClusterFile) -> list[str]:
+    return [head for head in cluster.heads if head != known.control]
+
+
+def _choose_listen(home: Home, known: Who, listen: str, others: Iterable[str]) -> str:
+    """Where to listen: as asked for, else as until now, else by the way to the first head at the usual port."""
+    if not listen and known.control:
+        return known.control
+    first = next(iter(others), "")
+    host, port = address.split(listen, address.HEAD_PORT) if listen else ("", address.HEAD_PORT)
+    host = address.check_own(host or address.own(first.rpartition(":")[0]))
+    if listen.endswith(f":{port}"):
+        return f"{host}:{port}"
+    return f"{host}:{port}" if machines.is_free(home, host, port) else f"{host}:0"
+
+
+def take_in(home: Home, cluster: ClusterFile, who: Who, echo: Echo) -> None:
+    """Ask to be taken in by our own key, and write down what a head must know."""
+    asked_s = time.time()
+    wish = ms.JoinHead(who.control, who.bulk, who.links)
+    answer = question.ask(cluster.heads, cluster.key, home.secret(OWN), wish, ms.HeadJoinedIs)
+    if answer.cluster != cluster.cluster:
+        raise Conflict("who answers is of another cluster", f"{answer.cluster[:8]}…", "remove the folder, join again")
+    machines.check_clock(answer.time_s - (asked_s + time.time()) / 2, echo)
+    if wire.public_of(answer.keys.get("head", "")) != cluster.key:
+        raise Refused("the head didn't send its keys", "", "install the head's beo here, and join again")
+    for name in birth.KEYS:
+        home.write_secret(name, answer.keys[name])
+    places = {view.name: Place(view.control, view.bulk, view.links) for view in answer.heads}
+    others = {name: place for name, place in places.items() if name != answer.name}
+    told = msgspec.structs.replace(who, name=answer.name, others=others)
+    home.write_who(told)
+    birth.write_heads(home, cluster, told)
+
+
+# ---- how they fare ----------------------------------------------------------------------------------------------
+
+
+def views(home: Home, patience_s: float = question.LOOK_S) -> dict[str, ms.PairIs | BeoError]:
+    """Return what each head says of the pair, by address; by the admin's key, on a head's machine."""
+    cluster = home.cluster()
+    return question.look(cluster.heads, cluster.key, home.secret("admin"), ms.AskPair(), ms.PairIs, patience_s)
+
+
+def await_step(home: Home, echo: Echo) -> None:
+    """Return when both heads are in step; raises TimedOut, which is no reason to end anything: it goes on trying."""
+    began_s = time.monotonic()
+    told = "nothing is known of it yet"
+    try:
+        while time.monotonic() < began_s + STEP_MAX_S:
+            found = [view for view in views(home).values() if isinstance(view, ms.PairIs)]
+            primary = next((view for view in found if view.role == "primary"), None)
+            if primary and primary.in_step and len(found) > 1:
+                standby = next(view for view in found if view is not primary)
+                echo(f"in step: {primary.name} is the primary, {standby.name} the standby")
+                return
+            told = _progress(primary, found)
+            local.progress(f"beo: {told} ({time.monotonic() - began_s:.0f} s)")
+            time.sleep(LOOK_S)
+    finally:
+        local.progress("")
+    cure = "it goes on trying: 'beo ha status' tells more"
+    raise TimedOut(f"not in step after {STEP_MAX_S:.0f} s", told, cure)
+
+
+def _progress(primary: ms.PairIs | None, found: list[ms.PairIs]) -> str:
+    if primary is None:
+        return next((view.why for view in found if view.why), "no head acts yet")
+    lag = max(0, primary.last - primary.match)
+    return primary.why or (f"{lag} entries are missing" if lag else "about to be in step")
