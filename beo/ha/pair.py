@@ -331,6 +331,8 @@ class Pair(Leader):
                 self._step_down("nobody has answered: too few voters, and no other head")
                 self._stand_s = self._now + self._uniform(0.0, RETRY_S)
             else:
+                if self._now - self._asked_s > self._settings().lease_s:
+                    self.why = f"neither {self.other or 'another head'} nor enough voters answer"
                 self._ask()
         elif self.role == "won":
             self._ask_to_accept()

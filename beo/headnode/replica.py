@@ -261,9 +261,10 @@ class Replica:
     def _pair_is(self) -> ms.PairIs:
         pair, state, now_s = self.pair, self.state, self._now.boot_s
         settings = state.pair
-        role = pair.role
+        role, in_step = pair.role, pair.in_step
         if role == "idle" and pair.leader and now_s - pair.heard_s <= settings.lease_s:
             role = "standby"
+            in_step = len(pair.acceptor.acc.isr) > 1 if pair.acceptor.acc else False
         heads = {**self._others, **state.heads}
         views = tuple(ms.HeadView(name, one.control, one.bulk, one.links) for name, one in sorted(heads.items()))
         voting = pair.is_voting
@@ -279,7 +280,7 @@ class Replica:
             pair.why,
             pair.epoch if pair.role != "idle" else pair.acceptor.epoch,
             pair.acceptor.acc,
-            pair.in_step,
+            in_step,
             pair.leader,
             self._log.last.idx,
             pair.commit,
