@@ -54,6 +54,7 @@ DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs 
 # At the rates of docs/performance.md, where the loop does rest, no difference was seen.
 SWITCH_S = 0.0005
 EVENTS_MAX = 1_000  # journal entries in one answer
+UNKNOWN_BYTES = 1 << 60  # of output that the other head may lack: far more than lets it in step
 
 log = logging.getLogger("beo.head")
 
@@ -93,6 +94,7 @@ class Server:
         self._streams = Streams(self._who.bulk, self._secret, where.head / "output", Sight(lambda: self.state))
         self._keep = Keep(where.head / "register", self._was_stored, self._failed)
         self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
+        self._directed: tuple[bool, int, str, bool] | None = None  # what the bulk plane was told last
         self._clerk = Clerk(where)
         self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
         self._alive = Alive(where.head / "alive")
@@ -229,6 +231,7 @@ class Server:
                 raise self._failure
             self._handle(acts.Turn())
             self._hear_disk()
+            self._direct_streams()
             role = self._replica.pair
             acting, follows = role.role == "primary", role.role == "idle" and bool(role.leader)
             self._resources.follow(primary=acting, may_act=role.may_act, epoch=role.epoch, follows=follows)
@@ -247,14 +250,15 @@ class Server:
     def _tick(self, now_s: float) -> None:
         self._disk_full = self._look_at_disk()
         self._alive.touch()
-        replica = self._replica
-        places = self.state.heads or {}
-        other = places.get(replica.pair.other) or self._known_other()
-        if other:
+        if other := self._other():
             self._link.connect(other.links)
             self._link.greet(self._hello())
         disk_s = now_s - self._unsynced_s if self._unsynced_s else 0.0
-        self._handle(Ticked(PairTick(disk_s)))
+        lag = self._streams.lag()
+        missing = 0 if lag.in_step or not other else max(1, lag.missing_bytes)
+        if other and not self._replica.pair.both:
+            missing = lag.missing_bytes if lag.missing_bytes >= 0 else UNKNOWN_BYTES
+        self._handle(Ticked(PairTick(disk_s, missing, lag.stalled_s)))
         self._compact(now_s)
         self._note_heads()
         self._tell_facts()
@@ -268,10 +272,36 @@ class Server:
 
     def _tell_facts(self) -> None:
         facts, standings = self._replica.facts, self._resources.standings()
-        facts.findings = (*([self._link.why] if self._link.why else []), *standings.troubles)
+        troubles = (self._link.why, self._streams.lag().trouble, *standings.troubles)
+        facts.findings = tuple(trouble for trouble in troubles if trouble)
 
-    def _known_other(self) -> HeadInfo | None:
-        place = self._who.others.get(self._replica.pair.other)
+    def _direct_streams(self) -> None:
+        """Let the bulk plane do what the role of now means, if that is another one than before."""
+        pair = self._replica.pair
+        if pair.role == "primary":
+            other = self._other()
+            wish = (True, pair.epoch, other.bulk if other else "", pair.both)
+        else:
+            leader = self._place(pair.leader) if pair.leader and pair.leader != self._who.name else None
+            wish = (False, pair.acceptor.epoch, leader.bulk if leader else "", False)
+        if wish == self._directed:
+            return
+        self._directed = wish
+        leads, epoch, address, both = wish
+        if leads:
+            self._streams.lead(epoch, address or None, both)
+        else:
+            self._streams.follow(epoch, address)
+
+    def _other(self) -> HeadInfo | None:
+        """Where the other head is, if there is one."""
+        return self._place(self._replica.pair.other)
+
+    def _place(self, name: str) -> HeadInfo | None:
+        """Where a head is reached: as the journal has it, or, before it says so, as who.json does."""
+        if name in self.state.heads:
+            return self.state.heads[name]
+        place = self._who.others.get(name)
         return HeadInfo(place.control, place.bulk, place.links) if place else None
 
     def _hello(self) -> votes.Hello:
@@ -368,10 +398,9 @@ class Server:
     def _became(self, effect: Became) -> None:
         if effect.role != "primary":
             log.warning("head %s doesn't act any more: %s", self._who.name, self._replica.pair.why)
-            self._streams.follow(effect.epoch)
             return
         log.info("head %s acts, epoch %s", self._who.name, votes.epoch_text(effect.epoch))
-        self._streams.lead(effect.epoch)
+        self._direct_streams()
         for job in self.state.jobs.values():
             if job.attempt and job.state not in ENDED:
                 self._begin_files(job.id, job.attempt.number)
