@@ -16,7 +16,7 @@ import pytest
 from beo.config import Home
 from beo.ha import programs as module
 from beo.ha.programs import Fare, Programs, Record
-from beo.ha.resources import Resources, output_path, record_path
+from beo.ha.resources import Resources, missing_programs, output_path, record_path
 from beo.settings import HaConfig, Program
 from tests.cluster import ROOT, is_alive, wait_for
 
@@ -380,3 +380,8 @@ def test_a_head_without_any_of_it_has_no_threads_for_it(place: Path) -> None:
     assert resources.standings() == type(resources.standings())("", False, (), ())
     resources.close()
     assert not record_path(Home(place)).exists()
+
+
+def test_programs_that_a_machine_lacks_are_named(place: Path) -> None:
+    wanted = (Program(start="nosuch start", stop="/bin/sh -c true"), Program(run="/nosuch/run"))
+    assert missing_programs(HaConfig(on_promote=wanted)) == ("nosuch", "/nosuch/run")

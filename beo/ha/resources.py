@@ -6,6 +6,7 @@ The head's loop says at each turn what it is (`follow`); everything else happens
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def record_path(home: Home) -> Path:
 def output_path(home: Home) -> Path:
     """What the programs print."""
     return home.logs / "on_promote.log"
+
+
+def missing_programs(config: HaConfig) -> tuple[str, ...]:
+    """Return those of on_promote's programs that this machine does not have."""
+    words = [
+        found for program in config.on_promote for key in ("start", "stop", "run") if (found := program.words(key))
+    ]
+    return tuple(dict.fromkeys(found[0] for found in words if not shutil.which(found[0])))
 
 
 class Resources:

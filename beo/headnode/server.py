@@ -17,6 +17,7 @@ import random
 import secrets
 import sys
 import time
+from contextlib import suppress
 
 import msgspec
 
@@ -27,12 +28,12 @@ from beo.config import Home, Place, home
 from beo.door import Door
 from beo.entries import Entry, Position
 from beo.errors import BeoError, Conflict, DamagedJournal
-from beo.ha import keep, pair
+from beo.ha import keep, pair, verify
 from beo.ha.acts import Back, Became, Durable, FromHead, Install, Kept, Store, Stored, ToHead
 from beo.ha.acts import Tick as PairTick
 from beo.ha.keep import Keep
 from beo.ha.log import Log
-from beo.ha.resources import Resources
+from beo.ha.resources import Resources, missing_programs
 from beo.headnode import acts, decide, permissions, views
 from beo.headnode.alive import Alive
 from beo.headnode.clerk import Clerk
@@ -97,6 +98,7 @@ class Server:
         self._directed: tuple[bool, int, str, bool] | None = None  # what the bulk plane was told last
         self._clerk = Clerk(where)
         self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
+        self._own = self._facts()
         self._alive = Alive(where.head / "alive")
         self._accounts = Accounts()
         self._knocks: queue.SimpleQueue[tuple[int, acts.Knock]] = queue.SimpleQueue()
@@ -274,6 +276,15 @@ class Server:
         facts, standings = self._replica.facts, self._resources.standings()
         troubles = (self._link.why, self._streams.lag().trouble, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
+        facts.config = {**self._own, verify.CLOCK: f"{time.time():.3f}"}
+
+    def _facts(self) -> dict[str, str]:
+        """What doesn't change of what `beo ha verify` compares."""
+        keys = {"head": self._key}
+        for name in birth.KEYS:
+            with suppress(BeoError):  # a second head need not have them all
+                keys[name] = wire.public_of(self._home.secret(name))
+        return verify.facts(self._config, keys, missing_programs(self._config.ha))
 
     def _direct_streams(self) -> None:
         """Let the bulk plane do what the role of now means, if that is another one than before."""

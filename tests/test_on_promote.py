@@ -1,0 +1,76 @@
+"""Programs of on_promote around a real head: started, taken up after a SIGKILL, and ended by `beo down`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beo import messages as m
+from beo.ha import verify
+from tests.cluster import Cluster, is_alive, running, wait_for
+
+SETTINGS = """
+[ha]
+address = "203.0.113.50"
+interface = "nosuch0"
+
+[[ha.on_promote]]
+name = "one"
+start = ["/bin/sh", "-c", "echo +one:$BEO_HEAD:$BEO_EPOCH >> {place}/said"]
+stop = ["/bin/sh", "-c", "echo -one >> {place}/said"]
+
+[[ha.on_promote]]
+name = "pages"
+run = ["/bin/sh", "-c", "echo $$ >> {place}/pids; exec sleep 1000"]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path) -> Iterator[Cluster]:
+    with running(place / "beo", workers=1, settings=SETTINGS.format(place=place)) as cluster:
+        yield cluster
+        cluster.down()
+        assert (place / "said").read_text().split()[-1] == "-one", "beo down ends them in order"
+        assert not any(map(is_alive, pids(place)))
+
+
+def pids(place: Path) -> list[int]:
+    path = place / "pids"
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+def view(cluster: Cluster) -> m.PairIs:
+    with cluster.client() as own:
+        answer = own.request(m.AskPair())
+    assert isinstance(answer, m.PairIs)
+    return answer
+
+
+def test_a_head_that_acts_starts_them_and_one_started_again_takes_them_up(cluster: Cluster, place: Path) -> None:
+    (pid,) = wait_for(lambda: pids(place), "the program that stays")
+    (said,) = (place / "said").read_text().split()
+    assert said.startswith("+one:A:") and int(said.rpartition(":")[2]) > 0
+    os.kill(cluster.pid("head"), signal.SIGKILL)
+    cluster.wait_for_head()
+    wait_for(lambda: "found" in (cluster.home.logs / "head.log").read_text(), "what the next head finds")
+    assert is_alive(pid) and pids(place) == [pid] and (place / "said").read_text().split() == [said]
+
+
+def test_a_head_tells_what_is_wrong_with_its_address_and_what_is_to_be_compared(cluster: Cluster) -> None:
+    found = wait_for(lambda: (v := view(cluster)).findings and v, "a finding")
+    assert found and any("no interface 'nosuch0' here: set [ha] interface" in one for one in found.findings)
+    assert found.config["ha.address"] == "203.0.113.50" and found.config["ha.on_promote"].startswith("one, pages (")
+    told = verify.told(found, time.time())
+    assert verify.differences(told, told._replace(name="B")) == []
+    assert abs(float(found.config[verify.CLOCK]) - time.time()) < 60
+    assert found.config["key.admin"] and "sleep" not in str(found.config)
