@@ -8,6 +8,7 @@ The folder holds everything, so that several clusters live side by side:
     head/           journal and output, of the head alone; who.json says which head this machine is
     nodes/NAME/     what a worker of this machine keeps
     log/            one file per daemon
+    B/              the second head's own folder, where both run on this machine
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ class Home:
     def nodes(self) -> Path:
         """nodes/"""
         return self.path / "nodes"
+
+    @property
+    def second(self) -> Home:
+        """B/: what the second head has where both run on this machine, as if it were another one's BEO_DIR"""
+        return Home(f"{self._folder}/B")
 
     @property
     def logs(self) -> Path:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,8 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     slots: int  # of each worker
     head: tuple[str, ...] = HEAD_ARGV
     agent: tuple[str, ...] = AGENT_ARGV
-    serves: bool = True  # the head runs here
+    serves: bool = True  # a head runs here
+    heads: int = 1  # of those here: with two, the second one's folder is B/
     listen: str = ""  # where it listens: host:port; "": as beo.toml says
     name: str = ""  # of the one worker of a machine without the head
     prefix: str = "node"  # of the names of workers: those of the second head's machine must be others
@@ -65,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     def __str__(self) -> str:
         """`2 workers of 4 slots`"""
         where = f", the head at {self.listen}" if self.listen else ""
+        where += ", two heads" if self.heads > 1 else ""
         return f"{_count(self.workers, 'worker')} of {_count(self.slots, 'slot')}{where}"
 
 
@@ -84,7 +86,7 @@ def up(
     start; then nothing is left running that wasn't before. head and agent are arguments to the Python interpreter.
     """
     plan, was_up = start(home, lambda last: choose(last, workers, slots, head, agent))
-    _greet(home, plan, was_up, echo)
+    greet(home, plan, was_up, echo)
 
 
 def start(home: Home, choose: Callable[[Plan | None], Plan]) -> tuple[Plan, bool]:
@@ -229,8 +231,13 @@ def _checked_slots(slots: int) -> int:
     return slots
 
 
-def _daemons(home: Home, plan: Plan) -> tuple[Daemon | None, list[Daemon]]:
-    head = Daemon("head", (sys.executable, *plan.head), home.head / "lock", home.logs / "head.log")
+def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon]]:
+    argv = (sys.executable, *plan.head)
+    heads = [Daemon("head", argv, home.head / "lock", home.logs / "head.log")]
+    if plan.heads > 1:
+        other = home.second
+        lock, output = other.head / "lock", other.logs / "head.log"
+        heads.append(Daemon("head B", argv, lock, output, other.path, needs=other.cluster_file))
     agents = [
         Daemon(
             name,
@@ -240,7 +247,7 @@ def _daemons(home: Home, plan: Plan) -> tuple[Daemon | None, list[Daemon]]:
         )
         for name in plan.nodes
     ]
-    return head if plan.serves else None, agents
+    return heads if plan.serves else [], agents
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -266,7 +273,7 @@ def _alone(home: Home) -> Iterator[None]:
 
 def is_running(home: Home) -> bool:
     """Whether anything of this folder's cluster runs on this machine."""
-    found = [supervisor.lock_path(home), home.head / "lock", *home.nodes.glob("*/lock")]
+    found = [supervisor.lock_path(home), home.head / "lock", home.second.head / "lock", *home.nodes.glob("*/lock")]
     if any(lockfile.holder(lock) for lock in found):
         return True
     left = supervisor.wardens(home)
@@ -369,8 +376,8 @@ def _check_daemons(home: Home, plan: Plan) -> None:
         raise BeoError("the supervisor ended", _last_line(output), f"see {output}")
     with suppress(OSError, msgspec.DecodeError):  # it is only news; without it there is still the time limit
         ends = msgspec.json.decode(supervisor.ends_path(home).read_bytes(), type=dict[str, supervisor.Ends])
-        head, agents = _daemons(home, plan)
-        for daemon in (*([head] if head else []), *agents):
+        heads, agents = _daemons(home, plan)
+        for daemon in (*heads, *agents):
             its = ends.get(daemon.name, supervisor.Ends())
             if its.count >= ENDS_MAX:
                 why = f"it {its.how}, {its.count} times in a row: {_last_line(daemon.log) or 'its log is empty'}"
@@ -393,7 +400,8 @@ def _count_running(home: Home) -> int:
 # ---- what a person sees -----------------------------------------------------------------------------------------
 
 
-def _greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object]) -> None:
+def greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object], more: Iterable[str] = ()) -> None:
+    """Say what is up, and what can be done with it. more: lines that belong behind the first one."""
     if not plan.serves or not plan.workers:
         what = f"{plan.name}, {_count(plan.slots, 'slot')}" if plan.name else "the head"
         echo(f"{'already up' if was_up else 'up'}: {what}, of the cluster at {home.cluster().heads[0]}")
@@ -401,6 +409,8 @@ def _greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object]) 
     slots = plan.workers * plan.slots
     names = plan.nodes[0] if plan.workers == 1 else f"{plan.nodes[0]} to {plan.nodes[-1]}"
     echo(f"{'already up' if was_up else 'up'}: {_count(plan.workers, 'node')} ({names}), {_count(slots, 'slot')}")
+    for line in more:
+        echo(line)
     echo("what to type next:")
     if home.path != Path(os.path.expanduser("~/.beo")):
         echo(f"  export BEO_DIR={shlex.quote(str(home.path))}  # in other shells, to mean this cluster")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -21,6 +23,7 @@ Echo = Callable[[str], object]
 OWN = "newcomer"  # the key by which the cluster knows this head as a machine; all heads share the key `head`
 STEP_MAX_S = 60.0  # a journal of 100,000 jobs is here within a few seconds
 LOOK_S = 0.1
+TOKEN_S = 60.0  # of the token for the second head of the same machine: it is used at once
 NOBODY = Who("", "", (), "")
 
 
@@ -58,6 +61,53 @@ def join(home: Home, head: str, text: str, listen: str, workers: int | None, slo
     )
     await_step(home, echo)
     echo("what to type next: 'beo ha status' tells how both heads fare, on either machine")
+
+
+def up(home: Home, workers: int | None, slots: int | None, heads: int | None, echo: Echo) -> None:
+    """`beo up` with two heads on this machine, each as if it were on one of its own; return when they are in step.
+
+    heads: None is as the last time. The second one joins as one on another machine does, by a token that is made here.
+    """
+
+    def choose(last: local.Plan | None) -> local.Plan:
+        plan = local.choose(last, workers, slots, local.HEAD_ARGV, local.AGENT_ARGV)
+        if heads and not plan.serves:
+            raise UsageError(f"--heads {heads}", f"this machine is {plan.name}, a worker", "leave it")
+        if heads == 1 and plan.heads > 1:
+            raise Conflict("this cluster has two heads", "both are here", "'beo head leave' takes one of them away")
+        if heads == 2 and plan.heads == 1 and len(_known_heads(home)) > 1:
+            raise Conflict("this cluster has two heads", "one is on another machine", "leave --heads")
+        return msgspec.structs.replace(plan, heads=heads or plan.heads)
+
+    plan, was_up = local.start(home, choose)
+    told: list[str] = []
+    if plan.heads > 1:
+        make_second(home, echo)
+        await_step(home, told.append)
+    local.greet(home, plan, was_up, echo, told)
+
+
+def _known_heads(home: Home) -> dict[str, Place]:
+    return home.who().heads if home.who_file.exists() else {}
+
+
+def make_second(home: Home, echo: Echo) -> None:
+    """Make the second head's folder beside the first one's, if it isn't whole; the supervisor starts it then."""
+    other = home.second
+    if other.cluster_file.exists():
+        return
+    cluster = home.cluster()
+    birth.make_folder(other)
+    if not other.toml.is_symlink() and not other.toml.exists():
+        other.toml.symlink_to(Path("..", home.toml.name))  # settings are the same, or both heads are not
+    who = birth.choose_places(other, NOBODY, f"{home.who().control.rpartition(':')[0]}:0")
+    if (other.keys / f"{OWN}.secret").exists():  # it was cut short
+        with suppress(Refused):
+            take_in(other, cluster, who, echo)
+            return
+    text, _ = machines.new_token(home, "head", 1, TOKEN_S)
+    machines.enrol(other, cluster.heads[0], text, OWN, "", echo)
+    take_in(other, cluster, who, echo)
 
 
 def _check_folder(home: Home, last: local.Plan | None) -> None:

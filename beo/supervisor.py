@@ -1,4 +1,4 @@
-"""The supervisor: starts the head, if it is here, and the workers of this machine and restarts what dies. Itself
+"""The supervisor: starts the heads that are here and the workers of this machine and restarts what dies. Itself
 replaceable.
 
 The daemons don't depend on it: each holds a lock of its own (see lockfile), so they live on when their supervisor is
@@ -34,6 +34,7 @@ DELAY_FIRST_S = 0.1  # before the second restart in a row; the first comes at on
 DELAY_MAX_S = 5.0
 
 LOG_SIZE_MAX_BYTES = 10 * 1024 * 1024  # of each daemon, and the same again for what came before
+NEEDS_LOOK_S = 0.1  # between two looks whether what a daemon needs is there
 LOOK_S = 5.0  # between two looks at the sizes of the logs, and whether the folder is still there
 
 AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
@@ -55,12 +56,17 @@ class Ends(msgspec.Struct, frozen=True):
 
 
 class Daemon(msgspec.Struct, frozen=True):
-    """Something to keep running: its command line, the lock that it holds by itself, and the log of its output."""
+    """Something to keep running: its command line, the lock that it holds by itself, and the log of its output.
+
+    folder: its BEO_DIR, where that isn't the supervisor's own. needs: a file without which it isn't to be started yet.
+    """
 
     name: str
     argv: tuple[str, ...]
     lock: Path
     log: Path
+    folder: Path | None = None
+    needs: Path | None = None
 
 
 def ends_path(home: Home) -> Path:
@@ -84,9 +90,9 @@ def programs_log(home: Home) -> Path:
 
 
 def heads(home: Home) -> list[Process]:
-    """Return the running head of this folder: one or none."""
-    found = holding(home.head / "lock")
-    return [found] if found else []
+    """Return the running heads of this folder: none, one or, where both run on this machine, two."""
+    found = (holding(one.head / "lock") for one in (home, home.second))
+    return [process for process in found if process]
 
 
 def agents(home: Home) -> list[Process]:
@@ -108,8 +114,12 @@ def wardens(home: Home) -> list[Process]:
 
 def newborns(home: Home) -> list[Process]:
     """Return daemons of this folder by their command lines: also one that was just started and holds no lock yet."""
-    mine = f"BEO_DIR={home.path}"
-    return _processes(lambda words, environ: any(word in DAEMON_MODULES for word in words) and mine in environ)
+    mine = {f"BEO_DIR={home.path}", f"BEO_DIR={home.second.path}"}
+
+    def is_newborn(words: list[str], environ: list[str]) -> bool:
+        return any(word in DAEMON_MODULES for word in words) and not mine.isdisjoint(environ)
+
+    return _processes(is_newborn)
 
 
 def _processes(is_meant: Callable[[list[str], list[str]], bool]) -> list[Process]:
@@ -157,9 +167,9 @@ def spawn(argv: Iterable[str], env: dict[str, str], output: Path) -> int:
     )
 
 
-def environment(home: Home) -> dict[str, str]:
+def environment(home: Home, folder: Path | None = None) -> dict[str, str]:
     """Return the environment of a daemon: ours, this cluster, and this very beo where it isn't installed."""
-    env = dict(os.environ, BEO_DIR=str(home.path))
+    env = dict(os.environ, BEO_DIR=str(folder or home.path))
     root = str(Path(__file__).resolve().parent.parent)
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root not in (*site.getsitepackages(), *paths):
@@ -239,10 +249,10 @@ class _Watch:
 class Supervisor:
     """Keeps the daemons of one folder running until it is told to stop. All times are of time.monotonic."""
 
-    def __init__(self, home: Home, head: Daemon | None, agents: Iterable[Daemon]) -> None:
-        """Take what to run, the head unless it is another machine's; nothing is started yet, but `Ends` are told."""
+    def __init__(self, home: Home, heads: Iterable[Daemon], agents: Iterable[Daemon]) -> None:
+        """Take what to run, the heads that are here; nothing is started yet, but `Ends` are told."""
         self._home = home
-        self._heads = [_Watch(head)] if head else []
+        self._heads = [_Watch(head) for head in heads]
         self._agents = [_Watch(agent) for agent in agents]
         self._watches = [*self._heads, *self._agents]
         self._log = logging.getLogger("beo.supervisor")
@@ -293,11 +303,14 @@ class Supervisor:
 
     def _start(self, watch: _Watch) -> None:
         daemon = watch.daemon
+        if daemon.needs and not daemon.needs.exists():
+            watch.due_s = time.monotonic() + NEEDS_LOOK_S
+            return
         try:
             watch.process = holding(daemon.lock)
             verb = "found"
             if watch.process is None:
-                watch.process = Process(spawn(daemon.argv, environment(self._home), daemon.log))
+                watch.process = Process(spawn(daemon.argv, environment(self._home, daemon.folder), daemon.log))
                 verb = "started"
         except (OSError, BeoError) as error:
             self._fault(watch, f"can't be started: {str(error).lower()}")

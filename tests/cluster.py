@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from beo import client, local, lockfile, supervisor
+from beo import client, local, lockfile, pairing, supervisor
 from beo import messages as m
 from beo.config import Home
 from beo.errors import NoHead
@@ -69,13 +69,14 @@ def kill(pids: Iterable[int]) -> None:
 class Cluster:
     """One cluster: head, supervisor and workers node01, node02, ... of this machine."""
 
-    def __init__(self, path: Path, workers: int = 2, slots: int = 2, settings: str = "") -> None:
+    def __init__(self, path: Path, workers: int = 2, slots: int = 2, settings: str = "", heads: int = 1) -> None:
         """Make the folder with a beo.toml; nothing runs yet. settings: further lines of its [worker]."""
         path.mkdir(mode=0o700)
         self.home = Home(path)
         self.home.toml.write_text(f"[worker]\nlease_s = {LEASE_S}\n{settings}")
         self.workers = workers
         self.slots = slots
+        self.heads = heads
         self._children: list[int] = []  # heads and agents that are children of ours
         self._commands: list[subprocess.Popen[str]] = []
         self._segments = _segments()
@@ -83,7 +84,7 @@ class Cluster:
 
     def up(self) -> None:
         """`beo up`: start what is missing, return when all is ready."""
-        local.up(self.home, self.workers, self.slots, lambda _: None)
+        pairing.up(self.home, self.workers, self.slots, self.heads, lambda _: None)
 
     def down(self) -> None:
         """`beo down`."""
@@ -173,8 +174,9 @@ class Cluster:
     # ---- who is who
 
     def lock(self, name: str) -> Path:
-        """The lock file of `head`, `supervisor` or a node's agent."""
+        """The lock file of `head`, `head B`, `supervisor` or a node's agent."""
         locks = {"head": self.home.head / "lock", "supervisor": supervisor.lock_path(self.home)}
+        locks["head B"] = self.home.second.head / "lock"
         return locks.get(name, self.home.nodes / name / "lock")
 
     def pid(self, name: str) -> int:
@@ -286,7 +288,7 @@ class Cluster:
         """The processes of this cluster, by their command lines or their environment."""
         self._reap()
         path = os.fsencode(self.home.path)
-        ours = {pid for pid, _ in _environments(self.home.path)}
+        ours = {pid for one in (self.home, self.home.second) for pid, _ in _environments(one.path)}
         return [f"process {pid}: {line!r}" for pid, line in _command_lines() if path in line or pid in ours]
 
     def leftovers(self) -> list[str]:
@@ -301,15 +303,20 @@ class Cluster:
 
 
 @contextmanager
-def running(path: Path, workers: int = 2, slots: int = 2, settings: str = "") -> Iterator[Cluster]:
+def running(path: Path, workers: int = 2, slots: int = 2, settings: str = "", heads: int = 1) -> Iterator[Cluster]:
     """A cluster that is up; at the end it goes down, and nothing of it may be left."""
-    cluster = Cluster(path, workers, slots, settings)
+    cluster = Cluster(path, workers, slots, settings, heads)
     try:
         cluster.up()
         yield cluster
     except BaseException:
-        for log in sorted(cluster.home.logs.glob("*.log")):
-            print(f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-30:], sep="\n", file=sys.stderr)
+        for log in sorted([*cluster.home.logs.glob("*.log"), *cluster.home.second.logs.glob("*.log")]):
+            print(
+                f"--- {log.relative_to(cluster.home.path)}",
+                *log.read_text(errors="replace").splitlines()[-30:],
+                sep="\n",
+                file=sys.stderr,
+            )
         raise
     finally:
         cluster.end_commands()

@@ -301,7 +301,7 @@ def test_a_daemon_that_has_settled_down_begins_with_no_delay_again(
         text = supervisor.ends_path(home).read_bytes()
         return msgspec.json.decode(text, type=dict[str, supervisor.Ends])["head"]
 
-    own = supervisor.Supervisor(home, daemon, [])
+    own = supervisor.Supervisor(home, [daemon], [])
     thread = threading.Thread(target=own.run)
     thread.start()
     try:

@@ -17,19 +17,22 @@ WORKERS_MAX = 1_000  # on one machine: each is a process
     examples=[
         ("beo up", "two workers that share this machine's processors"),
         ("beo up --workers 4 --slots 1", "four workers, one process each"),
+        ("beo up --heads 2", "when one head is killed, the other one goes on"),
         ("BEO_DIR=/tmp/c beo up", "another cluster, beside the first"),
     ],
 )
 @option("--workers", type=click.IntRange(1, WORKERS_MAX), help="Nodes to make (default: as many as before, or 2).")
 @option("--slots", type=click.IntRange(1), help="Slots of each (default: the processors, shared out).")
-def up(workers: int | None, slots: int | None) -> None:
+@option("--heads", type=click.IntRange(1, 2), help="Heads to make (default: as many as before, or 1).")
+def up(workers: int | None, slots: int | None, heads: int | None) -> None:
     """Start a cluster on this machine, in the background; return when it is ready.
 
-    Its folder is BEO_DIR, and there is nothing else to configure. Jobs that were there before go on.
+    Its folder is BEO_DIR, and there is nothing else to configure. Jobs that were there before go on. A second head has
+    a folder B of its own in it, and everything that is acknowledged is on both heads' disks.
     """
-    from beo import local
+    from beo import pairing
 
-    local.up(config.home(), workers, slots, click.echo)
+    pairing.up(config.home(), workers, slots, heads, click.echo)
 
 
 @click.command(cls=Verb, examples=[("beo down", "stop it; 'beo up' goes on where it was")])
