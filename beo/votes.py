@@ -218,6 +218,7 @@ class Hello(_Message, frozen=True):
     version: str
     role: str
     epoch: int
+    voters: tuple[str, ...] = ()  # possible voters that it hears
 
 
 Ballot = Union[Promise, Accepted, Granted, Refuse]  # noqa: UP007

@@ -10,12 +10,13 @@ from beo.ha.log import Log
 from beo.ha.proposer import FIRST, Proposer
 from beo.ha.register import RHO
 from beo.ha.sending import Sender
-from beo.votes import Cfg, HandOver, Lease, PairSettings
+from beo.votes import Cfg, HandOver, Hello, Lease, PairSettings
 
 JOIN_LAG = 64  # entries that may be missing when new ones wait a moment so that the other head gets in step
 JOIN_LAG_BYTES = 4 << 20  # the same of output
 JOIN_S = 0.5  # so long may they wait; then they go on, and it is tried again
 JOIN_PAUSE_S = 0.5
+AUDIBLE_MAX = 64  # voters that a head tells the other one of: a dozen times as many as vote
 STUCK_S = 1.0  # who takes nothing for so long counts as silent, however well its heartbeat goes
 STEADY_S = 2.0  # after it was silent, it must have answered for so long before it is in step again
 STEADY_MAX_S = 60.0  # doubled with each relapse up to here
@@ -48,6 +49,7 @@ class Leader(Proposer):
         self._settings = settings
         self._uniform = uniform
         self._now = 0.0
+        self.peer: Hello | None = None  # how the other head introduced itself last
         self._present: dict[str, tuple[str, float]] = {}  # voter -> its rack, when it last gave a sign of life
         self._stand_s = 0.0  # no candidate before
         self._down_from_s: float | None = None  # since then nobody acts, as far as this head knows
@@ -116,6 +118,11 @@ class Leader(Proposer):
     def is_voting(self) -> frozenset[str]:
         """The voters whose vote counts."""
         return frozenset(self.acceptor.acc.electorate) if self.acceptor.acc else frozenset()
+
+    def audible(self, now_s: float) -> tuple[str, ...]:
+        """Return the possible voters that this head hears."""
+        alive = (voter for voter, (_, seen_s) in self._present.items() if now_s - seen_s <= voters.ALIVE_S)
+        return tuple(sorted(alive)[:AUDIBLE_MAX])
 
     @property
     def present(self) -> dict[str, tuple[str, float]]:
@@ -277,9 +284,11 @@ class Leader(Proposer):
             return
         alive = {v: rack for v, (rack, seen_s) in self._present.items() if self._now - seen_s <= voters.ALIVE_S}
         voting = acc.voters[0] if acc.voters else ()
-        wanted = voters.choose(alive, voting, self.me)
+        there = self.peer.voters if self.peer else ()  # a voter that only one head hears is of little use
+        common = {voter: rack for voter, rack in alive.items() if not there or voter in there}
+        wanted = voters.choose(common, voting, self.me)
         own = voters.holder(self.me)
-        missing = any(voter not in alive and voter != own for voter in voting)
+        missing = any(voter not in common and voter != own for voter in voting)
         if wanted != voting and (missing or len(wanted) != len(voting) or own in voting):
             sets = (voting, wanted) if voting else (wanted,)
             self._propose(Cfg(self.epoch, acc.n + 1, acc.isr, sets))

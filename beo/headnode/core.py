@@ -134,6 +134,9 @@ class Head:
     def _append(self, event: ev.Event) -> None:
         self.state.apply(event)
         self._effects.append(Append(self.state.index, event))
+        if isinstance(event, ev.HeadJoined):
+            for session in self._sessions.values():  # they must know where else to go
+                self._send(session.peer, self._welcome(session.incarnation))
 
     def _later(self, effect: Send | Over | Forget | Greet) -> None:
         self._outbox.append((self.state.index, effect))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -24,8 +24,12 @@ log = logging.getLogger("beo.pair")
 class Link:
     """The sockets of one head's pair plane. For the control loop alone."""
 
-    def __init__(self, addresses: Sequence[str], key: str, secret: str) -> None:
-        """Listen on these addresses; key: the heads' public one. Raises OSError where one is taken."""
+    def __init__(self, addresses: Sequence[str], key: str, secret: str, hello: Callable[[], Hello]) -> None:
+        """Listen on these addresses; key: the heads' public one; hello: how this head introduces itself now.
+
+        Raises OSError where an address is taken.
+        """
+        self._hello = hello
         self._key = key
         self._secret = secret
         self._servers: list[wire.Server] = []
@@ -58,24 +62,23 @@ class Link:
         self._known = False
         self._hello_s = 0.0
 
-    def send(self, message: PairMessage, hello: Hello) -> None:
+    def send(self, message: PairMessage) -> None:
         """Say something, with an introduction before it now and then. What can't be sent now is lost."""
         now_s = time.monotonic()
         bodies = [votes.encode(message)]
         if now_s - self._hello_s >= HELLO_S:
             self._hello_s = now_s
-            bodies.insert(0, votes.encode(hello))
+            bodies.insert(0, votes.encode(self._hello()))
         for connection in self._connections.values():
             for body in bodies:
                 connection.send(0, body)
 
-    def greet(self, hello: Hello) -> None:
+    def greet(self) -> None:
         """Introduce this head, if that is due."""
-        now_s = time.monotonic()
-        if self._connections and now_s - self._hello_s >= HELLO_S:
-            self.send(hello, hello)
+        if self._connections and time.monotonic() - self._hello_s >= HELLO_S:
+            self.send(self._hello())
 
-    def receive(self, hello: Hello) -> list[PairMessage]:
+    def receive(self) -> list[PairMessage]:
         """Return what the other head has said since the last call."""
         heard: list[PairMessage] = []
         for connection in self._connections.values():
@@ -89,7 +92,7 @@ class Link:
                     self._shut(f"the other head says what this beo can't read ({str(error).lower()})")
                     continue
                 if isinstance(message, Hello):
-                    self._judge(message, hello)
+                    self._judge(message, self._hello())
                 if self._known:
                     heard.append(message)
         return heard

@@ -28,7 +28,7 @@ from beo.config import Home, Place, home
 from beo.door import Door
 from beo.entries import Entry, Position
 from beo.errors import BeoError, Conflict, DamagedJournal
-from beo.ha import keep, pair, verify
+from beo.ha import keep, orphans, pair, verify
 from beo.ha.acts import Back, Became, Durable, FromHead, Install, Kept, Store, Stored, ToHead
 from beo.ha.acts import Tick as PairTick
 from beo.ha.keep import Keep
@@ -97,6 +97,7 @@ class Server:
         self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
         self._directed: tuple[bool, int, str, bool] | None = None  # what the bulk plane was told last
         self._clerk = Clerk(where)
+        self._replica.facts.orphans = orphans.count(where.head / "orphans")
         self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
         self._own = self._facts()
         self._alive = Alive(where.head / "alive")
@@ -181,7 +182,7 @@ class Server:
 
     def _open_link(self) -> Link:
         try:
-            return Link(self._who.links, self._key, self._secret)
+            return Link(self._who.links, self._key, self._secret, self._hello)
         except OSError as error:
             raise _taken(error) from None
 
@@ -254,7 +255,7 @@ class Server:
         self._alive.touch()
         if other := self._other():
             self._link.connect(other.links)
-            self._link.greet(self._hello())
+            self._link.greet()
         disk_s = now_s - self._unsynced_s if self._unsynced_s else 0.0
         lag = self._streams.lag()
         missing = 0 if lag.in_step or not other else max(1, lag.missing_bytes)
@@ -319,11 +320,14 @@ class Server:
         replica = self._replica
         me, role = replica.me, replica.pair.role
         formats = (version.ENTRY_FORMAT, version.STATE_FORMAT)
-        return votes.Hello(me.name, self._cluster, me.incarnation, *formats, me.version, role, replica.pair.epoch)
+        voters = replica.pair.audible(self._now().boot_s)
+        return votes.Hello(
+            me.name, self._cluster, me.incarnation, *formats, me.version, role, replica.pair.epoch, voters
+        )
 
     def _take_all(self) -> None:
         """Hand over what has come: first what the other head says, since everything waits for that."""
-        for message in self._link.receive(self._hello()):
+        for message in self._link.receive():
             self._handle(FromHead(message))
         for peer, key, request, body in self._server.receive():
             self._take(peer, key, request, body)
@@ -392,7 +396,7 @@ class Server:
                 case acts.Forget():
                     self._streams.forget(effect.jobs)
                 case ToHead():
-                    self._link.send(effect.message, self._hello())
+                    self._link.send(effect.message)
                 case Store():
                     self._keep.store(effect.serial, effect.kept)
                 case Became():
@@ -427,7 +431,10 @@ class Server:
         self._journal.install(effect.position, effect.data)
 
     def _put_aside(self, tail: list[Entry]) -> None:
-        pass
+        if tail:
+            log.warning("entries %d to %d are not the primary's: put aside", tail[0].index, tail[-1].index)
+            orphans.put_aside(self._home.head / "orphans", tail, time.time())
+            self._replica.facts.orphans = orphans.count(self._home.head / "orphans")
 
     def _fetch_snapshot(self) -> None:
         snapshot, _ = self._journal.load()
