@@ -68,11 +68,16 @@ class Acceptor:
         return Accepted(self.voter, cfg.epoch, cfg.n)
 
     def lease(self, message: Lease | Append, now_s: float) -> Granted | Refuse:
-        """Give the primary of this epoch its lease, counted from here and now, so longer than it counts it itself."""
+        """Give the primary of this epoch its lease, counted from here and now, so longer than it counts it itself.
+
+        One that it has is never shortened: it may have been told of it and count on it.
+        """
         if message.epoch < self.epoch:
             return Refuse(self.voter, message.epoch, self.epoch)
         self.epoch = message.epoch
-        self._holder, self._until_s = message.head, now_s + message.lease_s * (1 + RHO)
+        until_s = now_s + message.lease_s * (1 + RHO)
+        self._until_s = max(until_s, self._until_s) if self._holder == message.head else until_s
+        self._holder = message.head
         return Granted(self.voter, message.epoch, message.t)
 
 
