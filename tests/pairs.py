@@ -1,4 +1,4 @@
-"""Two heads, their disks and their voters, without a machine: the production `Replica` twice, in a time that a test moves.
+"""Two heads, their disks and their voters, without a machine: `Replica` twice, in a time that a test moves.
 
 two = Two()
 two.settle()                       # A acts, B is in step, three workers vote
@@ -16,8 +16,6 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
-
-import msgspec
 
 from beo import events as ev
 from beo import messages as ms
@@ -91,7 +89,6 @@ class Box:
         self.output_lag = 0
         self._writes = 0  # counts how often the journal was cut: what was under way before is void
         self._stores: list[pacts.Store] = []
-        self._unsynced_s: float | None = None
         self.replica: Replica
 
     @property
@@ -110,7 +107,6 @@ class Box:
         self.life += 1
         self.up = True
         self.hangs = False
-        self._unsynced_s = None
         self._stores.clear()
         state = self._state()
         last = max(self.entries, default=self.cut.idx)
@@ -167,8 +163,7 @@ class Box:
 
     def _tick(self, life: int) -> None:
         if self.up and life == self.life:
-            waits_s = self._two.now_s - self._unsynced_s if self._unsynced_s is not None else 0.0
-            self.do(Ticked(pacts.Tick(waits_s, self.output_lag)))
+            self.do(Ticked(pacts.Tick(output_lag_bytes=self.output_lag)))
             self.do(acts.Turn())
             self._two.after(TICK_S, lambda: self._tick(life))
 
@@ -181,8 +176,6 @@ class Box:
             match effect:
                 case Write():
                     self.entries[effect.entry.index] = effect.entry
-                    if self._unsynced_s is None:
-                        self._unsynced_s = two.now_s
                     two.after(FSYNC_S, lambda at=effect.entry.index, n=self._writes: self._synced(at, n))
                 case pacts.Store():
                     self._stores.append(effect)
@@ -209,8 +202,6 @@ class Box:
                 self._two.after(FSYNC_S, lambda: self._synced(index, writes))
                 return
             self.durable = max(self.durable, index)
-            if self.durable == max(self.entries, default=self.durable):
-                self._unsynced_s = None
             self.do(pacts.Durable(index))
 
     def _kept(self, life: int) -> None:
@@ -289,7 +280,9 @@ class Two:
 
     def settle(self) -> None:
         """Wait until one head acts, both are in step, and three workers vote."""
-        assert self.wait(lambda: self.primary != "" and self[self.primary].in_step and self._voted(), 120.0), self.story()
+        assert self.wait(lambda: self.primary != "" and self[self.primary].in_step and self._voted(), 120.0), (
+            self.story()
+        )
         self.run(0.2)
 
     def _voted(self) -> bool:
@@ -373,6 +366,11 @@ class Two:
         self.after(PRESENT_S, self._present)
 
     # ---- what a test does
+
+    def new_voter(self, node: str, rack: str = "") -> Voter:
+        """A worker more, which votes if it is wanted."""
+        self.voters[node] = Voter(node, rack)
+        return self.voters[node]
 
     def kill(self, *names: str) -> None:
         """Heads or workers die at once."""
