@@ -1,15 +1,19 @@
 """Two heads as a pair: who acts, when the other takes over, and what never happens. One test per promise."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from beo import messages as ms
 from beo import votes
-from beo.errors import Internal
+from beo.entries import BEGINNING, Position
+from beo.errors import BeoError, Conflict, Internal
 from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
-from beo.votes import Accept, Append, Appended, HandOver, Part, Promise
+from beo.headnode import acts
+from beo.votes import Accept, Append, Appended, Cfg, HandOver, Part, Prepare, Present, Promise, Refuse
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 
 LEASE_S, SILENCE_S = votes.PairSettings().lease_s, votes.PairSettings().silence_s
@@ -519,6 +523,12 @@ def test_a_primary_whose_disk_hangs_gives_up(two: Two):
     two.boxes["A"].hangs = False
     two.settle()
     assert two.primary == "B"
+
+
+def test_under_load_some_entry_is_always_on_its_way_to_the_disk_and_the_disk_does_not_hang(two: Two):
+    two.stream("A", per_s=900, seconds=4 * LEASE_S)
+    two.run(4 * LEASE_S)
+    assert two.acting == ["A"] and len(two.when("primary")) == 1
 
 
 def test_a_standby_that_takes_nothing_counts_as_silent_however_well_it_answers(two: Two):

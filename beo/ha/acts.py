@@ -28,8 +28,8 @@ class Begin(msgspec.Struct, frozen=True):
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed.
 
-    disk_s: how long the oldest entry that is not durable has waited. output_lag_bytes: what the other head lacks of the
-    output, and output_stuck_s: for how long it has taken none of it.
+    disk_s: how long the disk has taken for something that the core doesn't see. output_lag_bytes: what the other head
+    lacks of the output, and output_stuck_s: for how long it has taken none of it.
     """
 
     disk_s: float = 0.0

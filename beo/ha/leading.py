@@ -65,6 +65,7 @@ class Leader(Proposer):
         self._join_not_before_s = 0.0
         self._leave_s: float | None = None
         self._output_lag = 0
+        self._unsynced = 0, 0, 0.0  # this entry, this Store and all before were made then, and were not durable at last
 
     # ---- what others ask
 
@@ -136,6 +137,7 @@ class Leader(Proposer):
         self._grants.clear()
         self._lease_s = self._lease_before_s = self._settings().lease_s
         self._lease_since_s = self._now
+        self._unsynced = 0, 0, self._now
         self.sender = Sender(self.log, self._now)
         took_part = self.other in self._accepted or self.other in self._promises
         self._heard_s = self._now if took_part else -1e9
@@ -208,7 +210,7 @@ class Leader(Proposer):
         if not self.other:
             self._go_on_alone()  # it has left
             return
-        if item.disk_s > 2 * self._lease_s:
+        if max(item.disk_s, self._disk_s()) > 2 * self._lease_s:
             self._step_down("its disk takes too long")
             return
         self._effects.append(
@@ -233,6 +235,14 @@ class Leader(Proposer):
             self._let_in()
         elif self.in_step:
             self._tend()
+
+    def _disk_s(self) -> float:
+        """For how long this head's disk has owed something, at least: under load it always owes the newest."""
+        index, serial, since_s = self._unsynced
+        if self._durable < index or self._stored < serial:
+            return self._now - since_s
+        self._unsynced = self.log.last.idx, self._serial, self._now
+        return 0.0
 
     def _go_on_alone(self) -> None:
         """The other head is silent."""

@@ -82,7 +82,6 @@ class Server:
         self._stored: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._journal = Journal(where.head, self._durable, self._failed)
         self._compaction = Compaction(self._journal, where.head)
-        self._unsynced_s = 0.0  # when the oldest entry that is not durable was appended; 0: all are
         self._replica = self._make_replica(self._replay())
         if self.state.index and self.state.cluster != self._cluster:
             raise Conflict(
@@ -243,8 +242,6 @@ class Server:
         """Tell the core what has become durable."""
         while not self._stored.empty():
             self._handle(Stored(self._stored.get_nowait()))
-        if self._journal.durable_index == self._journal.last_index:
-            self._unsynced_s = 0.0
         self._handle(Durable(self._journal.durable_index))
 
     def _begin(self) -> None:
@@ -256,12 +253,11 @@ class Server:
         if other := self._other():
             self._link.connect(other.links)
             self._link.greet()
-        disk_s = now_s - self._unsynced_s if self._unsynced_s else 0.0
         lag = self._streams.lag()
         missing = 0 if lag.in_step or not other else max(1, lag.missing_bytes)
         if other and not self._replica.pair.both:
             missing = lag.missing_bytes if lag.missing_bytes >= 0 else UNKNOWN_BYTES
-        self._handle(Ticked(PairTick(disk_s, missing, lag.stalled_s)))
+        self._handle(Ticked(PairTick(0.0, missing, lag.stalled_s)))
         self._compact(now_s)
         self._note_heads()
         self._tell_facts()
@@ -375,8 +371,6 @@ class Server:
         for effect in effects:
             match effect:
                 case Write():
-                    if not self._unsynced_s:
-                        self._unsynced_s = self._now().boot_s
                     self._journal.append_copy(effect.entry)
                     if isinstance(effect.event, events.Started) and self._replica.head:
                         self._begin_files(effect.event.job, effect.event.attempt)
