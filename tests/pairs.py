@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from beo import events as ev
@@ -176,10 +177,10 @@ class Box:
             match effect:
                 case Write():
                     self.entries[effect.entry.index] = effect.entry
-                    two.after(FSYNC_S, lambda at=effect.entry.index, n=self._writes: self._synced(at, n))
+                    two.after(FSYNC_S, partial(self._synced, effect.entry.index, self._writes))
                 case pacts.Store():
                     self._stores.append(effect)
-                    two.after(FSYNC_S, lambda life=self.life: self._kept(life))
+                    two.after(FSYNC_S, partial(self._kept, self.life))
                 case pacts.Back():
                     self._go_back(effect.position.idx)
                 case pacts.Install():
@@ -234,7 +235,7 @@ class Two:
         self.answers: list[tuple[str, Any]] = []  # to clients: by whom, what
         self.became_log: list[tuple[float, str, pacts.Became]] = []
         self.acknowledged: dict[int, str] = {}  # job -> its key
-        self.delay = lambda sender, message: DELAY_S
+        self.delay: Callable[[str, votes.PairMessage], float] = lambda sender, message: DELAY_S
         self._primaries: dict[int, str] = {}
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._serial = self._nonces = self._requests = 0
@@ -348,7 +349,7 @@ class Two:
 
     def _asked(self, head: str, node: str, message: Any) -> None:
         voter = self.voters[node]
-        if voter.up and isinstance(message, votes.HeadQuestion):
+        if voter.up and isinstance(message, votes.Prepare | votes.Accept | votes.Lease):
             answer = voter.answer(message, self.now_s)
             if (node, head) not in self.cuts:
                 self.after(DELAY_S, lambda: self.tell(head, node, answer))
@@ -362,7 +363,7 @@ class Two:
             for head in self.boxes:
                 if voter.up and (node, head) not in self.cuts:
                     present = votes.Present(voter.name, node, voter.rack)
-                    self.after(DELAY_S, lambda h=head, n=node, p=present: self.tell(h, n, p))
+                    self.after(DELAY_S, partial(self.tell, head, node, present))
         self.after(PRESENT_S, self._present)
 
     # ---- what a test does

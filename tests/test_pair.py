@@ -1,19 +1,15 @@
 """Two heads as a pair: who acts, when the other takes over, and what never happens. One test per promise."""
 
-from typing import Any
-
 import msgspec
 import pytest
 
 from beo import messages as ms
 from beo import votes
-from beo.entries import BEGINNING, Position
-from beo.errors import BeoError, Conflict, Internal
+from beo.errors import Internal
 from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
-from beo.headnode import acts
-from beo.votes import Accept, Append, Appended, Cfg, HandOver, Part, Prepare, Present, Promise, Refuse
+from beo.votes import Accept, Append, Appended, HandOver, Part, Promise
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 
 LEASE_S, SILENCE_S = votes.PairSettings().lease_s, votes.PairSettings().silence_s
@@ -32,7 +28,7 @@ def two() -> Two:
 # ---- take-over
 
 
-def test_the_standby_takes_over_when_the_primary_dies_and_no_acknowledged_job_is_lost(two: Two):
+def test_the_standby_takes_over_when_the_primary_dies_and_no_acknowledged_job_is_lost(two: Two) -> None:
     job = two.submit()
     died_s = two.now_s
     two.kill("A")
@@ -42,14 +38,14 @@ def test_the_standby_takes_over_when_the_primary_dies_and_no_acknowledged_job_is
     assert two.submit("B") == job + 1
 
 
-def test_nobody_takes_over_while_the_leases_of_the_voters_run(two: Two):
+def test_nobody_takes_over_while_the_leases_of_the_voters_run(two: Two) -> None:
     died_s = two.now_s
     two.kill("A")
     assert two.wait(lambda: "B" in two.acting, A_WHILE_S)
     assert two.now_s - died_s >= LEASE_S - 2 * TICK_S, "the last lease was asked for just before"
 
 
-def test_cut_from_each_other_the_primary_goes_on_with_the_voters(two: Two):
+def test_cut_from_each_other_the_primary_goes_on_with_the_voters(two: Two) -> None:
     two.cut("A", "B")
     for _ in range(20):
         two.run(0.5)
@@ -63,7 +59,7 @@ def test_cut_from_each_other_the_primary_goes_on_with_the_voters(two: Two):
     assert len(two.when("primary")) == 1
 
 
-def test_a_primary_without_standby_and_voters_stops_acting_before_the_other_begins(two: Two):
+def test_a_primary_without_standby_and_voters_stops_acting_before_the_other_begins(two: Two) -> None:
     two.isolate("A")
     assert two.wait(lambda: not two.acting, LEASE_S + TICK_S), "its leases have run out"
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
@@ -74,7 +70,7 @@ def test_a_primary_without_standby_and_voters_stops_acting_before_the_other_begi
     assert two.primary == "B"
 
 
-def test_what_a_cut_off_primary_takes_is_not_acknowledged_and_is_put_aside(two: Two):
+def test_what_a_cut_off_primary_takes_is_not_acknowledged_and_is_put_aside(two: Two) -> None:
     two.isolate("A")
     two.wait(lambda: not two.acting)
     assert two.submit("A") == 0
@@ -87,7 +83,7 @@ def test_what_a_cut_off_primary_takes_is_not_acknowledged_and_is_put_aside(two: 
     assert two.boxes["A"].replica.state.encode() == two.boxes["B"].replica.state.encode()
 
 
-def test_without_its_standby_the_primary_goes_on_after_the_silence_and_a_round_trip(two: Two):
+def test_without_its_standby_the_primary_goes_on_after_the_silence_and_a_round_trip(two: Two) -> None:
     two.kill("B")
     cut_s = two.now_s
     two.post("A")
@@ -96,7 +92,7 @@ def test_without_its_standby_the_primary_goes_on_after_the_silence_and_a_round_t
     assert two["A"].acceptor.acc.isr == ("A",)
 
 
-def test_nothing_is_acknowledged_before_the_other_head_or_the_register_says_so(two: Two):
+def test_nothing_is_acknowledged_before_the_other_head_or_the_register_says_so(two: Two) -> None:
     """While going on alone is only proposed, what only this head has could still be lost."""
     two.cut("A", "B", *two.voters)
     two.post("A")
@@ -108,7 +104,37 @@ def test_nothing_is_acknowledged_before_the_other_head_or_the_register_says_so(t
 # ---- coming back
 
 
-def test_a_hold_for_the_other_head_ends_even_when_it_never_gets_in_step(two: Two):
+def test_a_head_that_returns_must_answer_for_two_seconds_before_it_is_in_step(two: Two) -> None:
+    two.kill("B")
+    two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
+    two.run(1.0)
+    two.restart("B")
+    back_s = two.now_s
+    two.settle()
+    assert leading.STEADY_S <= two.now_s - back_s < leading.STEADY_S + 1.0
+
+
+def test_with_each_relapse_it_must_be_steady_for_twice_as_long(two: Two) -> None:
+    waited = []
+    for _ in range(4):
+        two.cut("A", "B")
+        two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
+        two.heal()
+        healed_s = two.now_s
+        two.settle()
+        waited.append(two.now_s - healed_s)
+    for n, seconds in enumerate(waited):
+        assert seconds == pytest.approx(leading.STEADY_S * 2**n, abs=0.6), waited
+    two.run(leading.RELAPSE_S + 1)
+    two.cut("A", "B")
+    two.run(1.0)
+    two.heal()
+    healed_s = two.now_s
+    two.settle()
+    assert two.now_s - healed_s < leading.STEADY_S + 1.0, "long ago is forgotten"
+
+
+def test_a_hold_for_the_other_head_ends_even_when_it_never_gets_in_step(two: Two) -> None:
     two.kill("B")
     two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
     two.restart("B")
@@ -121,7 +147,7 @@ def test_a_hold_for_the_other_head_ends_even_when_it_never_gets_in_step(two: Two
 # ---- who must not
 
 
-def test_a_stale_head_never_stands(two: Two):
+def test_a_stale_head_never_stands(two: Two) -> None:
     two.kill("B")
     job = 0
     two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
@@ -136,7 +162,7 @@ def test_a_stale_head_never_stands(two: Two):
     assert job in two.boxes["A"].replica.state.jobs
 
 
-def test_after_a_full_power_cut_both_heads_are_needed(two: Two):
+def test_after_a_full_power_cut_both_heads_are_needed(two: Two) -> None:
     job = two.submit()
     two.kill("A", "B", *two.voters)
     two.restart("A", *two.voters)
@@ -148,7 +174,7 @@ def test_after_a_full_power_cut_both_heads_are_needed(two: Two):
     assert job in two.boxes[two.primary].replica.state.jobs
 
 
-def test_after_a_full_power_cut_a_head_that_was_alone_goes_on_at_once(two: Two):
+def test_after_a_full_power_cut_a_head_that_was_alone_goes_on_at_once(two: Two) -> None:
     two.kill("B")
     two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
     two.run(2 * FSYNC_S)  # that is written down, too
@@ -157,14 +183,14 @@ def test_after_a_full_power_cut_a_head_that_was_alone_goes_on_at_once(two: Two):
     assert two.wait(lambda: two.acting == ["A"], 1.0)
 
 
-def test_an_election_needs_a_majority_of_living_memories(two: Two):
+def test_an_election_needs_a_majority_of_living_memories(two: Two) -> None:
     two.kill("A", "n1", "n2")
     two.restart("n1", "n2")
     two.run(20.0)
     assert not two.acting, "n1 and n2 have forgotten: they are other voters"
 
 
-def test_a_voter_that_reboots_is_replaced_and_then_the_others_may_die(two: Two):
+def test_a_voter_that_reboots_is_replaced_and_then_the_others_may_die(two: Two) -> None:
     two.kill("n1")
     two.restart("n1")
     two.run(ALIVE_S + 2.0)
@@ -173,7 +199,7 @@ def test_a_voter_that_reboots_is_replaced_and_then_the_others_may_die(two: Two):
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
-def test_voters_change_only_by_both_sets_and_both_heads(two: Two):
+def test_voters_change_only_by_both_sets_and_both_heads(two: Two) -> None:
     two.kill("n1")
     two.cut("A", "B")
     two.restart("n1")
@@ -187,7 +213,7 @@ def test_voters_change_only_by_both_sets_and_both_heads(two: Two):
     assert steps[-3:] == [(old,), (old, new), (new,)]
 
 
-def test_voters_are_spread_over_racks():
+def test_voters_are_spread_over_racks() -> None:
     two = Two(voters=0)
     for at, rack in enumerate("xxxxyz", 1):
         two.new_voter(f"n{at}", rack)
@@ -196,13 +222,13 @@ def test_voters_are_spread_over_racks():
     assert racks == ["x", "y", "z"]
 
 
-def test_ten_workers_give_five_voters():
+def test_ten_workers_give_five_voters() -> None:
     two = Two(voters=10)
     two.settle()
     assert len(two["A"].is_voting) == 5
 
 
-def test_without_workers_the_primary_holds_the_vote_and_only_it_goes_on():
+def test_without_workers_the_primary_holds_the_vote_and_only_it_goes_on() -> None:
     two = Two(voters=0)
     two.settle()
     assert two.wait(lambda: two["A"].acceptor.acc.voters == ((holder("A"),),), 10.0)
@@ -217,7 +243,7 @@ def test_without_workers_the_primary_holds_the_vote_and_only_it_goes_on():
     assert two.wait(lambda: two.acting != []), "both together can"
 
 
-def test_the_held_vote_follows_the_role():
+def test_the_held_vote_follows_the_role() -> None:
     two = Two(voters=0)
     two.settle()
     two.run(ALIVE_S + 1.0)
@@ -231,7 +257,7 @@ def test_the_held_vote_follows_the_role():
 # ---- an operator
 
 
-def test_by_hand_nobody_takes_over_before_an_operator_says_so(two: Two):
+def test_by_hand_nobody_takes_over_before_an_operator_says_so(two: Two) -> None:
     two.set_pair(takeover="manual")
     two.run(0.5)
     two.kill("A")
@@ -242,7 +268,7 @@ def test_by_hand_nobody_takes_over_before_an_operator_says_so(two: Two):
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
-def test_by_hand_a_primary_that_was_restarted_goes_on(two: Two):
+def test_by_hand_a_primary_that_was_restarted_goes_on(two: Two) -> None:
     two.set_pair(takeover="manual")
     two.run(0.5)
     two.kill("A")
@@ -250,7 +276,7 @@ def test_by_hand_a_primary_that_was_restarted_goes_on(two: Two):
     assert two.wait(lambda: two.acting == ["A"], A_WHILE_S)
 
 
-def test_frozen_nobody_takes_over(two: Two):
+def test_frozen_nobody_takes_over(two: Two) -> None:
     assert two.steer("A", "freeze") == ms.Done()
     two.run(0.5)
     two.kill("A")
@@ -264,7 +290,7 @@ def test_frozen_nobody_takes_over(two: Two):
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
-def test_a_switchover_waits_for_no_lease_and_loses_nothing(two: Two):
+def test_a_switchover_waits_for_no_lease_and_loses_nothing(two: Two) -> None:
     two.stream("A", per_s=200, seconds=1.0)
     two.run(0.5)
     asked_s = two.now_s
@@ -275,7 +301,7 @@ def test_a_switchover_waits_for_no_lease_and_loses_nothing(two: Two):
     assert two.primary == "B"
 
 
-def test_a_hand_over_that_is_lost_costs_no_more_than_a_lease(two: Two):
+def test_a_hand_over_that_is_lost_costs_no_more_than_a_lease(two: Two) -> None:
     two.delay = lambda sender, message: 1e9 if isinstance(message, HandOver) else 0.001
     assert two.steer("A", "switchover") == ms.Done()
     assert two.wait(lambda: not two.acting)
@@ -283,7 +309,7 @@ def test_a_hand_over_that_is_lost_costs_no_more_than_a_lease(two: Two):
     two.settle()
 
 
-def test_a_hand_over_that_comes_late_changes_nothing(two: Two):
+def test_a_hand_over_that_comes_late_changes_nothing(two: Two) -> None:
     two.steer("A", "switchover")
     assert two.wait(lambda: two.acting == ["B"])
     old = of(HandOver, two.said)[-1]
@@ -296,7 +322,7 @@ def test_a_hand_over_that_comes_late_changes_nothing(two: Two):
     assert two.acting == ["A"]
 
 
-def test_a_switchover_is_refused_where_the_other_is_not_in_step(two: Two):
+def test_a_switchover_is_refused_where_the_other_is_not_in_step(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
     answer = two.steer("A", "switchover")
@@ -304,7 +330,7 @@ def test_a_switchover_is_refused_where_the_other_is_not_in_step(two: Two):
     assert isinstance(two.steer("A", "nonsense"), ms.Failed)
 
 
-def test_the_first_head_gets_its_role_back_where_that_is_wished(two: Two):
+def test_the_first_head_gets_its_role_back_where_that_is_wished(two: Two) -> None:
     two.set_pair(failback=True)
     two.kill("A")
     assert two.wait(lambda: two.acting == ["B"])
@@ -314,7 +340,7 @@ def test_the_first_head_gets_its_role_back_where_that_is_wished(two: Two):
     assert took < LEASE_S / 2, "a planned hand-over"
 
 
-def test_a_forced_head_begins_a_generation_and_the_other_is_foreign_until_it_is_wiped(two: Two):
+def test_a_forced_head_begins_a_generation_and_the_other_is_foreign_until_it_is_wiped(two: Two) -> None:
     two.kill("A", *two.voters)
     two.run(2.0)
     assert not two.acting
@@ -336,7 +362,7 @@ def test_a_forced_head_begins_a_generation_and_the_other_is_foreign_until_it_is_
 # ---- the journal
 
 
-def test_a_committed_entry_is_never_cut(two: Two):
+def test_a_committed_entry_is_never_cut(two: Two) -> None:
     """Whoever says otherwise is stopped: the two journals need a person."""
     two.submit()
     two.run(0.2)
@@ -348,7 +374,7 @@ def test_a_committed_entry_is_never_cut(two: Two):
         two.deliver("A", other)
 
 
-def test_a_standby_far_behind_gets_a_snapshot_first(two: Two):
+def test_a_standby_far_behind_gets_a_snapshot_first(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
     two.submit("A", 300)
@@ -363,7 +389,7 @@ def test_a_standby_far_behind_gets_a_snapshot_first(two: Two):
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
-def test_an_old_refusal_of_a_position_costs_only_a_round_trip(two: Two):
+def test_an_old_refusal_of_a_position_costs_only_a_round_trip(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
     two.submit("A", 50)
@@ -382,14 +408,14 @@ def test_an_old_refusal_of_a_position_costs_only_a_round_trip(two: Two):
     assert job in two.boxes["B"].replica.state.jobs
 
 
-def test_a_digest_that_differs_stops_the_standby(two: Two):
+def test_a_digest_that_differs_stops_the_standby(two: Two) -> None:
     two.boxes["B"].replica.state.digests[3] = b"mine"
     append = of(Append, two.said)[-1]
     with pytest.raises(Internal, match="is not the primary's"):
         two.deliver("A", msgspec.structs.replace(append, digest=(3, b"theirs")))
 
 
-def test_a_tail_that_will_be_cut_is_not_compared(two: Two):
+def test_a_tail_that_will_be_cut_is_not_compared(two: Two) -> None:
     """A primary that was cut off has written on; the digest of that is of a state that nobody shares."""
     two.isolate("A")
     two.wait(lambda: two.acting == ["B"])
@@ -407,7 +433,7 @@ def test_a_tail_that_will_be_cut_is_not_compared(two: Two):
 # ---- the levels
 
 
-def test_at_level_b_a_restarted_standby_is_out_of_step_until_it_has_everything(two: Two):
+def test_at_level_b_a_restarted_standby_is_out_of_step_until_it_has_everything(two: Two) -> None:
     two.set_pair(level="B")
     assert two.wait(lambda: two["A"].in_step and "B" not in two["A"].acceptor.acc.isr)
     before = two["A"].acceptor.acc.isr[1]
@@ -425,7 +451,7 @@ def test_at_level_b_a_restarted_standby_is_out_of_step_until_it_has_everything(t
     assert two["A"].acceptor.acc.isr[1] not in (before, "B")
 
 
-def test_at_level_b_what_is_received_is_acknowledged_before_it_is_durable(two: Two):
+def test_at_level_b_what_is_received_is_acknowledged_before_it_is_durable(two: Two) -> None:
     two.set_pair(level="B")
     two.wait(lambda: "B" not in two["A"].acceptor.acc.isr and two["A"].in_step)
     two.run(0.2)
@@ -435,7 +461,7 @@ def test_at_level_b_what_is_received_is_acknowledged_before_it_is_durable(two: T
     assert two.now_s - asked_s < SILENCE_S
 
 
-def test_at_level_b_answers_of_an_earlier_life_bring_nobody_in_step(two: Two):
+def test_at_level_b_answers_of_an_earlier_life_bring_nobody_in_step(two: Two) -> None:
     two.set_pair(level="B")
     two.wait(lambda: "B" not in two["A"].acceptor.acc.isr and two["A"].in_step)
     two.boxes["B"].hangs = True
@@ -454,7 +480,7 @@ def test_at_level_b_answers_of_an_earlier_life_bring_nobody_in_step(two: Two):
     assert not two.acting, f"B lacks job {job}"
 
 
-def test_the_level_changes_while_the_other_head_is_away(two: Two):
+def test_the_level_changes_while_the_other_head_is_away(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
     two.set_pair(level="B")
@@ -471,7 +497,7 @@ def test_the_level_changes_while_the_other_head_is_away(two: Two):
     assert two["A"].acceptor.acc.isr == ("A", "B")
 
 
-def test_at_level_a_the_primary_alone_is_enough(two: Two):
+def test_at_level_a_the_primary_alone_is_enough(two: Two) -> None:
     two.set_pair(level="A")
     two.boxes["B"].hangs = True
     asked_s = two.now_s
@@ -479,7 +505,7 @@ def test_at_level_a_the_primary_alone_is_enough(two: Two):
     assert two.now_s - asked_s < SILENCE_S
 
 
-def test_at_level_a_nobody_takes_over_by_itself_who_lacks_too_much(two: Two):
+def test_at_level_a_nobody_takes_over_by_itself_who_lacks_too_much(two: Two) -> None:
     two.set_pair(level="A")
     two.run(0.3)
     two.delay = lambda sender, message: 1e9 if isinstance(message, Append) and message.entries else 0.001
@@ -498,7 +524,7 @@ def test_at_level_a_nobody_takes_over_by_itself_who_lacks_too_much(two: Two):
 # ---- clocks and disks
 
 
-def test_a_shorter_lease_counts_from_the_first_that_was_asked_for(two: Two):
+def test_a_shorter_lease_counts_from_the_first_that_was_asked_for(two: Two) -> None:
     two.set_pair(lease_s=8.0)
     two.run(1.0)
     two.set_pair(lease_s=0.6)
@@ -508,14 +534,14 @@ def test_a_shorter_lease_counts_from_the_first_that_was_asked_for(two: Two):
     two.run(10.0)  # that both never act at once is looked at all the time
 
 
-def test_a_longer_lease_is_not_counted_for_one_that_was_asked_for_before(two: Two):
+def test_a_longer_lease_is_not_counted_for_one_that_was_asked_for_before(two: Two) -> None:
     for lease_s in (5.0, 5.5, 0.6, 5.0):
         two.set_pair(lease_s=lease_s)
         two.run(0.06)
     assert two["A"]._until(100.0) <= 100.0 + LEASE_S
 
 
-def test_a_primary_whose_disk_hangs_gives_up(two: Two):
+def test_a_primary_whose_disk_hangs_gives_up(two: Two) -> None:
     two.boxes["A"].hangs = True
     two.post("A")
     assert two.wait(lambda: two.acting == ["B"], 4 * LEASE_S + A_WHILE_S), two.story()
@@ -525,20 +551,20 @@ def test_a_primary_whose_disk_hangs_gives_up(two: Two):
     assert two.primary == "B"
 
 
-def test_under_load_some_entry_is_always_on_its_way_to_the_disk_and_the_disk_does_not_hang(two: Two):
+def test_under_load_some_entry_is_always_on_its_way_to_the_disk_and_the_disk_does_not_hang(two: Two) -> None:
     two.stream("A", per_s=900, seconds=4 * LEASE_S)
     two.run(4 * LEASE_S)
     assert two.acting == ["A"] and len(two.when("primary")) == 1
 
 
-def test_a_standby_that_takes_nothing_counts_as_silent_however_well_it_answers(two: Two):
+def test_a_standby_that_takes_nothing_counts_as_silent_however_well_it_answers(two: Two) -> None:
     two.boxes["B"].hangs = True
     two.post("A")
     assert two.wait(lambda: len(two.acknowledged) == 1, leading.STUCK_S + 4 * TICK_S)
     assert two["A"].acceptor.acc.isr == ("A",)
 
 
-def test_a_voter_is_not_missed_right_after_a_start(two: Two):
+def test_a_voter_is_not_missed_right_after_a_start(two: Two) -> None:
     """A head that has just begun has heard nobody yet: that is no reason to change who votes."""
     two.kill("B")
     two.run(1.0)
@@ -553,7 +579,7 @@ def test_a_voter_is_not_missed_right_after_a_start(two: Two):
 # ---- words that don't count
 
 
-def test_a_voter_that_nobody_asked_does_not_count(two: Two):
+def test_a_voter_that_nobody_asked_does_not_count(two: Two) -> None:
     two.kill("A", "n1", "n2", "n3")
     two.run(2.0)
     pair_ = two["B"]
@@ -564,7 +590,7 @@ def test_a_voter_that_nobody_asked_does_not_count(two: Two):
     assert not two.acting
 
 
-def test_who_speaks_for_a_voter_must_hold_its_key(two: Two):
+def test_who_speaks_for_a_voter_must_hold_its_key(two: Two) -> None:
     two.kill("A", "n1", "n2", "n3")
     two.run(2.0)
     assert two["B"].role == "candidate"
@@ -577,7 +603,7 @@ def test_who_speaks_for_a_voter_must_hold_its_key(two: Two):
     assert two["B"]._trying
 
 
-def test_a_word_of_an_older_epoch_changes_nothing(two: Two):
+def test_a_word_of_an_older_epoch_changes_nothing(two: Two) -> None:
     said = list(two.said)
     two.kill("A")
     two.wait(lambda: two.acting == ["B"])
@@ -591,7 +617,7 @@ def test_a_word_of_an_older_epoch_changes_nothing(two: Two):
     assert two.acting == ["B"]
 
 
-def test_every_word_may_come_twice_and_late(two: Two):
+def test_every_word_may_come_twice_and_late(two: Two) -> None:
     late = Two(seed=3)
     late.delay = lambda sender, message: late.random.choice((0.001, 0.002, 0.05))
 
@@ -616,7 +642,7 @@ def test_every_word_may_come_twice_and_late(two: Two):
 # ---- clients
 
 
-def test_a_standby_names_the_primary(two: Two):
+def test_a_standby_names_the_primary(two: Two) -> None:
     assert two.ask("B", ms.Info()) == [ms.Elsewhere("A:1", two["A"].epoch)]
     two.kill("A")
     two.run(0.2)
@@ -625,7 +651,7 @@ def test_a_standby_names_the_primary(two: Two):
     assert isinstance(two.ask("B", ms.Info())[0], ms.InfoIs)
 
 
-def test_only_an_admin_steers_and_nobody_else_may(two: Two):
+def test_only_an_admin_steers_and_nobody_else_may(two: Two) -> None:
     for key in ("ann", "worker", "nobody"):
         for word in ("switchover", "takeover", "force", "freeze"):
             answer = two.ask("A", ms.Steer(word), key)[-1]
@@ -633,7 +659,7 @@ def test_only_an_admin_steers_and_nobody_else_may(two: Two):
     assert two.acting == ["A"]
 
 
-def test_what_the_pair_says_of_itself(two: Two):
+def test_what_the_pair_says_of_itself(two: Two) -> None:
     view = two.ask("A", ms.AskPair(), "root")[-1]
     assert (view.name, view.role, view.in_step, view.primary) == ("A", "primary", True, "A")
     assert [voter.voter for voter in view.voters if voter.votes] == ["n1/1", "n2/1", "n3/1"]

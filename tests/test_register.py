@@ -11,7 +11,7 @@ SOLO_A = Cfg(1, 1, ("A",), (("v1", "v2", "v3"),))
 SOLO_B = Cfg(2, 2, ("B",), (("v1", "v2", "v3"),))
 
 
-def test_a_promise_shows_what_was_taken_and_shuts_out_lower_epochs():
+def test_a_promise_shows_what_was_taken_and_shuts_out_lower_epochs() -> None:
     acceptor = Acceptor("v1")
     assert acceptor.prepare(Prepare("A", 1), 0.0) == Promise("v1", 1, None)
     assert acceptor.accept(Accept("A", SOLO_A)) == Accepted("v1", 1, 1)
@@ -22,19 +22,19 @@ def test_a_promise_shows_what_was_taken_and_shuts_out_lower_epochs():
     assert acceptor.durable == (2, SOLO_A)
 
 
-def test_a_promise_repeated_says_the_same():
+def test_a_promise_repeated_says_the_same() -> None:
     acceptor = Acceptor("v1")
     assert acceptor.prepare(Prepare("A", 3), 0.0) == acceptor.prepare(Prepare("A", 3), 1.0) == Promise("v1", 3, None)
 
 
-def test_a_pre_vote_promises_nothing():
+def test_a_pre_vote_promises_nothing() -> None:
     acceptor = Acceptor("v1", 2, SOLO_B)
     assert acceptor.prepare(Prepare("A", 3, pre=True), 0.0) == Promise("v1", 3, SOLO_B, pre=True)
     assert acceptor.durable == (2, SOLO_B)
     assert acceptor.prepare(Prepare("A", 2, pre=True), 0.0) == Refuse("v1", 2, 2)
 
 
-def test_an_older_value_of_the_same_epoch_is_not_confirmed():
+def test_an_older_value_of_the_same_epoch_is_not_confirmed() -> None:
     acceptor = Acceptor("v1")
     newer = Cfg(1, 2, ("A", "B"))
     assert acceptor.accept(Accept("A", newer)) == Accepted("v1", 1, 2)
@@ -42,7 +42,7 @@ def test_an_older_value_of_the_same_epoch_is_not_confirmed():
     assert acceptor.acc == newer
 
 
-def test_while_a_lease_runs_no_other_head_is_promised_anything():
+def test_while_a_lease_runs_no_other_head_is_promised_anything() -> None:
     acceptor = Acceptor("v1")
     assert acceptor.lease(Lease("A", 1, 7.0, 1.0), 0.0) == Granted("v1", 1, 7.0)
     assert acceptor.prepare(Prepare("B", 2), 1.0 + RHO - 1e-9) == Refuse("v1", 2, 1, lease=True)
@@ -52,7 +52,7 @@ def test_while_a_lease_runs_no_other_head_is_promised_anything():
     assert acceptor.prepare(Prepare("B", 4), 1.0 + RHO) == Promise("v1", 4, None)
 
 
-def test_a_lease_that_was_given_is_not_shortened_by_a_later_one():
+def test_a_lease_that_was_given_is_not_shortened_by_a_later_one() -> None:
     """Its holder may count on the longer one, whose answer it has."""
     acceptor = Acceptor("v1")
     acceptor.lease(Lease("A", 1, 0.0, 10.0), 0.0)
@@ -60,14 +60,14 @@ def test_a_lease_that_was_given_is_not_shortened_by_a_later_one():
     assert acceptor.prepare(Prepare("B", 2), 9.0) == Refuse("v1", 2, 1, lease=True)
 
 
-def test_a_lease_given_back_blocks_nobody():
+def test_a_lease_given_back_blocks_nobody() -> None:
     acceptor = Acceptor("v1")
     acceptor.lease(Lease("A", 1, 0.0, 1.0), 0.0)
     acceptor.release()
     assert acceptor.prepare(Prepare("B", 2), 0.1) == Promise("v1", 2, None)
 
 
-def test_one_that_has_forgotten_its_leases_promises_nobody_until_they_have_run_out():
+def test_one_that_has_forgotten_its_leases_promises_nobody_until_they_have_run_out() -> None:
     acceptor = Acceptor("witness:w/1", 1, SOLO_A)
     acceptor.hold("?", 1.0)
     assert isinstance(acceptor.prepare(Prepare("A", 3), 0.9), Refuse)
@@ -89,11 +89,11 @@ def test_one_that_has_forgotten_its_leases_promises_nobody_until_they_have_run_o
         ("", "", False),
     ],
 )
-def test_a_majority_is_more_than_half_of_the_set(of: str, these: str, enough: bool):
+def test_a_majority_is_more_than_half_of_the_set(of: str, these: str, enough: bool) -> None:
     assert is_majority(of, these) is enough
 
 
-def test_every_set_must_agree_and_no_set_agrees_to_nothing():
+def test_every_set_must_agree_and_no_set_agrees_to_nothing() -> None:
     assert carried(("abc", "cde"), "abde")
     assert not carried(("abc", "def"), "abcd"), "a majority of both together is none of each"
     assert not carried(("abc", ""), "abc")

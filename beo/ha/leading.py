@@ -59,6 +59,7 @@ class Leader(Proposer):
         self._heard_s = 0.0  # the other head's last answer
         self._steady_from_s: float | None = None
         self._penalty_s = 0.0
+        self._fell = False  # out of step before: the next time is a relapse
         self._in_step_s: float | None = None
         self._join_s: float | None = None
         self._join_known = False  # that it joins is known to whoever acknowledges output, too
@@ -142,6 +143,7 @@ class Leader(Proposer):
         took_part = self.other in self._accepted or self.other in self._promises
         self._heard_s = self._now if took_part else -1e9
         self._penalty_s = 0.0 if took_part or not self.other else STEADY_S
+        self._fell = False
         self._steady_from_s = self._in_step_s = None
         self._join_s = self._leave_s = None
         down_s = self._now - self._down_from_s if self._down_from_s is not None else 0.0
@@ -250,10 +252,10 @@ class Leader(Proposer):
         acc = self.acceptor.acc
         if not acc or len(acc.isr) == 1:
             return  # that is wished already
-        if self._in_step_s is not None and self._now - self._in_step_s < RELAPSE_S:
-            self._penalty_s = min(STEADY_MAX_S, max(STEADY_S, 2 * self._penalty_s))
-        else:
-            self._penalty_s = STEADY_S
+        if self._in_step_s is not None and self._now - self._in_step_s >= RELAPSE_S:
+            self._fell = False
+        self._penalty_s = min(STEADY_MAX_S, 2 * self._penalty_s) if self._fell else STEADY_S
+        self._fell = True
         self._in_step_s = None
         self._propose(Cfg(self.epoch, acc.n + 1, (self.me,), acc.voters))
 
