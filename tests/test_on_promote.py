@@ -61,8 +61,9 @@ def test_a_head_that_acts_starts_them_and_one_started_again_takes_them_up(cluste
     (said,) = (place / "said").read_text().split()
     assert said.startswith("+one:A:") and int(said.rpartition(":")[2]) > 0
     os.kill(cluster.pid("head"), signal.SIGKILL)
-    cluster.wait_for_head()
-    wait_for(lambda: "found" in (cluster.home.logs / "head.log").read_text(), "what the next head finds")
+    wait_for(
+        lambda: "on_promote pages: found" in (cluster.home.logs / "head.log").read_text(), "what the next head finds"
+    )
     assert is_alive(pid) and pids(place) == [pid] and (place / "said").read_text().split() == [said]
 
 
