@@ -89,6 +89,7 @@ class Server:
                 f"{self.state.cluster[:8]}… here, not {self._cluster[:8]}…",
                 "restore cluster.json or the head's folder so that both belong together",
             )
+        self._keys = self._public_keys()
         self._server = self._listen(self._who.control)
         self._link = self._open_link()
         self._streams = Streams(self._who.bulk, self._secret, where.head / "output", Sight(lambda: self.state))
@@ -173,9 +174,13 @@ class Server:
 
     # ---- the loop
 
+    def _is_known(self, key: str) -> bool:
+        """Whether a key may connect. Before a cluster's first entries, its own may: who is sent away gives up."""
+        return decide.user_of(self.state, key) is not None or (not self.state.index and key in self._keys.values())
+
     def _listen(self, address: str) -> wire.Server:
         try:
-            return wire.Server(address, self._secret, lambda key: decide.user_of(self.state, key) is not None)
+            return wire.Server(address, self._secret, self._is_known)
         except OSError as error:
             raise _taken(error) from None
 
@@ -275,13 +280,17 @@ class Server:
         facts.findings = tuple(trouble for trouble in troubles if trouble)
         facts.config = {**self._own, verify.CLOCK: f"{time.time():.3f}"}
 
-    def _facts(self) -> dict[str, str]:
-        """What doesn't change of what `beo ha verify` compares."""
+    def _public_keys(self) -> dict[str, str]:
+        """The cluster's first keys, as far as this head has them, by name."""
         keys = {"head": self._key}
         for name in birth.KEYS:
             with suppress(BeoError):  # a second head need not have them all
                 keys[name] = wire.public_of(self._home.secret(name))
-        return verify.facts(self._config, keys, missing_programs(self._config.ha))
+        return keys
+
+    def _facts(self) -> dict[str, str]:
+        """What doesn't change of what `beo ha verify` compares."""
+        return verify.facts(self._config, self._keys, missing_programs(self._config.ha))
 
     def _direct_streams(self) -> None:
         """Let the bulk plane do what the role of now means, if that is another one than before."""
