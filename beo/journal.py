@@ -30,8 +30,9 @@ from beo import lockfile, snapshots
 from beo.entries import BEGINNING, Entry, Position, Snapshot, crc_of, hash_of
 from beo.errors import BeoError, DamagedJournal
 from beo.mark import CURE_DAMAGE, Mark
-from beo.reader import FORMAT, SCHEMA, Reader, connect
+from beo.reader import Reader, connect
 from beo.snapshots import Stamp, sync_folder
+from beo.upgrade import upgrade
 
 __all__ = ["Entry", "Journal", "Position", "Snapshot"]
 
@@ -107,7 +108,9 @@ class Journal:
             files.callback(os.close, lockfile.hold(self._folder / "journal.lock"))
             exists = database.exists()
             mark = self._read_mark(mark_path, database)
-            if not exists:
+            if exists:
+                upgrade(self._folder, mark)
+            else:
                 _create(database, mark_path)
             self._reader = Reader(self._folder)
             files.callback(self._reader.close)
@@ -534,8 +537,8 @@ def _create(database: Path, mark_path: Path) -> None:
     try:
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-        for statement in SCHEMA.values():
+        connection.execute(f"PRAGMA user_version = {Reader.FORMAT}")
+        for statement in Reader.SCHEMA.values():
             connection.execute(statement)
         connection.execute("INSERT INTO cut VALUES (?, ?, ?, ?)", _row(BEGINNING))
     finally:

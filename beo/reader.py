@@ -7,7 +7,7 @@ entries: so it never holds up a commit, nor for long the moment at which the wri
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 from beo import snapshots
 from beo.entries import BEGINNING, Entry, Position, Snapshot, hash_of, is_whole
@@ -15,17 +15,10 @@ from beo.errors import BeoError, DamagedJournal
 from beo.mark import CURE_DAMAGE
 from beo.snapshots import Stamp
 
-FORMAT: Final = 2  # of the tables, of snapshots, and of the bytes under hash and CRC; kept in SQLite's user_version
-
 READ_LIMIT_BYTES: Final = 8 << 20  # of one `entries` call, so that catching up a standby never fills the memory
 LOAD_ROWS: Final = 1000  # read in one go: no long read transaction, which would keep the log from restarting
 
-_COLUMNS: Final = "idx INTEGER PRIMARY KEY, epoch INTEGER, hash BLOB, crc INTEGER"
-SCHEMA: Final = {
-    "entry": f"CREATE TABLE entry ({_COLUMNS}, data BLOB) STRICT",
-    "snapshot": f"CREATE TABLE snapshot ({_COLUMNS}) STRICT",  # of the files that count, see snapshots.py
-    "cut": f"CREATE TABLE cut ({_COLUMNS}) STRICT",  # one row: what is not behind it is cut, or is about to be
-}
+COLUMNS: Final = "idx INTEGER PRIMARY KEY, epoch INTEGER, hash BLOB, crc INTEGER"
 
 
 class Contents(NamedTuple):
@@ -39,6 +32,13 @@ class Contents(NamedTuple):
 
 class Reader:
     """The journal in a folder, to be read only."""
+
+    FORMAT: ClassVar = 2  # of tables, snapshots and the bytes under hash and CRC; it is SQLite's user_version
+    SCHEMA: ClassVar = {
+        "entry": f"CREATE TABLE entry ({COLUMNS}, data BLOB) STRICT",
+        "snapshot": f"CREATE TABLE snapshot ({COLUMNS}) STRICT",  # of the files that count, see snapshots.py
+        "cut": f"CREATE TABLE cut ({COLUMNS}) STRICT",  # one row: what is not behind it is cut, or is about to be
+    }
 
     def __init__(self, folder: Path) -> None:
         """Open it; raises sqlite3.Error where that is not possible."""
@@ -83,21 +83,20 @@ class Reader:
             why = "its write-ahead log is damaged, cut or missing"
             cure = f"{CURE_DAMAGE}; to accept the loss of entries {tip.idx + 1} to {lowest}, move journal.mark aside"
             raise self.damaged(f"it ends at entry {tip.idx}, but entry {lowest} was acknowledged", why, cure)
-        try:
-            for stamp in stamps:  # last: a lost log may have named others, and is the greater loss
-                snapshots.check(self.folder / stamp.name, stamp)
-        except (TypeError, ValueError) as error:  # a flipped bit can change a value's type, too
-            raise self.damaged("what it says of its snapshots is damaged", str(error)) from error
+        self._check_snapshots(stamps)  # last: a lost log may have named others, and is the greater loss
         return Contents(tip, cut, stamps, has_rest)
 
     def check_format(self) -> None:
         """Raise DamagedJournal unless the tables are those that this beo makes."""
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version != FORMAT:
-            why = f"its format is {version}, this beo reads {FORMAT}"
+        if (found := self.format()) != self.FORMAT:
+            why = f"its format is {found}, this beo reads {self.FORMAT}"
             raise self.damaged("it cannot be read", why, f"start the beo that wrote it, or {CURE_DAMAGE}")
-        if dict(self._connection.execute("SELECT name, sql FROM sqlite_schema")) != SCHEMA:
+        if dict(self._connection.execute("SELECT name, sql FROM sqlite_schema")) != self.SCHEMA:
             raise self.damaged("its tables are damaged", "they are not the ones that beo makes")
+
+    def format(self) -> int:
+        """Return the number of its format, as it says itself."""
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _anchors(self) -> tuple[Position, list[Stamp]]:
         """Return where it is cut, and the snapshots, oldest first."""
@@ -113,6 +112,13 @@ class Reader:
     def _stamps(self) -> list[Stamp]:
         rows = self._connection.execute("SELECT idx, epoch, hash, crc FROM snapshot ORDER BY idx").fetchall()
         return [Stamp(Position(*row[:3]), row[3]) for row in rows]
+
+    def _check_snapshots(self, stamps: list[Stamp]) -> None:
+        try:
+            for stamp in stamps:
+                snapshots.check(self.folder / stamp.name, stamp)
+        except (TypeError, ValueError) as error:  # a flipped bit can change a value's type, too
+            raise self.damaged("what it says of its snapshots is damaged", str(error)) from error
 
     def _following(self, tip: Position, row: tuple[int, int, bytes, int, bytes]) -> Position:
         index, epoch, hash, _, data = row

@@ -3,11 +3,13 @@
 import json
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,17 @@ from beo import reader, snapshots
 from beo.entries import Position
 from beo.errors import BeoError, DamagedJournal
 from beo.journal import Journal, Snapshot
-from tests.journals import ENVIRONMENT, WAIT_S, assert_right, fill, make_snapshot, opened, payload, take_snapshot
+from tests.journals import (
+    ENVIRONMENT,
+    WAIT_S,
+    assert_right,
+    contents,
+    fill,
+    make_snapshot,
+    opened,
+    payload,
+    take_snapshot,
+)
 
 
 def test_a_snapshot_cuts_what_is_older_than_the_one_before(tmp_path: Path) -> None:
@@ -428,3 +440,57 @@ def test_a_snapshot_that_is_missing_or_damaged_is_refused_with_the_cure(tmp_path
         path.write_bytes(whole)
     with opened(tmp_path) as (journal, _):
         assert_right(journal, 100)
+
+
+# A journal of the format before
+
+
+def make_former(folder: Path) -> None:
+    """Turn a journal into what it was in format 1: its snapshots in the database."""
+    with closing(sqlite3.connect(folder / "journal.db", isolation_level=None)) as database:
+        rows = database.execute("SELECT idx, epoch, hash, crc FROM snapshot").fetchall()
+        database.execute("DROP TABLE cut")
+        database.execute("DROP TABLE snapshot")
+        columns = "idx INTEGER PRIMARY KEY, epoch INTEGER, hash BLOB, crc INTEGER, state BLOB"
+        database.execute(f"CREATE TABLE snapshot ({columns}) STRICT")
+        database.executemany("INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)", [(*r, b"state %d" % r[0]) for r in rows])
+        database.execute("PRAGMA user_version = 1")
+    for path in folder.glob("snapshot-*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(("at", "oldest"), [((), 1), ((40,), 1), ((40, 80), 41)])
+def test_a_journal_of_the_format_before_is_upgraded_at_its_first_opening(
+    tmp_path: Path, at: tuple[int, ...], oldest: int
+) -> None:
+    with opened(tmp_path) as (journal, watch):
+        fill(journal, watch, 100)
+        for index in at:
+            take_snapshot(journal, watch, index)
+        with journal._wake:
+            assert journal._wake.wait_for(lambda: not journal._has_rest, WAIT_S)
+    make_former(tmp_path)
+    for _ in range(2):
+        with opened(tmp_path) as (journal, watch):
+            assert (journal.oldest_index, journal.snapshot_index) == (oldest, max(at, default=0))
+            assert_right(journal, journal.last_index)
+            watch.durable.clear()
+            fill(journal, watch, journal.last_index + 10)
+            assert_right(journal, journal.last_index)
+    assert journal.last_index == 120
+
+
+def test_a_damaged_journal_of_the_format_before_is_refused_as_it_is(tmp_path: Path) -> None:
+    with opened(tmp_path) as (journal, watch):
+        fill(journal, watch, 100)
+        take_snapshot(journal, watch, 40)
+    make_former(tmp_path)
+    for statement in ("UPDATE snapshot SET state = 'x'", "DELETE FROM entry WHERE idx = 50", "CREATE TABLE mine (x)"):
+        case = tmp_path / statement[:6]
+        shutil.copytree(tmp_path, case, ignore=lambda *_: ["CREATE", "DELETE", "UPDATE"])
+        with closing(sqlite3.connect(case / "journal.db", isolation_level=None)) as database:
+            database.execute(statement.replace("'x'", "x'00'"))
+        before = contents(case)
+        with pytest.raises(DamagedJournal, match=r"entry 40 is damaged|entry 50 is missing|tables are damaged"):
+            Journal(case, print, print)
+        assert {name: data for name, data in contents(case).items() if data} == before  # SQLite makes an empty log

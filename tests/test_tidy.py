@@ -32,7 +32,7 @@ FLOORS = {
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
-    "reader snapshots headnode.compaction headnode.clerk ha.keep ha.orphans "
+    "reader snapshots upgrade headnode.compaction headnode.clerk ha.keep ha.orphans "
     "worker.processes worker.disk worker.bounds worker.remains "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing "
