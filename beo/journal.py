@@ -42,8 +42,8 @@ BACKLOG_LIMIT_BYTES: Final = (
 )  # a second of a good disk; more waiting in memory only hides that the disk is slow
 CHECKPOINT_BYTES: Final = 8 << 20  # bounds the write-ahead log, and with it the time of a recovery
 ROWS_LIMIT: Final = 512  # in one INSERT; beyond it a row costs the same and the statement only gets bigger
-CUT_ROWS: Final = 2000  # deleted with one commit, which takes 1-2 ms longer for it
-CUT_BYTES: Final = 4 << 20  # of entries, as above: SQLite reads each page of a large one to set it free
+CUT_ROWS: Final = 500  # deleted with one commit, which takes a millisecond longer for it
+CUT_BYTES: Final = 256 << 10  # of entries, as above: every page that is set free passes through the log
 RECENT: Final = 1024  # positions kept in memory, of durable entries: what a standby that is in step asks about
 
 _PAGE_BYTES: Final = 4096  # larger pages stream no faster and make a commit of one entry write more
@@ -83,9 +83,10 @@ class Journal:
         self._folder = path.resolve()
         self._on_durable = on_durable
         self._on_failure = on_failure
-        self._wake = threading.Condition()  # guards the five below
+        self._wake = threading.Condition()  # guards the six below
         self._queue: list[Entry | Stamp] = []
         self._committing = False
+        self._is_awaited = False
         self._backlog_bytes = 0
         self._closing = False
         self._failure: BaseException | None = None
@@ -332,9 +333,10 @@ class Journal:
     def install(self, position: Position, state: bytes | Path) -> None:
         """Replace everything by the snapshot of another journal: for a standby that is behind what the primary keeps.
 
-        `state`: the bytes, or the file of the snapshot as it is there (on this file system: it is moved in). Waits
-        until it is durable; a crash at any point leaves the journal as it was or as it should be. Raises BeoError, with
-        nothing changed, if the file is not the snapshot of `position` or the bytes find no room; or after a failure.
+        `state`: the bytes, or the file of the snapshot as it is there (on this file system: it is moved in, which is
+        quick where another thread has written it). Waits until it is durable; a crash at any point leaves the journal
+        as it was or as it should be. Raises BeoError, with nothing changed, if the file is not the snapshot of
+        `position` or the bytes find no room; or after a failure.
         """
         with self._wake:
             self._until_written()  # so that what is queued can't sweep away the new file
@@ -350,7 +352,7 @@ class Journal:
             try:
                 self._mark.settle(*BEGINNING[::2])  # promises nothing: true before and after
                 self._writer.execute("BEGIN IMMEDIATE")
-                self._writer.execute("DELETE FROM entry")
+                self._writer.execute("DELETE FROM entry WHERE idx > ?", (position.idx,))  # the others are cut by and by
                 self._writer.execute("DELETE FROM snapshot")
                 self._writer.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?)", (*position, stamp.crc))
                 self._move_cut(position)
@@ -360,6 +362,7 @@ class Journal:
                 self._fail(error)
                 raise self._failed() from error
             self._begin_at(position, position, [stamp])
+            self._has_rest = True
         self.sweep()
 
     def _move_in(self, position: Position, file: Path) -> Stamp:
@@ -393,8 +396,11 @@ class Journal:
         self._files.close()
 
     def _until_written(self) -> None:
-        """Wait until nothing is queued or being committed; needs `_wake`."""
+        """Wait until nothing is queued or being committed, and what is to be cut waits, too; needs `_wake`."""
+        self._is_awaited = True
         self._wake.wait_for(lambda: self._failure or not (self._queue or self._committing))
+        self._is_awaited = False
+        self._wake.notify_all()  # heard when the caller is done
         self._check_open()
 
     def _check_open(self) -> None:
@@ -436,12 +442,16 @@ class Journal:
         Returns None when the journal is closing or has failed.
         """
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._has_rest or self._closing or self._failure)
+            self._wake.wait_for(self._has_work)
             if self._failure or (self._closing and not self._queue):
                 return None
             batch, self._queue = self._queue, []
             self._committing = True
             return batch
+
+    def _has_work(self) -> bool:
+        may_cut = self._has_rest and not self._is_awaited
+        return bool(self._queue or may_cut or self._closing or self._failure)
 
     def _release(self, batch: list[Entry | Stamp]) -> None:
         with self._wake:
@@ -493,7 +503,7 @@ class Journal:
     def _cut_some(self) -> int:
         """Delete some of what is to be cut; return how many entries those were."""
         rows = self._writer.execute(_CUT, (self._cut.idx, CUT_ROWS, CUT_BYTES)).rowcount
-        self._wal_bytes += rows * _ROW_BYTES  # pages that are set free are not written
+        self._wal_bytes += CUT_BYTES + CUT_ROWS * _ROW_BYTES if rows else 0
         return rows
 
     def _move_cut(self, position: Position) -> None:

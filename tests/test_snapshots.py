@@ -241,6 +241,23 @@ def test_a_cut_behind_which_the_newest_snapshot_lies_falls_back_to_the_one_befor
         assert_right(journal, 60)
 
 
+def test_what_waits_for_the_journal_is_not_kept_waiting_by_what_is_to_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "_cut_some", lambda _: 1)  # as if there were always more
+    with opened(tmp_path) as (journal, watch):
+        fill(journal, watch, 60)
+        for index in (20, 40):
+            take_snapshot(journal, watch, index)
+        for last in range(59, 39, -1):
+            assert [entry.index for entry in journal.tail(last)] == [last + 1]
+            journal.truncate_after(last)
+        assert journal._has_rest
+        watch.durable.clear()
+        fill(journal, watch, 70)
+        assert_right(journal, 70)
+
+
 def test_a_cut_before_the_first_snapshot_goes_back_to_the_beginning(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         fill(journal, watch, 50)
@@ -303,6 +320,10 @@ def test_a_standby_that_is_too_far_behind_begins_again_from_a_snapshot(
         assert (standby.last_index, standby.last_epoch, standby.last_hash) == position
         assert (standby.durable_index, standby.snapshot_index, standby.oldest_index) == (behind, behind, behind + 1)
         assert standby.position(behind) == position and standby.position(behind - 1) is None
+        with standby._wake:
+            assert standby._wake.wait_for(lambda: not standby._has_rest, WAIT_S)
+        with closing(sqlite3.connect(tmp_path / "b" / "journal.db")) as database:
+            assert database.execute("SELECT count(*) FROM entry").fetchone() == (0,)
         standby._sweeper_ended()
         assert len(list((tmp_path / "b").glob("snapshot-*"))) == 1
         watch.durable.clear()
