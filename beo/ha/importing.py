@@ -306,8 +306,8 @@ class _Import:
             self.note("warning", line, f"{value or 'nothing'} is no protocol: beo's own level stays")
             return
         remarks = {
-            "A": "with A and B, what was acknowledged just before a take-over can be lost, with C it can not",
-            "B": "with A and B, what was acknowledged just before a take-over can be lost, with C it can not",
+            "A": "what the standby had not received yet is lost when the primary dies; with C nothing is",
+            "B": "nothing is lost when one machine dies; with C nothing is when both lose power, either",
         }
         self.take(line, "level", level, remarks.get(level, ""))
 
