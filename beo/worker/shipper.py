@@ -24,7 +24,7 @@ from beo.worker.acts import Shipped, StdinCame
 
 __all__ = ["Shipper"]
 
-WINDOW_BYTES = 1024 * 1024  # of one part under way: four chunks, so that the head can fsync one while others travel
+WINDOW_BYTES = 2 * 1024 * 1024  # of one part under way: eight chunks, so that two heads sync some while others travel
 WINDOW_ALL_BYTES = 4 * 1024 * 1024  # of this node: what a head must be able to queue from each node of a large cluster
 RESEND_S = 1.0  # without an acknowledgement for so long, what is under way is sent again
 RESEND_MAX_S = 8.0  # doubled up to here: a head that is slow or full isn't buried in repetitions

@@ -217,4 +217,6 @@ BULK = (
     ms.Chunk("n1", "n1-1", 1, 1, 0, b"\0\0\0\0\1\0\0\0\5hello"),
     ms.StdinAck(1, 1, 5, False),
     ms.BulkHello("n1", "n1-1"),
+    ms.Copy(1, (ms.Piece(1, 1, 0, 0, b"beo1"),)),
+    ms.Offer(1, 1, 1, ((1, 1, 100, 7),), True),
 )

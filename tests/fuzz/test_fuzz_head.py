@@ -10,11 +10,12 @@ from random import Random
 import msgspec
 import pytest
 
-from beo import birth, events, wire
+from beo import birth, events, records, wire
 from beo import messages as ms
 from beo.config import Home
 from beo.ha.acts import Durable, Tick
 from beo.headnode import acts
+from beo.headnode.output import Output
 from beo.headnode.replica import Ticked
 from beo.headnode.server import Server
 from beo.headnode.state import State
@@ -24,6 +25,7 @@ from tests.world import same
 
 PEERS = [b"peer-%d" % number for number in range(20)]
 MESSAGES = 6_000
+COPIES = 1_500
 
 
 class Head:
@@ -139,6 +141,97 @@ def test_no_spoilt_message_harms_the_bulk_plane(head: Head, caplog: pytest.LogCa
     assert len(streams._readers) <= 64 * len(PEERS)
     assert not streams._acks
     assert len(streams._feeders) <= 10_000 and len(streams._agents) <= 16_384
+
+
+def test_no_spoilt_copy_harms_the_store_of_a_head_that_follows(
+    head: Head, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = dice("copies")
+    leader = Output(tmp_path / "leader")
+    words: list[ms.Copy | ms.Offer] = []
+    for job in range(1, 5):
+        for number in range(30):
+            before = leader.mark(job, 1)
+            have = leader.have(job, 1, "n1")
+            leader.append(job, 1, "n1", have, records.pack(0, 1, b"line %d" % number))
+            data, _ = leader.blocks(job, 1, *before, 1_000)
+            words.append(ms.Copy(1, (ms.Piece(job, 1, *before, data, random.choice((0, before[1]))),)))
+        words.append(ms.Offer(1, job, 0, ()))
+        words.append(ms.Offer(1, job, 1, ((job, 1, *leader.mark(job, 1)),), True))
+    streams = head.streams
+    streams.follow(1)
+    head.keys = [wire.public_of(streams._secret)]
+    samples = [ms.encode(word) for word in words]
+    for count, body in enumerate(chain(spoilt("copies", samples, COPIES), bent("copies", words, COPIES))):
+        if count % 20 == 0:
+            streams._taker.epoch = 1  # a spoilt one may have been of an epoch beyond all others
+        head.say_bulk(random, body)
+    assert "failed" not in caplog.text and "Traceback" not in caplog.text, caplog.text
+    store, again = streams._output, Output(streams._output.folder)
+    assert any(store.size(*key) for key in store.files())
+    for key in store.files():
+        assert store.mark(*key) == again.mark(*key), "what it holds is no file that can be read"
+    streams._taker.epoch = 0
+    for word in words:  # and the leader's own words make it what it should be
+        head.say_bulk(random, ms.encode(word))
+    for job in range(1, 5):
+        for _ in range(3):
+            piece = ms.Piece(job, 1, 0, 0, leader.path(job, 1).read_bytes())
+            head.say_bulk(random, ms.encode(ms.Copy(1, (piece,))))
+        assert streams._output.path(job, 1).read_bytes().startswith(leader.path(job, 1).read_bytes())
+
+
+def test_no_spoilt_answer_of_the_other_head_harms_the_leader(head: Head, caplog: pytest.LogCaptureFixture) -> None:
+    random = dice("copied")
+    streams = head.streams
+    for message in traffic()[0]:
+        head.say(random, ms.encode(message))
+    other = Other()
+    streams.lead(1, "127.0.0.1:1", True)
+    streams._turn()
+    assert streams._connection
+    streams._connection.close()
+    streams._poller = wire.Poller()
+    streams._connection = other  # type: ignore[assignment]
+    words: list[ms.Copied | ms.Wanted] = []
+    for job in range(1, 5):
+        chunk = ms.Chunk("n1", "n1-1", job, 1, 0, records.pack(0, 1, b"line"))
+        streams._handle(PEERS[0], head.keys[1], 0, ms.encode(chunk))
+        end, chain_there = streams._output.mark(job, 1)
+        held = ms.Held(job, 1, end)
+        parted = ms.Held(job, 1, 0, ((end + 9, 5), (end, chain_there), (0, 0)))
+        words += [ms.Copied(1, 7, (held, parted)), ms.Copied(1, 7, (held,), "full")]
+        words += [ms.Wanted(1, 7, streams._giver._session + job, job, (parted,))]  # type: ignore[union-attr]
+    samples = [ms.encode(word) for word in words]
+    for body in chain(spoilt("copied", samples, COPIES), bent("copied", words, COPIES)):
+        other.heard.append(body)
+        streams._turn()
+        lag = streams.lag()
+        assert lag.missing_bytes >= -1 and lag.stalled_s >= 0
+    assert "failed" not in caplog.text and "Traceback" not in caplog.text, caplog.text
+    for job in range(1, 5):
+        assert streams._shown(job, 1) <= streams._output.end(job, 1)
+    streams._connection = None
+
+
+class Other:
+    """A connection to another head that takes everything and says what it is told to."""
+
+    address = "127.0.0.1:1"
+    renewed = False
+    stranger = b""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def send(self, request: int, body: bytes) -> bool:
+        """Take a message: one that can be read."""
+        ms.bulk_to_head.decode(body)
+        return True
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """Give the next message."""
+        return (0, self.heard.pop(0)) if self.heard else None
 
 
 CHUNKS = [ms.Chunk("n1", "n1-1", job, 1, 0, b"\0\0\0\0\1\0\0\0\5hello") for job in range(1, 9)] + [
