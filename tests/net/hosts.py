@@ -54,7 +54,10 @@ _DAEMONS = {"head": b"beo.headnode.server", "agent": b"beo.worker.agent", "super
 
 
 class Host:
-    """One machine: `name`, `address`, and `folder`, which outlives its crashes, with the BEO_DIR `beo` in it."""
+    """One machine: `name`, `address`, and `folder`, which outlives its crashes, with the BEO_DIR `beo` in it.
+
+    Where it has a disk of its own, its processes see that folder as `inside`.
+    """
 
     def __init__(self, net: Network, number: int, folder: Path, links: Collection[int], disk_bytes: int) -> None:
         """Switch it on. links: the networks that it is in. disk_bytes: of a file system of its own; 0 for none."""
@@ -64,7 +67,7 @@ class Host:
         self.address = next(iter(self.addresses.values()))
         self._macs = {link: f"02:00:00:00:{link:02x}:{number:02x}" for link in links}  # the same after each boot
         folder.mkdir(mode=0o700)
-        self._inside = folder
+        self.inside = folder
         self.folder = net.switch.make_disk(folder, disk_bytes) if disk_bytes else folder
         self.beo_dir = self.folder / "beo"
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(("BEO_", "PMI_"))}
@@ -79,7 +82,7 @@ class Host:
     def boot(self) -> None:
         """Switch it on: nothing runs, and the kernel's boot id is another than before."""
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
-        words = {"NAME": self.name, "FOLDER": str(self._inside)}
+        words = {"NAME": self.name, "FOLDER": str(self.inside)}
         self._space = Space(("net", "mount", "uts", "ipc"), _FURNISH, words, self._net.switch.space)
         self._ns = os.stat(f"/proc/{self._space.pid}/ns/net").st_ino
         self._net.switch.plug(self.name, self._space.pid, self._macs)
@@ -157,7 +160,7 @@ class Host:
 
     def fill_disk(self) -> None:
         """Leave not one byte free on its disk, which has to be one of its own."""
-        assert self.folder != self._inside, f"{self.name} has no disk of its own: fill no other"
+        assert self.folder != self.inside, f"{self.name} has no disk of its own: fill no other"
         with suppress(OSError), (self.folder / "filler").open("ab", buffering=0) as file:
             for size_bytes in (1 << 20, 1 << 12, 1):
                 with suppress(OSError):

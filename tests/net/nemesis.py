@@ -48,7 +48,7 @@ class Tempo(msgspec.Struct, frozen=True):
 
 
 DENSE = Tempo(0.35, 0.2, 1.0)
-LONG = Tempo(1.2, 0.2, 5.0)  # some for longer than a worker's lease
+LONG = Tempo(0.7, 0.2, 4.5)  # some for longer than a worker's lease
 
 
 def plan(

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
+from beo.messages import PairIs
 from tests import history
 from tests.cluster import BEO, LEASE_S, wait_for
 from tests.net import prober, visitor
@@ -47,24 +48,37 @@ def tokens_line(host: Host, *words: str) -> list[str]:
 class Site:
     """Hosts with a cluster on them that is up."""
 
-    def __init__(self, net: Network, folder: Path, heads: int, workers: int, settings: str = SETTINGS) -> None:
-        """Make and join them all. folder: where jobs and clients write what happened."""
+    def __init__(
+        self,
+        net: Network,
+        folder: Path,
+        heads: int,
+        workers: int,
+        settings: Callable[[Host], str] = lambda _: SETTINGS,
+        before: Callable[[Host], None] = lambda _: None,
+        links: Collection[int] = (),
+    ) -> None:
+        """Make and join them all. folder: where jobs and clients write what happened.
+
+        settings: of each head. before: done on the host of each before it becomes one. links: as for `Network.add`.
+        """
         self.net = net
         self.folder = folder
         self.notes = folder / "notes"
-        self.heads = [net.add(disk_bytes=DISK_BYTES) for _ in range(heads)]
-        self.workers = [net.add() for _ in range(workers)]
-        self.client = net.add()
+        self.heads = [net.add(links, DISK_BYTES) for _ in range(heads)]
+        self.workers = [net.add(links) for _ in range(workers)]
+        self.client = net.add(links)
         self.history = history.History(self.notes)
         self._visitor: subprocess.Popen[str] | None = None
         self._probing = False
         first = self.heads[0]
         for host in self.heads:
             host.beo_dir.mkdir(mode=0o700)
-            (host.beo_dir / "beo.toml").write_text(settings)
+            (host.beo_dir / "beo.toml").write_text(settings(host))
+            before(host)
         said(first, "head", "init")
         for host in self.heads[1:]:
-            said(host, *tokens_line(first, "--role", "head"))
+            said(host, *said(first, "head", "token").split()[1:])
         line = tokens_line(first, "--uses", str(workers))
         joins: list[Callable[[], str]] = [
             lambda host=host: said(host, *line, "--slots", str(SLOTS))  # type: ignore[misc]
@@ -97,9 +111,37 @@ class Site:
         out = (self.folder / "visitor.said").open("wb")
         self._visitor = self.client.start(*words, stdout=out, stderr=out)
 
-    def answers(self) -> bool:
-        """Whether a client gets an answer."""
-        return self.client.beo("info").returncode == 0
+    # ---- what the cluster says
+
+    def said(self, *words: str) -> str:
+        """What `beo WORDS` prints at the client's, where it has to succeed."""
+        return said(self.client, *words)
+
+    def pair(self) -> list[PairIs | None]:
+        """What each head says of the pair; None for one that is silent."""
+        words = [sys.executable, "-m", "tests.net.prober", "--pair"]
+        done = self.client.run(*words, *(f"{host.address}:{PORT}" for host in self.heads))
+        assert done.returncode == 0, done.stderr
+        return msgspec.json.decode(done.stdout, type=list[PairIs | None])
+
+    @property
+    def primary(self) -> Host:
+        """The host of the head that acts."""
+
+        def acting() -> list[Host]:
+            pairs = zip(self.heads, self.pair(), strict=True)
+            return [host for host, view in pairs if view and view.role == "primary"]
+
+        return wait_for(acting, "a primary")[-1]
+
+    def await_step(self) -> None:
+        """Return when what is acknowledged is durable on both heads."""
+
+        def in_step() -> bool:
+            views = [view for view in self.pair() if view]
+            return sorted(view.role for view in views) == ["primary", "standby"] and all(v.in_step for v in views)
+
+        wait_for(in_step, "both heads are in step", BACK_S)
 
     def await_up(self) -> None:
         """Return when every node is up again."""
@@ -110,6 +152,8 @@ class Site:
             return [row["state"] for row in rows] == ["up"] * len(self.workers)
 
         wait_for(all_up, "all nodes are up", BACK_S)
+        if len(self.heads) > 1:
+            self.await_step()
 
     def end(self) -> list[str]:
         """Let the clients come to their end, and return what is wrong with what happened, in words."""

@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Union
 
@@ -29,9 +31,11 @@ from tests.cluster import BEO, ROOT
 from tests.history import LASTING_S, argv_of, now_ns
 from tests.sim.check import Seen
 
-PACE_MAX_S = 0.15  # between two submissions of a client
+PACE_MAX_S = 0.1  # between two submissions
 RETRY_S = 0.1
 COMMAND_S = 1.0  # between two commands
+COMMANDS_MAX = 2  # at a time: each is a process that starts anew
+COMMAND_RETRY_S = 0.5
 LAST_WAIT_S = 90.0  # for all jobs to end, when nothing is hurt any more
 REQUEUE: tuple[Requeue, ...] = ("auto", "confirm")
 
@@ -117,7 +121,7 @@ class Visitor:
 
     # ---- what they do
 
-    def submit(self, number: int, dice: random.Random) -> None:
+    def submit(self, dice: random.Random) -> None:
         """Submit short jobs, many of them, and now and then a long one."""
         count = 0
         with Client() as own:
@@ -125,7 +129,7 @@ class Visitor:
                 time.sleep(dice.uniform(0, PACE_MAX_S))
                 ranks = dice.choice((1, 1, 1, 2))
                 lasting_s = dice.choice((0.0, 0.05, 0.2, 1.0)) if count % 20 else LASTING_S
-                tag = f"api-{number}-{count}"
+                tag = f"api-{count}"
                 spec = client.new_spec(
                     self._argv(tag, lasting_s),
                     cwd="/tmp",
@@ -154,16 +158,15 @@ class Visitor:
     def command(self, dice: random.Random) -> None:
         """Use the command line: submit, run, and follow what runs."""
         count = 0
-        threads: list[threading.Thread] = []
-        while not self._over():
-            time.sleep(dice.uniform(0, COMMAND_S))
-            tag, count = f"cli-{count}", count + 1
-            lasting_s = dice.choice((0.3, 1.0, 3.0))
-            act = self._run if count % 2 else self._submit_and_follow
-            threads.append(threading.Thread(target=act, args=(tag, lasting_s)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(COMMANDS_MAX) as pool:
+            running: set[Future[None]] = set()
+            while not self._over():
+                time.sleep(dice.uniform(0, COMMAND_S))
+                running = {future for future in running if not future.done()}
+                if len(running) < COMMANDS_MAX:
+                    act = self._run if count % 2 else self._submit_and_follow
+                    running.add(pool.submit(self._guarded, partial(act, f"cli-{count}", dice.choice((0.3, 1.0, 3.0)))))
+                    count += 1
 
     def _run(self, tag: str, lasting_s: float) -> None:
         """`beo run`: where it fails, the job may or may not have been; it is not tried again."""
@@ -175,11 +178,11 @@ class Visitor:
         while (done := self._beo(*words)).returncode:
             if self._over() and self._released.exists():
                 return
-            time.sleep(RETRY_S)
+            time.sleep(COMMAND_RETRY_S)
         job = int(done.stdout)
         self._say(Acknowledged(tag, job, now_ns()))
         while self._follow(tag, "logs", "logs", "-f", str(job)) and not self._released.exists():
-            time.sleep(RETRY_S)
+            time.sleep(COMMAND_RETRY_S)
 
     def _follow(self, tag: str, who: str, *words: str) -> int:
         path = self._log.with_name(f"{tag}.{who}.{now_ns()}")
@@ -228,13 +231,12 @@ class Visitor:
 
     def visit(self) -> None:
         """Do it all until told to stop, and then see it to its end."""
-        dice = [random.Random(self._seed + k) for k in range(5)]
+        dice = [random.Random(self._seed + k) for k in range(4)]
         acts: list[Callable[[], None]] = [
-            lambda: self.submit(0, dice[0]),
-            lambda: self.submit(1, dice[1]),
-            lambda: self.command(dice[2]),
-            lambda: self.cancel(dice[3]),
-            lambda: self.watch(dice[4]),
+            lambda: self.submit(dice[0]),
+            lambda: self.command(dice[1]),
+            lambda: self.cancel(dice[2]),
+            lambda: self.watch(dice[3]),
         ]
         threads = [threading.Thread(target=self._guarded, args=(act,)) for act in acts]
         for thread in threads:
