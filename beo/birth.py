@@ -56,6 +56,9 @@ def make_cluster(home: Home, listen: str = "") -> None:
             home.write_secret(name, wire.new_keypair()[1])
     old = home.cluster() if home.cluster_file.exists() else ClusterFile(uuid.uuid4().hex, (), "")
     known = home.who() if home.who_file.exists() else None
+    if known is None and len(old.heads) > 1:
+        why = "which of this cluster's two heads this machine is, isn't known"
+        raise Refused(f"{home.who_file} is gone", why, "restore it from a copy, or 'beo head leave' it, and join anew")
     if known is None:  # none yet, or made by a beo that knew one head only
         known = Who(old.heads[0] if old.heads else "", old.bulk[0] if old.bulk else "", (), "A")
     who = choose_places(home, known, listen)

@@ -17,7 +17,7 @@ import msgspec
 
 from beo import config, spec, units, version, wire
 from beo import messages as m
-from beo.errors import Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict, reason
+from beo.errors import BeoError, Internal, NoHead, NotFound, Refused, TimedOut, UsageError, from_dict, reason
 from beo.table import escape
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 2.0  # a killed head is back in less; longer, and a person wonders whether anything happens
 SUBMIT_PATIENCE_S = 10.0  # a submission also rides out a head that replays a long journal
+PAIR_PATIENCE_S = 1.0  # for each head to say how it fares: longer than a take-over
 RESEND_S = 1.0  # an answer that is overdue by so much was lost with the head that owed it
 CONNECT_POLL_S = 0.25  # how often an absent head's connection is looked at
 # A head that dies takes its parked polls along; their client asks again when they are overdue, so they are kept short.
@@ -465,6 +466,41 @@ class Cluster:
     def allow_user(self, name: str) -> None:
         """Let a barred user come to the doors again; for admins."""
         self._ask(m.AllowUser(name), m.Done, SUBMIT_PATIENCE_S)
+
+    def pair(self, patience_s: float = PAIR_PATIENCE_S) -> dict[str, m.PairIs | BeoError]:
+        """Return what each head of the cluster says of the pair, by its address, or why it says nothing.
+
+        Every head is asked by itself, whether it acts or not, and those too that only the others know of.
+        """
+        from beo import question
+
+        known, secret = self.home.cluster(), self._secret()
+        found = question.look(known.heads, known.key, secret, m.AskPair(), m.PairIs, patience_s)
+        told = {head.control for view in found.values() if isinstance(view, m.PairIs) for head in view.heads}
+        if more := sorted(told - found.keys()):
+            found |= question.look(more, known.key, secret, m.AskPair(), m.PairIs, patience_s)
+        return found
+
+    def steer(self, head: str, wish: str) -> None:
+        """Say to the head at an address what an operator wishes of it: switchover, takeover or force. For admins."""
+        self._order((head,), m.Steer(wish))
+
+    def freeze(self, frozen: bool) -> None:
+        """Let no head take over, or let it again; for admins."""
+        self._order(self.home.cluster().heads, m.Steer("freeze" if frozen else "thaw"))
+
+    def set_pair(self, **settings: object) -> None:
+        """Change what both heads agree on: level, takeover, failback, lease_s, silence_s; for admins."""
+        self._order(self.home.cluster().heads, m.SetPair(**settings))  # type: ignore[arg-type]
+
+    def leave_head(self, name: str) -> None:
+        """Let a head that doesn't act belong to the cluster no more; for admins."""
+        self._order(self.home.cluster().heads, m.LeaveHead(name))
+
+    def _order(self, heads: Sequence[str], wish: object) -> None:
+        from beo import question
+
+        question.ask(heads, self.home.cluster().key, self._secret(), wish, m.Done, SUBMIT_PATIENCE_S)
 
     def gone(self, node: str) -> None:
         """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""

@@ -159,6 +159,7 @@ class Submit(_Message, frozen=True):
     gid: int
     groups: tuple[int, ...]
     hold: bool = False  # it waits until it is released
+    user: str = ""  # whose it is, where an admin submits again what was lost with a head
 
 
 class ListJobs(_Message, frozen=True):

@@ -6,6 +6,9 @@ be cut short and be done again: what it has written by then is used, cluster.jso
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -13,14 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-from beo import address, birth, local, machines, question, wire
+from beo import address, birth, local, lockfile, machines, question, wire
 from beo import messages as ms
 from beo.config import ClusterFile, Home, Place, Who
-from beo.errors import BeoError, Conflict, Refused, TimedOut, UsageError
+from beo.errors import BeoError, Conflict, NotFound, Refused, TimedOut, UsageError
 
 Echo = Callable[[str], object]
 
 OWN = "newcomer"  # the key by which the cluster knows this head as a machine; all heads share the key `head`
+KILL_S = 5.0  # from SIGKILL to the end
 STEP_MAX_S = 60.0  # a journal of 100,000 jobs is here within a few seconds
 LOOK_S = 0.1
 TOKEN_S = 60.0  # of the token for the second head of the same machine: it is used at once
@@ -154,6 +158,64 @@ def take_in(home: Home, cluster: ClusterFile, who: Who, echo: Echo) -> None:
     told = msgspec.structs.replace(who, name=answer.name, others=others)
     home.write_who(told)
     birth.write_heads(home, cluster, told)
+
+
+def rejoin(home: Home, name: str, wipe: bool, echo: Echo) -> None:
+    """Put aside what a head of this machine has, and let it begin with nothing; return when it is in step again."""
+    own = _own(home, name)
+    who = own.who()
+    found = [view for view in views(own).values() if isinstance(view, ms.PairIs)]
+    acting = next((view for view in found if view.role == "primary" and view.name != who.name), None)
+    if acting is None:
+        mine = any(view.role == "primary" for view in found)
+        why = "it acts itself" if mine else "what is here may be the only copy"
+        raise Conflict(f"no other head acts than {who.name}", why, "see 'beo ha status'")
+    if not wipe:
+        why = f"it would begin anew, with what {acting.name} has; what is here goes to {own.head}.old-N"
+        raise UsageError(f"nothing was done to head {who.name}", why, "say --wipe if you mean it")
+    aside = put_aside(own)
+    echo(f"what head {who.name} had is in {aside}")
+    if not local.is_running(home):
+        echo("it begins anew at the next 'beo up'")
+        return
+    await_step(home, echo)
+
+
+def _own(home: Home, name: str) -> Home:
+    """The folder of the head that is meant: of this machine's the only one, or that of this name."""
+    here = {one.who().name: one for one in (home, home.second) if one.who_file.exists()}
+    if not here:
+        home.who()  # which says so
+    if name and name not in here:
+        raise NotFound.among("head", name, here, f"on this machine is {' and '.join(here)}")
+    if not name and len(here) > 1:
+        raise UsageError("which head is meant", "both are on this machine", f"say {' or '.join(sorted(here))}")
+    return here[name or next(iter(here))]
+
+
+def put_aside(home: Home) -> Path:
+    """Let a head's folder be an empty one that knows who it is; return where the former is. Its process is killed."""
+    who = home.who()
+    number = 1
+    while (aside := home.head.with_name(f"head.old-{number}")).exists():
+        number += 1
+    fresh = Home(home.path / "head.new")  # whose head/ is to be
+    shutil.rmtree(fresh.path, ignore_errors=True)
+    fresh.head.mkdir(mode=0o700, parents=True)
+    fresh.write_who(who)
+    process = lockfile.holding(home.head / "lock")
+    if process:  # what it opens from here on would be the new folder's
+        process.send(signal.SIGSTOP)
+    try:
+        os.rename(home.head, aside)
+        os.rename(fresh.head, home.head)
+        fresh.path.rmdir()
+    finally:
+        if process:
+            process.send(signal.SIGKILL)
+            process.wait(KILL_S)
+            process.close()
+    return aside
 
 
 # ---- how they fare ----------------------------------------------------------------------------------------------

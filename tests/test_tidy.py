@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
     "table votes",
-    1: "headnode.mirror headnode.readers "
+    1: "ha.telling "
+    "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from beo import local, lockfile, machines, pairing
+from beo import birth, client, local, lockfile, machines, pairing, question
+from beo import events as ev
 from beo import messages as m
+from beo.entries import Entry
 from beo.errors import Conflict, UsageError
+from beo.ha import orphans
 from tests.cluster import Cluster, running, wait_for
 
 
@@ -88,3 +94,100 @@ def test_a_workers_machine_has_no_heads(tmp_path: Path) -> None:
     local.write_plan(cluster.home, local.Plan(1, 1, serves=False, name="pc2"))
     with pytest.raises(UsageError, match="this machine is pc2, a worker"):
         pairing.up(cluster.home, None, None, 2, lambda _: None)
+
+
+# ---- beo ha
+
+
+def said(cluster: Cluster, *words: str, code: int = 0) -> str:
+    """What `beo ha WORDS` prints, or with another exit code than 0 and 1 its complaint."""
+    done = cluster.beo("ha", *words)
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stderr if code > 1 else done.stdout
+
+
+def test_status_tells_of_both_heads_and_its_exit_code_that_they_are_in_step(pair: Cluster) -> None:
+    wait_for(lambda: in_step(pair), "both are in step")
+    text = said(pair, "status")
+    assert "primary" in text and "standby" in text and "level C: what is acknowledged is on both disks" in text
+    told = msgspec.json.decode(said(pair, "status", "--json"))
+    assert told["in_step"] and set(told["heads"]) == {"A", "B"} and 0.0 < told["availability"] <= 1.0
+    assert said(pair, "status", "-q") == ""
+
+
+def test_switchover_lets_the_heads_change_their_roles_and_back(pair: Cluster) -> None:
+    wait_for(lambda: in_step(pair), "both are in step")
+    first = next(view.primary for view in views(pair).values())
+    other = {"A": "B", "B": "A"}[first]
+    assert said(pair, "switchover").startswith(f"{other} is the primary now")
+    wait_for(lambda: in_step(pair), "both are in step")
+    assert said(pair, "switchover").startswith(f"{first} is the primary now")
+
+
+def test_settings_of_the_pair_are_one_for_both_heads(pair: Cluster) -> None:
+    assert "lease 1 s, silence 0.5 s" in said(pair, "set", "--lease", "1s", "--silence", "0.5s")
+    wait_for(lambda: {view.lease_s for view in views(pair).values()} == {1.0}, "both have the new lease")
+    assert "from 0.2 to 60" in said(pair, "set", "--lease", "100s", code=2)
+    assert "lease 0.6 s, silence 0.4 s" in said(pair, "set", "--lease", "0.6s", "--silence", "0.4s")
+    assert "frozen" in said(pair, "freeze")
+    assert "take-over is frozen" in said(pair, "status")
+    assert "take-over is automatic" in said(pair, "thaw")
+
+
+def test_what_would_do_harm_is_refused_with_what_to_do_instead(pair: Cluster) -> None:
+    wait_for(lambda: in_step(pair), "both are in step")
+    primary = next(view.primary for view in views(pair).values())
+    other = {"A": "B", "B": "A"}[primary]
+    assert "'beo ha switchover' lets them change their roles" in said(pair, "takeover", code=75)
+    assert f"{primary} is the primary already" in said(pair, "takeover", primary)
+    assert "no head 'C'" in said(pair, "force-primary", "C", code=2)
+    assert f"head {primary} answers (it isn't dead)" in said(pair, "force-primary", other, code=75)
+    assert "both are on this machine" in said(pair, "rejoin", code=2)
+    assert f"no other head acts than {primary} (it acts itself)" in said(pair, "rejoin", primary, "--wipe", code=75)
+    assert "say --wipe if you mean it" in said(pair, "rejoin", other, code=2)
+    assert not (pair.home.path / "head.old-1").exists() and not (pair.home.second.path / "head.old-1").exists()
+
+
+def test_what_is_single_is_counted_and_both_heads_compared(pair: Cluster) -> None:
+    done = pair.beo("ha", "spof")
+    assert done.returncode == len(done.stdout.splitlines()) >= 2 and "both heads are on it" in done.stdout
+    assert said(pair, "verify") == "A and B are alike\n"
+
+
+def test_orphans_are_listed_and_each_is_submitted_again_once(pair: Cluster) -> None:
+    key = client.new_key()
+    spec = client.new_spec(["true"], name="lost", cwd="/")
+    user = birth.user_name()
+    event = ev.Submitted(1, key, user, os.getuid(), os.getgid(), (), spec, time.time())
+    folder = pair.home.second.head / "orphans"
+    orphans.put_aside(folder, [Entry(1, 1, bytes(16), ev.encode(event))], time.time())
+    wait_for(lambda: views(pair)["B"].orphans == 1, "B tells of them")
+    assert "B: 1 entry of it the cluster does not have" in said(pair, "status")
+    (row,) = msgspec.json.decode(said(pair, "orphans", "--json"))
+    assert (row["kind"], row["key"], row["name"], row["fate"]) == ("Submitted", key, "lost", None)
+    (row,) = msgspec.json.decode(said(pair, "orphans", "--resubmit", "--json"))
+    job = int(row["fate"].removeprefix("job "))
+    with pair.client() as own:
+        assert own.submit(spec, key) == job, "the key is known: it isn't run twice"
+    assert pair.job(job).user == user
+    assert msgspec.json.decode(said(pair, "orphans", "--json")) == []
+    wait_for(lambda: views(pair)["B"].orphans == 0, "nothing is left to be done")
+
+
+@pytest.mark.slow
+def test_a_head_that_is_wiped_begins_anew_with_what_the_other_has(pair: Cluster) -> None:
+    wait_for(lambda: in_step(pair), "both are in step")
+    job = pair.submit(["true"])
+    pair.wait(job)
+    standby = next(name for name, view in views(pair).items() if view.role == "standby")
+    home = pair.home if standby == "A" else pair.home.second
+    who = home.who()
+    text = said(pair, "rejoin", standby, "--wipe")
+    assert f"what head {standby} had is in {home.path}/head.old-1" in text and "in step" in text
+    assert home.who() == who and (home.path / "head.old-1" / "journal.db").exists()
+    pair.kill("head" if standby == "B" else "head B")
+    wait_for(lambda: any(v.role == "primary" and v.name == standby for v in views(pair).values()), "it takes over")
+    known = pair.home.cluster()
+    ask = (known.heads, known.key, pair.home.secret("admin"), m.ListJobs((str(job),)))
+    assert question.ask(*ask, m.JobsAre).jobs[0].state == "done"
+    wait_for(lambda: in_step(pair), "both are in step again")

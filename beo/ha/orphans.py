@@ -100,6 +100,26 @@ def read(path: Path) -> list[Orphan]:
         raise BeoError(f"{path} can't be read", reason(error), "move it aside") from None
 
 
+class Count:
+    """How many entries were put aside and not submitted again; counted anew only where the folder has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder, which need not be there."""
+        self._folder = folder
+        self._seen_ns = 0
+        self._count = 0
+
+    def now(self) -> int:
+        """Return the number."""
+        try:
+            seen_ns = self._folder.stat().st_mtime_ns
+        except OSError:
+            return 0
+        if seen_ns != self._seen_ns:
+            self._seen_ns, self._count = seen_ns, count(self._folder)
+        return self._count
+
+
 def count(folder: Path) -> int:
     """Return how many entries were put aside, as far as their files can be read."""
     total = 0

@@ -161,21 +161,35 @@ def submit(
         raise UsageError("the submission has an impossible uid or gid", f"they are 0 to {ID_MAX}", "update this beo")
     if user.role != "admin" and wish.uid != user.uid:
         raise Refused(f"{user.name}'s key can't submit for uid {wish.uid}", "", "submit as yourself")
+    owner = _owner(state, user, wish)
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
     spec = check(wish.spec)
-    check_room(state, user.name, config)
+    check_room(state, owner, config)
     check_priority(state, user, spec.priority, config)
     groups, warnings = _groups(user, wish, account)
     up = [node for node in state.nodes.values() if node.takes_work]
-    job = Job(state.next_job, wish.key, user.name, wish.uid, wish.gid, groups, spec, now_s)
+    job = Job(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s)
     if up and not place(job, open_to(job.uid, capacity(up), narrow(up))):
         slots = sum(node.slots for node in up)
         warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
-    event = ev.Submitted(state.next_job, wish.key, user.name, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
+    event = ev.Submitted(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
     return [event], ms.SubmittedIs(event.job, tuple(warnings))
+
+
+def _owner(state: State, user: User, wish: ms.Submit) -> str:
+    """Whose the job will be: an admin may say so, of somebody who is known by that name and uid."""
+    if not wish.user or wish.user == user.name:
+        return user.name
+    if user.role != "admin":
+        raise Refused(f"{user.name}'s key can't submit for {wish.user[:80]}", "", "submit as yourself")
+    known = {(found.user, found.uid) for found in state.authorized.values() if found.role in ("user", "admin")}
+    if (wish.user, wish.uid) not in known and (wish.user, -1) not in known:
+        why = f"with uid {wish.uid}"
+        raise Refused(f"{wish.user[:80]} is no user of this cluster", why, "he comes by a door or a token first")
+    return wish.user
 
 
 def cancel(state: State, user: User, words: tuple[str, ...], now_s: float) -> tuple[list[ev.Event], list[Job]]:

@@ -97,7 +97,7 @@ class Server:
         self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
         self._directed: tuple[bool, int, str, bool] | None = None  # what the bulk plane was told last
         self._clerk = Clerk(where)
-        self._replica.facts.orphans = orphans.count(where.head / "orphans")
+        self._orphans = orphans.Count(where.head / "orphans")
         self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
         self._own = self._facts()
         self._alive = Alive(where.head / "alive")
@@ -125,6 +125,11 @@ class Server:
         chance = random.SystemRandom().uniform
         return Replica(me, others, state, kept, book, self._config, lambda: secrets.token_hex(8), chance)
 
+    @property
+    def _is_founder(self) -> bool:
+        """Whether a cluster may begin with this head. One that knows another has been wiped, or lost its disk."""
+        return self._who.name == pair.FIRST and not self._who.others
+
     def _first_register(self, state: State) -> Kept:
         """What a head without a register begins with: the first one of a cluster goes on alone, others know nothing."""
         if len(state.heads) > 1 or (state.index and self._who.name != pair.FIRST):
@@ -133,7 +138,7 @@ class Server:
                 "it holds what this head has promised the other one",
                 "restore it, or 'beo ha rejoin --wipe' makes this head begin anew",
             )
-        if self._who.name != pair.FIRST:
+        if not self._is_founder:
             return Kept()
         return Kept(state.epoch, Cfg(state.epoch, 0, (pair.FIRST,)), chosen=True)
 
@@ -149,7 +154,7 @@ class Server:
 
     def _birth(self) -> tuple[events.Event, ...]:
         """The first entries of a cluster, by its first head."""
-        if self.state.index or self._who.name != pair.FIRST:
+        if self.state.index or not self._is_founder:
             return ()
         now_s = time.time()
         keys = []
@@ -278,6 +283,7 @@ class Server:
         facts, standings = self._replica.facts, self._resources.standings()
         troubles = (self._link.why, self._streams.lag().trouble, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
+        facts.orphans = self._orphans.now()
         facts.config = {**self._own, verify.CLOCK: f"{time.time():.3f}"}
 
     def _public_keys(self) -> dict[str, str]:
@@ -437,7 +443,6 @@ class Server:
         if tail:
             log.warning("entries %d to %d are not the primary's: put aside", tail[0].index, tail[-1].index)
             orphans.put_aside(self._home.head / "orphans", tail, time.time())
-            self._replica.facts.orphans = orphans.count(self._home.head / "orphans")
 
     def _fetch_snapshot(self) -> None:
         snapshot, _ = self._journal.load()
