@@ -166,13 +166,13 @@ class Journal:
         """Whether a snapshot has been adopted and is not durable yet."""
         return self._adopting is not None
 
-    def newest_snapshot(self) -> tuple[Position, Path] | None:
-        """Return the newest durable snapshot's position and its file, for a standby that needs it; None: there is none.
+    def newest_snapshot(self) -> tuple[Stamp, Path] | None:
+        """Return the newest durable snapshot's stamp and file, for a thread that reads it; None: there is none.
 
-        The file goes when there are two newer ones: who sends it opens it at once.
+        The file goes when there are two newer ones.
         """
         stamps = self._stamps
-        return (stamps[-1].position, self._folder / stamps[-1].name) if stamps else None
+        return (stamps[-1], self._folder / stamps[-1].name) if stamps else None
 
     def load(self) -> tuple[Snapshot | None, Iterator[Entry]]:
         """Return the newest durable snapshot (None: there is none) and the durable entries after it, read as you go."""
@@ -204,9 +204,10 @@ class Journal:
         return self._reader.position(index)
 
     def tail(self, index: int) -> list[Entry]:
-        """Return every entry after `index`, those not durable yet included: what `truncate_after` would drop."""
+        """Return every entry after `index` that is kept, durable or not: what cutting the journal there would drop."""
         with self._wake:
             self._until_written()
+        index = max(index, self._cut.idx)
         found: list[Entry] = []
         while batch := self.entries(index + len(found) + 1, self.durable_index):
             found += batch

@@ -127,8 +127,9 @@ def test_files_of_snapshots_that_do_not_count_are_swept_away(tmp_path: Path) -> 
             "snapshot-30",
         ]
         assert_right(journal, 40)
-        path = journal.newest_snapshot()
-        assert path and path[0] == journal.position(30) and path[1].exists()
+        newest = journal.newest_snapshot()
+        assert newest and newest[0].position == journal.position(30)
+        assert snapshots.read(newest[1], newest[0]).state == b"state 30"
 
 
 def test_a_snapshot_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +220,7 @@ def test_a_cut_behind_which_the_newest_snapshot_lies_falls_back_to_the_one_befor
         fill(journal, watch, 100)
         for index in (20, 50, 80):
             take_snapshot(journal, watch, index)
+        assert [entry.index for entry in journal.tail(0)] == list(range(51, 101)), "what is kept"
         with pytest.raises(BeoError, match=r"cannot be cut after entry 49 \(the journal holds entries 51 to 100"):
             journal.truncate_after(49)
         assert journal.last_index == 100

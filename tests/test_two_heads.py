@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -16,7 +18,9 @@ from beo import messages as m
 from beo.entries import Entry
 from beo.errors import Conflict, UsageError
 from beo.ha import orphans
-from tests.cluster import Cluster, running, wait_for
+from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
+
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,12 @@ def views(cluster: Cluster) -> dict[str, m.PairIs]:
     """What each head that answers says of the pair, by its name."""
     found = pairing.views(cluster.home).values()
     return {view.name: view for view in found if isinstance(view, m.PairIs)}
+
+
+def asked(cluster: Cluster, message: object, kind: type[Answer]) -> Answer:
+    """What the head that acts answers."""
+    found = cluster.home.cluster()
+    return question.ask(found.heads, found.key, cluster.home.secret("admin"), message, kind, PATIENCE_S)
 
 
 def in_step(cluster: Cluster) -> bool:
@@ -77,6 +87,33 @@ def test_a_later_up_keeps_both(pair: Cluster) -> None:
 def test_a_third_head_gets_no_token(pair: Cluster) -> None:
     with pytest.raises(Conflict, match="two heads already"):
         machines.new_token(pair.home, "head", 1, 60.0)
+
+
+@pytest.mark.slow
+def test_a_head_that_slept_until_its_next_entry_was_cut_gets_the_snapshot_and_is_in_step_again(pair: Cluster) -> None:
+    wait_for(lambda: in_step(pair), "both are in step")
+    acting = next(view.name for view in views(pair).values() if view.role == "primary")
+    name, home = ("head B", pair.home) if acting == "A" else ("head", pair.home.second)
+    sleeper = pair.pid(name)
+    busy = pair.submit(["sleep", "600"])
+    jobs = [pair.submit(["true"]) for _ in range(100)]
+    send([sleeper], signal.SIGSTOP)
+    try:
+        which = (f"{jobs[0]}-{jobs[-1]}",)
+        for _ in range(110):  # one entry per job each time: enough for two snapshots
+            asked(pair, m.Hold(which), m.JobsAre)
+            asked(pair, m.Release(which), m.JobsAre)
+        asked(pair, m.Hold(which), m.JobsAre)
+        wait_for(lambda: len(list(home.head.glob("snapshot-*"))) == 2, "two snapshots are made")
+    finally:
+        send([sleeper], signal.SIGCONT)
+    wait_for(lambda: in_step(pair), "the sleeper is in step again")
+    assert list((pair.home if name == "head" else pair.home.second).head.glob("snapshot-*")), "by a snapshot"
+    pair.kill("head" if acting == "A" else "head B")
+    known = asked(pair, m.WaitJobs(tuple(jobs), 0.0), m.JobsAre)
+    assert {job.id: job.state for job in known.jobs} == dict.fromkeys(jobs, "held")
+    asked(pair, m.Cancel((*which, str(busy))), m.JobsAre)
+    wait_for(lambda: in_step(pair), "both are in step again")
 
 
 @pytest.mark.slow

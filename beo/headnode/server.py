@@ -16,12 +16,14 @@ import queue
 import random
 import secrets
 import sys
+import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
-from beo import __version__, birth, daemon, events, lockfile, version, votes, wire
+from beo import __version__, birth, daemon, events, lockfile, snapshots, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, Place, home
@@ -46,6 +48,7 @@ from beo.headnode.sight import Sight
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
 from beo.journal import Journal
+from beo.snapshots import Stamp
 from beo.votes import Cfg
 
 TICK_S = 0.05
@@ -54,6 +57,7 @@ DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs 
 # never rests would make it wait: time to durable fell from 10.6 ms to 1.6 ms (median), its throughput by a sixth.
 # At the rates of docs/performance.md, where the loop does rest, no difference was seen.
 SWITCH_S = 0.0005
+FETCH_AGAIN_S = 10.0  # after a snapshot could not be read: what ails a disk rarely passes within less
 EVENTS_MAX = 1_000  # journal entries in one answer
 UNKNOWN_BYTES = 1 << 60  # of output that the other head may lack: far more than lets it in step
 
@@ -80,6 +84,8 @@ class Server:
         self._readers_wait = False  # some attempt ended: who reads its output is to be told
         self._disk_full = ""
         self._stored: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._fetched: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
+        self._fetching = False
         self._journal = Journal(where.head, self._durable, self._failed)
         self._compaction = Compaction(self._journal, where.head)
         self._replica = self._make_replica(self._replay())
@@ -253,6 +259,11 @@ class Server:
         while not self._stored.empty():
             self._handle(Stored(self._stored.get_nowait()))
         self._handle(Durable(self._journal.durable_index))
+        while not self._fetched.empty():
+            self._fetching = False
+            snapshot = self._fetched.get_nowait()
+            if snapshot and self._replica.pair.role == "primary":
+                self._handle(snapshot)
 
     def _begin(self) -> None:
         self._handle(acts.Begin(self._birth(), down_s=self._alive.silent_s))
@@ -445,10 +456,20 @@ class Server:
             orphans.put_aside(self._home.head / "orphans", tail, time.time())
 
     def _fetch_snapshot(self) -> None:
-        snapshot, _ = self._journal.load()
-        if snapshot:
-            position = Position(snapshot.index, snapshot.epoch, snapshot.hash)
-            self._handle(Snapshot(position, snapshot.state))
+        """Read the newest snapshot for the other head, in a thread: that of a large state outlasts a lease."""
+        newest = self._journal.newest_snapshot()
+        if newest and not self._fetching:
+            self._fetching = True
+            threading.Thread(target=self._read_snapshot, args=newest, name="snapshot", daemon=True).start()
+
+    def _read_snapshot(self, stamp: Stamp, path: Path) -> None:
+        try:
+            self._fetched.put(Snapshot(stamp.position, snapshots.read(path, stamp).state))
+        except BeoError as error:  # this head has its state and serves on; the other one goes without
+            log.error("the other head can't be sent a snapshot: %s", error)
+            time.sleep(FETCH_AGAIN_S)
+            self._fetched.put(None)
+        self._waker.wake()
 
     def _note_heads(self) -> None:
         """Let clients of this machine, and its next head, know where all heads are; not in this thread: it fsyncs."""
