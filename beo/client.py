@@ -2,7 +2,7 @@
 
 Every request may be repeated: the head answers a submission or signal that it knows by its key with what it did the
 first time. So a request that gets no answer is simply sent again, under the same key, over as many restarts of the head
-as the caller's patience covers, and happens once.
+as the caller's patience covers, and happens once. Of several heads the one is asked that acts (line.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -24,13 +25,19 @@ TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from beo.line import Line
+
     Answer = TypeVar("Answer")
+    Channel = wire.Connection | Line
 
 PATIENCE_S = 2.0  # a killed head is back in less; longer, and a person wonders whether anything happens
 SUBMIT_PATIENCE_S = 10.0  # a submission also rides out a head that replays a long journal
 PAIR_PATIENCE_S = 1.0  # for each head to say how it fares: longer than a take-over
 RESEND_S = 1.0  # an answer that is overdue by so much was lost with the head that owed it
+AGAIN_PATIENCE_S = 0.5  # for the list of heads, where whoever asked goes on trying anyway
 CONNECT_POLL_S = 0.25  # how often an absent head's connection is looked at
+NOBODY_S = 0.05  # before a head is asked again that doesn't act, and knows of nobody who does
+LEARN_S = 600.0  # how old a user's own list of heads may get
 # A head that dies takes its parked polls along; their client asks again when they are overdue, so they are kept short.
 WAIT_SLICE_S = 2.0
 FOLLOW_S = 0.3  # between looks at a journal that has not grown
@@ -80,9 +87,9 @@ def open_ahead(home: config.Home, control: int, bulk: int = 0) -> None:
     if not secret:
         return  # a user's first word is at the door
     for addresses, count in ((cluster.heads, control), (cluster.bulk, bulk)):
-        whom = (addresses[0], cluster.key, secret) if addresses else None
-        missing = count - sum(known == whom for known, _ in _ahead)
-        if whom:
+        for address in addresses:
+            whom = (address, cluster.key, secret)
+            missing = count - sum(known == whom for known, _ in _ahead)
             _ahead.extend((whom, wire.Connection(*whom, _context())) for _ in range(missing))
 
 
@@ -116,7 +123,10 @@ class Cluster:
     def __init__(self, home: config.Home | None = None) -> None:
         """Take the cluster's folder; nothing is read yet."""
         self.home = home or config.home()
-        self._connection: wire.Connection | None = None
+        self._connection: Channel | None = None
+        self._is_due = False  # cluster.json is old
+        self._known: config.ClusterFile | None = None  # what it should say, once a head has told
+        self._had_bulk = False
         self._requests = 0
         self._introduced = False  # at the door, by this object
 
@@ -150,34 +160,62 @@ class Cluster:
             raise UsageError(f"{error.object[:80]!r} is not UTF-8", "beo keeps text only", "write it as text") from None
         began_s = time.monotonic()
         sent, told = 0, False
+        waits = 0  # answers that may have taken wait_s
         while True:
-            silent_s = time.monotonic() - began_s - sent * wait_s
+            silent_s = time.monotonic() - began_s - waits * wait_s
             left_s = PATIENCE_S if patience_s is None else patience_s - silent_s
             if patience_s is None and silent_s >= PATIENCE_S and not told:
                 tell(f"no head answers at {connection.address}: waiting")
                 told = True
             if left_s <= 0 and patience_s is not None:
+                if connection.refusing:
+                    raise self._refused(connection.refusing)
                 raise self._unanswered(connection.address, patience_s, sent > 0)
             if connection.send(self._requests, body, min(CONNECT_POLL_S, left_s)):
                 sent += 1
                 answer = self._receive(connection, wait_s + min(RESEND_S, left_s))
+                if isinstance(answer, m.Elsewhere):
+                    connection = self._widen(connection, answer.head)
+                    continue
+                waits += 1
                 if answer is not None:
                     if told:
                         tell("a head answers again")
+                    self._learn(connection)
                     return answer
             if connection.refused:
                 if not self._introduce():
-                    raise Refused(
-                        f"the head at {connection.address} does not know this key",
-                        _identity(self.home)[0],
-                        "set BEO_DIR to the cluster that you mean, or ask its operator for a key",
-                    )
+                    raise self._refused(connection.refusing)
                 connection = self._connected()
 
-    def _connected(self) -> wire.Connection:
+    def _connected(self) -> Channel:
         if not self._connection:
-            self._connection = self._connect(self.home.cluster().heads[0])
+            heads = (self._known or self.home.cluster()).heads
+            self._is_due = self.home.is_due(LEARN_S)
+            self._connection = self._connect(heads[0]) if len(heads) == 1 else self._line(heads)
         return self._connection
+
+    def _line(self, addresses: Sequence[str], names: Mapping[str, str] | None = None) -> Line:
+        from beo.line import Line  # here: with one head, nobody needs it
+
+        return Line(addresses, self._connect, names)
+
+    def _widen(self, connection: Channel, head: str) -> Channel:
+        """The one head that we know doesn't act: go on with the one that it names, too."""
+        if not config.is_address(head) or head == connection.address:
+            time.sleep(NOBODY_S)
+            return connection
+        connection.close()
+        self._connection = self._line((head, connection.address))
+        self._is_due = True
+        return self._connection
+
+    def _learn(self, connection: Channel) -> None:
+        """Ask which heads there are, if there is news of it or it is time to."""
+        if self._is_due or getattr(connection, "has_learned", False):
+            self._is_due = connection.has_learned = False  # type: ignore[union-attr]
+            with suppress(BeoError):
+                self.info()
 
     def _connect(self, address: str) -> wire.Connection:
         whom = (address, self.home.cluster().key, self._secret())
@@ -210,12 +248,21 @@ class Cluster:
         self.close()
         return True
 
-    def bulk(self) -> wire.Connection:
-        """Return a new connection to the head's bulk plane, where output and input go."""
-        known = self.home.cluster().bulk
-        return self._connect(known[0] if known else self.info().bulk)
+    def bulk(self) -> Channel:
+        """Return a new connection to the bulk plane of the head that acts, where output and input go."""
+        cluster = self._known or self.home.cluster()
+        if not cluster.bulk:
+            return self._connect(self.info().bulk)
+        if len(cluster.bulk) == 1 and self._had_bulk:  # it may have served no more: are there other heads now?
+            with suppress(BeoError):
+                self.info(AGAIN_PATIENCE_S)
+            cluster = self._known or cluster
+        self._had_bulk = True
+        if len(cluster.bulk) == 1:
+            return self._connect(cluster.bulk[0])
+        return self._line(cluster.bulk, dict(zip(cluster.heads, cluster.bulk, strict=False)))
 
-    def _receive(self, connection: wire.Connection, timeout_s: float) -> object | None:
+    def _receive(self, connection: Channel, timeout_s: float) -> object | None:
         deadline_s = time.monotonic() + timeout_s
         while received := connection.receive(max(0.0, deadline_s - time.monotonic())):
             request, body = received
@@ -232,6 +279,13 @@ class Cluster:
                 raise from_dict(answer.error)
             return answer
         return None
+
+    def _refused(self, address: str) -> Refused:
+        return Refused(
+            f"the head at {address} does not know this key",
+            _identity(self.home)[0],
+            "set BEO_DIR to the cluster that you mean, or ask its operator for a key",
+        )
 
     def _unanswered(self, address: str, patience_s: float, sent: bool) -> NoHead:
         kind = Unanswered if sent else NoHead
@@ -250,7 +304,10 @@ class Cluster:
 
     def info(self, patience_s: float | None = PATIENCE_S) -> m.InfoIs:
         """Return which cluster, head and epoch answers, and as whom it knows us."""
-        return self._ask(m.Info(), m.InfoIs, patience_s)
+        answer = self._ask(m.Info(), m.InfoIs, patience_s)
+        control, bulk = tuple(head.control for head in answer.heads), tuple(head.bulk for head in answer.heads)
+        self._known = self.home.learn(self._known or self.home.cluster(), control, bulk)
+        return answer
 
     def submit(
         self,

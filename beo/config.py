@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 import tomllib
 from contextlib import suppress
 
@@ -172,13 +173,23 @@ class Home:
         if not heads or len(heads) != len(bulk) or not all(map(is_address, (*heads, *bulk))):
             return known
         if len(heads) == len(known.heads) == 1:
-            return known  # by what we know it is reached, whatever it is called elsewhere
+            heads, bulk = known.heads, known.bulk  # by these it is reached, whatever it calls itself
         found = msgspec.structs.replace(known, heads=heads, bulk=bulk)
         with suppress(OSError, BeoError):
             old = self.cluster()
-            if old != found and (old.cluster, old.key) == (found.cluster, found.key):
+            if old == found:
+                os.utime(self.cluster_file)  # it is as true as if it had been written now
+            elif (old.cluster, old.key) == (found.cluster, found.key):
                 self.write_cluster(found)
         return found
+
+    def is_due(self, age_s: float) -> bool:
+        """Whether cluster.json is ours to write, and what it says was last heard longer than this ago."""
+        path = f"{self._folder}/cluster.json"
+        try:
+            return time.time() - os.stat(path).st_mtime > age_s and os.access(self._folder, os.W_OK)
+        except OSError:
+            return False
 
     def write_cluster(self, cluster: ClusterFile) -> None:
         """Replace cluster.json in one step."""

@@ -38,7 +38,12 @@ RESEND_MAX_S = 2.0
 
 NO_WINDOW = (0, 0)
 
-Open = Callable[[], wire.Connection]  # a new connection to the primary's bulk plane; may raise NoHead
+TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
+
+if TYPE_CHECKING:
+    from beo.client import Channel
+
+    Open = Callable[[], Channel]  # a new connection to the primary's bulk plane; may raise NoHead
 
 
 class Source:
@@ -88,7 +93,8 @@ class Console:
             self._poller.register(fd, wire.POLLIN)
         self._input = _Input(job, attempt, source) if source else None
         self._input_polled = False
-        self._connection = self._open()
+        self._connection = self._open_bulk()
+        self._connection.register(self._poller)
         self._request = 0
         self._asked = False  # a question is under way
         self._ask_at = 0.0  # when to ask (again)
@@ -117,16 +123,12 @@ class Console:
             now = time.monotonic()
             if found or self.ended or woken or now >= deadline:
                 return found
-            woken = self._sleep(min(deadline, self._ask_at, self._input.next_at if self._input else deadline) - now)
+            input_at = self._input.next_at if self._input else deadline
+            woken = self._sleep(min(deadline, self._ask_at, input_at, self._connection.next_at) - now)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
-
-    def _open(self) -> wire.Connection:
-        connection = self._open_bulk()
-        connection.register(self._poller)
-        return connection
 
     def _reopen(self) -> None:
         try:

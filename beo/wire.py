@@ -211,8 +211,11 @@ class Connection:
 
     `refused` tells that the server doesn't know our key, `mistaken` that who is there can't be the server: it doesn't
     have its key. `stranger` is the greeting of a server of another protocol. `renewed` tells that the connection was
-    made anew since the last `send`: whoever asked before it waits in vain.
+    made anew since the last `send`: whoever asked before it waits in vain; `broken` tells the same as soon as it has
+    ended.
     """
+
+    next_at = float("inf")  # when `receive` must be called though there is nothing to read: see line.py
 
     def __init__(self, address: str, server_key: str, secret: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Start to connect to "host:port"; returns at once. One context (`new_context`) per process is enough."""
@@ -236,11 +239,13 @@ class Connection:
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
             | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
         )
         self._refused = False
         self._cut_short = 0  # handshakes that the other side broke off, in a row
         self._retry_s = 0.0  # when to connect again: after a refusal the socket would not
         self._lives = self._asked_in_life = 0  # successful handshakes; how many there had been at the last send
+        self._ends = self._ends_when_asked = 0  # the same for ends of connections
         try:
             self._socket.connect(f"tcp://{address}")
         except zmq.ZMQError as error:
@@ -270,6 +275,17 @@ class Connection:
         return self._lives > self._asked_in_life
 
     @property
+    def broken(self) -> bool:
+        """Whether the connection over which something was sent last has ended."""
+        self._look()
+        return self._ends > self._ends_when_asked
+
+    @property
+    def refusing(self) -> str:
+        """Where our key is unknown: this address, or nothing."""
+        return self.address if self.refused else ""
+
+    @property
     def mistaken(self) -> bool:
         """Whether whoever listens there breaks off every handshake, as a server with another key does."""
         self._look()
@@ -278,6 +294,9 @@ class Connection:
     def _look(self) -> None:
         while _readable(self._monitor):
             event = struct.unpack("=hi", self._monitor.recv_multipart()[0])[0]
+            if event == zmq.EVENT_DISCONNECTED:
+                self._ends += 1
+                continue
             if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._cut_short += 1
                 continue
@@ -303,6 +322,7 @@ class Connection:
             return False
         self._look()
         self._asked_in_life = max(self._lives, 1)  # the first handshake may not have been told of yet
+        self._ends_when_asked = self._ends
         return True
 
     def receive(self, timeout_s: float = 0.0) -> tuple[int, bytes] | None:
