@@ -373,6 +373,11 @@ def text_of(console: Console) -> list[str]:
     return found
 
 
+def restart(head: FakeHead) -> None:
+    head.stop()
+    head.start()
+
+
 @settings(max_examples=8)
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["stop", "freeze", "elsewhere"])), max_size=3))
 def test_no_line_is_lost_or_doubled_however_a_follower_changes_heads(
@@ -399,7 +404,7 @@ def test_no_line_is_lost_or_doubled_however_a_follower_changes_heads(
                     heads[number].freeze()
                     later(0.5, heads[number].thaw)
                 elif harm == "stop":
-                    later(0.0, lambda: (heads[number].stop(), heads[number].start()))
+                    later(0.0, lambda: restart(heads[number]))
                 return None if harm != "elsewhere" else m.Elsewhere(heads[acting].address, 1)
             return store.fetch(message)
 

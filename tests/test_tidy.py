@@ -28,7 +28,7 @@ FLOORS = {
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
-    2: "question "
+    2: "question line "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
