@@ -34,7 +34,7 @@ PATIENCE_S = 2.0  # a killed head is back in less; longer, and a person wonders 
 SUBMIT_PATIENCE_S = 10.0  # a submission also rides out a head that replays a long journal
 PAIR_PATIENCE_S = 1.0  # for each head to say how it fares: longer than a take-over
 RESEND_S = 1.0  # an answer that is overdue by so much was lost with the head that owed it
-AGAIN_PATIENCE_S = 0.5  # for the list of heads, where whoever asked goes on trying anyway
+LEARN_PATIENCE_S = 0.5  # for the list of heads, which nobody waits for
 CONNECT_POLL_S = 0.25  # how often an absent head's connection is looked at
 NOBODY_S = 0.05  # before a head is asked again that doesn't act, and knows of nobody who does
 LEARN_S = 600.0  # how old a user's own list of heads may get
@@ -126,7 +126,6 @@ class Cluster:
         self._connection: Channel | None = None
         self._is_due = False  # cluster.json is old
         self._known: config.ClusterFile | None = None  # what it should say, once a head has told
-        self._had_bulk = False
         self._requests = 0
         self._introduced = False  # at the door, by this object
 
@@ -214,8 +213,12 @@ class Cluster:
         """Ask which heads there are, if there is news of it or it is time to."""
         if self._is_due or getattr(connection, "has_learned", False):
             self._is_due = connection.has_learned = False  # type: ignore[union-attr]
-            with suppress(BeoError):
-                self.info()
+            self.learn_heads()
+
+    def learn_heads(self) -> None:
+        """Ask which heads there are now, and write it down where that may be done; no answer is no harm."""
+        with suppress(BeoError):
+            self.info(LEARN_PATIENCE_S)
 
     def _connect(self, address: str) -> wire.Connection:
         whom = (address, self.home.cluster().key, self._secret())
@@ -253,11 +256,6 @@ class Cluster:
         cluster = self._known or self.home.cluster()
         if not cluster.bulk:
             return self._connect(self.info().bulk)
-        if len(cluster.bulk) == 1 and self._had_bulk:  # it may have served no more: are there other heads now?
-            with suppress(BeoError):
-                self.info(AGAIN_PATIENCE_S)
-            cluster = self._known or cluster
-        self._had_bulk = True
         if len(cluster.bulk) == 1:
             return self._connect(cluster.bulk[0])
         return self._line(cluster.bulk, dict(zip(cluster.heads, cluster.bulk, strict=False)))

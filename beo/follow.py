@@ -79,11 +79,14 @@ class Console:
         wait: bool = True,
         source: Source | None = None,
         wake_on: tuple[int, ...] = (),
+        learn: Callable[[], object] = lambda: None,
     ) -> None:
         """Begin at `cursor` (0: the beginning). Without `wait` the end of what is there is the end.
 
-        `wake_on`: descriptors that end a step early when they are readable, for signals and other sockets.
+        `wake_on`: descriptors that end a step early when they are readable, for signals and other sockets. `learn` is
+        called before a new connection is opened because the head there doesn't act, and no other is known.
         """
+        self._learn = learn
         self._open_bulk = open_bulk
         self._key = job, attempt
         self._wait = wait
@@ -173,6 +176,7 @@ class Console:
             elif isinstance(answer, messages.Elsewhere):  # another head leads: find out which
                 self._asked = False
                 self._ask_at = self._heard_at + PAUSE_S
+                self._learn()
                 self._reopen()
             elif isinstance(answer, messages.Failed) and request in (0, self._request):
                 self._take_failure(answer)
@@ -302,13 +306,14 @@ def follow(
     cursor: int = 0,
     wait: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    learn: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield (cursor, rank, fd, data) of an attempt, for ever or until its end, or until `stop` says so.
 
     Who begins again at a cursor misses nothing; the cursor moves with the last record of each answer, so only then is
     nothing repeated either.
     """
-    console = Console(open_bulk, job, attempt, cursor=cursor, wait=wait)
+    console = Console(open_bulk, job, attempt, cursor=cursor, wait=wait, learn=learn)
     try:
         while not (console.ended or stop()):
             before = console.cursor

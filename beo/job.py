@@ -112,7 +112,9 @@ class Job:
 
         attempt = self.view.attempt
         if attempt:
-            for _, _, fd, data in follow(self.cluster.bulk, self.id, attempt, wait=False):
+            for _, _, fd, data in follow(
+                self.cluster.bulk, self.id, attempt, wait=False, learn=self.cluster.learn_heads
+            ):
                 yield fd, data
 
 

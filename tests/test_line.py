@@ -469,6 +469,6 @@ def test_a_follower_that_knows_one_head_only_is_led_to_the_other(pair: tuple[Fak
     second.on(m.Fetch, store.fetch)
     second.on(m.Info, m.InfoIs("c", "B", 2, "ada", "0", second.bulk, heads=heads_of(first, second)))
     with Cluster(first.home) as cluster:
-        console = Console(cluster.bulk, 1, 1)
+        console = Console(cluster.bulk, 1, 1, learn=cluster.learn_heads)
         assert text_of(console) == [f"line {n}\n" for n in range(4)]
         console.close()

@@ -47,7 +47,7 @@ def logs(job: str, follow: bool, rank: int | None, attempt: int | None, label: b
     if not view.attempt and not attempt:
         cure = f"'beo logs -f {view.id}' waits for it"
         raise Conflict(f"job {view.id} has not started", view.reason, cure)
-    console = Console(cluster.bulk, view.id, attempt or view.attempt, wait=follow)
+    console = Console(cluster.bulk, view.id, attempt or view.attempt, wait=follow, learn=cluster.learn_heads)
     while not console.ended:
         printer.write(console.step(STEP_S))
     console.close()

@@ -120,7 +120,9 @@ def follow_job(
         if view.attempt < attempt:
             break
         with source or nullcontext():
-            console = Console(cluster.bulk, watch.job, attempt, source=source, wake_on=(watch.waker.fileno(),))
+            wake_on = (watch.waker.fileno(),)
+            learn = cluster.learn_heads
+            console = Console(cluster.bulk, watch.job, attempt, source=source, wake_on=wake_on, learn=learn)
             try:
                 while not console.ended:
                     printer.write(console.step(STEP_S))
