@@ -210,10 +210,12 @@ def stop_max_s(home: Home) -> float:
 
 
 def _down_max_s(home: Home) -> float:
-    try:
-        return home.config().ha.down_max_s
-    except BeoError:
-        return 0.0  # a head that can't read it has started no program either
+    """How long the programs of the heads here may take to end: those of both heads end at one time."""
+    times = [0.0]
+    for one in (home, home.second):
+        with suppress(BeoError):  # a head that can't read its settings has started no program either
+            times.append(one.config().ha.down_max_s)
+    return max(times)
 
 
 def _end(processes: list[Process], number: int, timeout_s: float) -> None:
@@ -283,6 +285,7 @@ class Supervisor:
                     log_path(self._home),
                     *(watch.daemon.log for watch in self._watches),
                     programs_log(self._home),
+                    programs_log(self._home.second),
                 ):
                     bound(path)
             running = {watch.process.fileno(): watch for watch in self._watches if watch.process}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from beo import messages as m
+from beo import supervisor
 from beo.ha import verify
 from tests.cluster import Cluster, is_alive, running, wait_for
 
@@ -75,3 +76,21 @@ def test_a_head_tells_what_is_wrong_with_its_address_and_what_is_to_be_compared(
     assert verify.differences(told, told._replace(name="B")) == []
     assert abs(float(found.config[verify.CLOCK]) - time.time()) < 60
     assert found.config["key.admin"] and "sleep" not in str(found.config)
+
+
+SLOW = """
+[[ha.on_promote]]
+name = "slow"
+start = ["/bin/sh", "-c", "echo +slow >> {place}/said"]
+stop = ["/bin/sh", "-c", "sleep {seconds}; echo -slow >> {place}/said"]
+"""
+
+
+@pytest.mark.slow
+def test_beo_down_waits_for_a_stop_that_takes_longer_than_a_head_usually_may(tmp_path: Path) -> None:
+    settings = SLOW.format(place=tmp_path, seconds=supervisor.HEAD_END_S + 1)
+    with running(tmp_path / "beo", workers=1, settings=settings) as cluster:
+        wait_for(lambda: (tmp_path / "said").exists(), "its start")
+        cluster.down()
+        assert (tmp_path / "said").read_text().split() == ["+slow", "-slow"]
+        assert not (cluster.home.path / "run" / "promoted.json").exists()

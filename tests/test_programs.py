@@ -385,3 +385,29 @@ def test_a_head_without_any_of_it_has_no_threads_for_it(place: Path) -> None:
 def test_programs_that_a_machine_lacks_are_named(place: Path) -> None:
     wanted = (Program(start="nosuch start", stop="/bin/sh -c true"), Program(run="/nosuch/run"))
     assert missing_programs(HaConfig(on_promote=wanted)) == ("nosuch", "/nosuch/run")
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [(lambda path: path.chmod(0o620), "others may write to"), (lambda path: path.chmod(0o602), "others may write to")],
+)
+def test_settings_that_others_may_write_run_no_program(place: Path, harm: Callable[[Path], None], why: str) -> None:
+    toml = place / "beo.toml"
+    toml.write_text("")
+    harm(toml)
+    resources = Resources(Home(place), "A", HaConfig(on_promote=(service(place, "one"),)), "127.0.0.1:7420")
+    resources.follow(primary=True, may_act=True, epoch=3)
+    (trouble,) = resources.standings().troubles
+    assert why in trouble and "chmod 600" in trouble and resources.standings().programs == ()
+    resources.close()
+    assert said(place) == []
+
+
+@pytest.mark.root
+def test_settings_of_another_user_run_no_program(place: Path) -> None:
+    toml = place / "beo.toml"
+    toml.write_text("")
+    os.chown(toml, 65_534, 65_534)
+    resources = Resources(Home(place), "A", HaConfig(on_promote=(service(place, "one"),)), "127.0.0.1:7420")
+    assert "beo.toml is another user's" in resources.standings().troubles[0]
+    resources.close()

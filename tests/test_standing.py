@@ -222,7 +222,7 @@ ROLES = {
 
 
 def duty(has_address: bool = True, has_left: bool = False) -> Duty:
-    return Duty(0, has_address=has_address, has_left=has_left)
+    return Duty(0, has_address=has_address, has_left=has_left, lease_s=0.6)
 
 
 def test_programs_wait_for_the_address_but_not_for_ever() -> None:
@@ -257,6 +257,7 @@ def test_a_primary_starts_nothing_before_it_may_act() -> None:
 def test_a_head_that_was_killed_as_the_primary_waits_until_it_knows_what_it_is() -> None:
     assert duty(has_left=True).decide(0, **ROLES["idle"], holds=False) == Duties(False, None)
     assert duty(has_left=True).decide(0, **ROLES["standby"], holds=False) == Duties(False, False)
-    assert duty(has_left=True).decide(RECOVER_S, **ROLES["idle"], holds=False) == Duties(False, False)
+    assert duty(has_left=True).decide(RECOVER_S, **ROLES["idle"], holds=False) == Duties(False, None)
+    assert duty(has_left=True).decide(RECOVER_S + 2 * 0.6, **ROLES["idle"], holds=False) == Duties(False, False)
     assert duty(has_left=True).decide(0, **ROLES["primary"], holds=True) == Duties(True, True)
     assert duty().decide(0, **ROLES["idle"], holds=False) == Duties(False, False)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 ADDRESS_WAIT_S = 2.0  # programs may want to listen on the service address: so long they wait for it
 FALL_S = 2.0  # a primary that may not act for so long is one no more: the other head has long taken over
-RECOVER_S = 3.0  # until a head that was killed as the primary knows what it is now; longer than any election
+RECOVER_S = 2.0  # and two leases: until a head that was killed as the primary knows what it is now
 
 NEVER = float("-inf")
 
@@ -21,10 +21,10 @@ class Duties(NamedTuple):
 class Duty:
     """One head's. Times are seconds of any clock that never goes back."""
 
-    def __init__(self, now_s: float, *, has_address: bool, has_left: bool) -> None:
+    def __init__(self, now_s: float, *, has_address: bool, has_left: bool, lease_s: float) -> None:
         """Begin as nothing. has_left: an earlier life of this head began programs that may still run."""
         self._has_address = has_address
-        self._recovers_s = now_s + RECOVER_S if has_left else NEVER
+        self._recovers_s = now_s + RECOVER_S + 2 * lease_s if has_left else NEVER
         self._primary_s = NEVER  # since when it is the primary and may act
         self._acted_s = NEVER  # when it last might
 

@@ -6,6 +6,7 @@ The head's loop says at each turn what it is (`follow`); everything else happens
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -61,11 +62,20 @@ class Resources:
             "BEO_HEAD": head,
             "BEO_ADDRESS": self._address.address if self._address else "",
         }
+        wanted = config.on_promote
+        if wanted and (why := _distrust(home.toml)):
+            cure = f"chmod 600 {home.toml}, and restart this head"
+            self._troubles.append(
+                f"no program of on_promote is run ({why}, who could have this head run anything): {cure}"
+            )
+            log.error("%s", self._troubles[-1])
+            wanted = ()
         self._programs: Programs | None = None
-        if config.on_promote or record_path(home).exists():
-            self._programs = Programs(record_path(home), output_path(home), config.on_promote, env)
-        left = self._programs.left if self._programs else []
-        self._duty = Duty(_now_s(), has_address=self._address is not None, has_left=bool(left))
+        if wanted or record_path(home).exists():
+            self._programs = Programs(record_path(home), output_path(home), wanted, env)
+        has_left = bool(self._programs and self._programs.left)
+        has_address = self._address is not None
+        self._duty = Duty(_now_s(), has_address=has_address, has_left=has_left, lease_s=config.lease_s)
         self._down_max_s = config.down_max_s
 
     def follow(self, *, primary: bool, may_act: bool, epoch: int, follows: bool = False) -> None:
@@ -115,6 +125,17 @@ class Resources:
             self._troubles.append(f"no service address ({reason(error)}): this kernel has no rtnetlink")
             log.warning("%s", self._troubles[-1])
             return None
+
+
+def _distrust(toml: Path) -> str:
+    """Say who else may write a settings file; "" where only we and root can. Its programs run as this head does."""
+    try:
+        status = toml.stat()
+    except OSError:
+        return ""  # settings without a file come from whoever made this object
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{toml} is another user's"
+    return f"others may write to {toml}" if status.st_mode & 0o022 else ""
 
 
 def _now_s() -> float:
