@@ -1034,13 +1034,24 @@ class Offer(_Message, frozen=True):
 
 
 class Wanted(_Message, frozen=True):
-    """What of that page the other has otherwise, or not at all."""
+    """What of that page the other has otherwise, or not at all.
+
+    exports: with page 0, the -o and -e files that it would go on with, as (job, attempt, "o" or "e"). → Exported
+    """
 
     epoch: int
     life: int
     session: int
     page: int
     files: tuple[Held, ...]
+    exports: tuple[tuple[int, int, str], ...] = ()
+
+
+class Exported(_Message, frozen=True):
+    """These -o and -e files, as (job, attempt, "o" or "e"), are complete, or are given up: nobody is to write them."""
+
+    epoch: int
+    files: tuple[tuple[int, int, str], ...]
 
 
 ClientRequest = Union[  # noqa: UP007
@@ -1100,7 +1111,7 @@ HeadAnswer = Union[  # noqa: UP007
 ]
 HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
-BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello, Copy, Offer]  # noqa: UP007
+BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello, Copy, Offer, Exported]  # noqa: UP007
 BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere, Copied, Wanted]  # noqa: UP007
 
 

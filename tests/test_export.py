@@ -314,3 +314,61 @@ def test_a_full_disk_delays_the_file_and_each_byte_still_comes_once(head: Head, 
         assert head.exports.error(1) == ""
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+# ---- two heads
+
+
+def test_a_file_that_another_head_began_goes_on_where_it_is(head: Head, tmp_path: Path) -> None:
+    """It is never shorter than it was, so whoever reads it along sees each line once."""
+    out = tmp_path / "out"
+    head.jobs.add(1, out)
+    head.start_attempt(1)
+    for n in range(200):
+        head.print(1, b"line %d\n" % n * 1_000)
+    before = b"".join(b"line %d\n" % n * 1_000 for n in range(200))
+    until(lambda: out.read_bytes() == before)
+    head.stop()
+    with out.open("rb") as along:
+        assert along.read() == before
+        for mark in (head.folder / "output").glob("*.export-*"):  # as they are at a head that only knows of the start
+            mark.write_bytes(b"")
+        head.begin()
+        head.print(1, b"more\n")
+        head.end(1)
+        assert along.read() == b"more\n"
+        assert os.fstat(along.fileno()).st_size == len(before) + 5
+
+
+@pytest.mark.parametrize("text", [b"an older job's\n", b"line 0\n" * 5_000, b"line 0\nline 1\nline 2"])
+def test_a_file_with_anything_else_in_it_is_begun_anew(head: Head, tmp_path: Path, text: bytes) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(text)
+    head.jobs.add(1, out)
+    head.exports.rest()
+    head.start_attempt(1)
+    head.print(1, b"line 0\nline 1\n")
+    head.exports.lead()
+    head.exports.grown(1, 1, head.store.end(1, 1))
+    head.end(1)
+    assert out.read_bytes() == b"line 0\nline 1\n"
+
+
+def test_a_head_that_rests_writes_nothing_and_goes_on_with_what_is_not_finished(head: Head, tmp_path: Path) -> None:
+    for job in (1, 2, 3):
+        head.jobs.add(job, tmp_path / f"out-{job}")
+    head.exports.rest()
+    for job in (1, 2, 3):
+        head.start_attempt(job)
+        head.print(job, b"line\n")
+        head.jobs.over.add((job, 1))
+    head.exports.poke()
+    head.exports.drop([(1, 1, "o"), (9, 1, "o")])  # the head that leads has finished it
+    head.exports.forget({3})
+    until(lambda: head.exports.names() == [(2, 1, "o")])
+    assert not list(tmp_path.glob("out-*"))
+    head.exports.lead()
+    head.exports.grown(2, 1, head.store.end(2, 1))
+    until(lambda: not head.exports.names())
+    assert [path.name for path in tmp_path.glob("out-*")] == ["out-2"]
+    assert head.exports.finished() == [(2, 1, "o")]

@@ -70,6 +70,7 @@ SAMPLES: dict[str, Any] = {
     "BulkHello": ms.BulkHello("n1", "n1-1"),
     "Copy": ms.Copy(1, (ms.Piece(JOB, 1, 0, 0, b""),)),
     "Offer": ms.Offer(1, 7, 0, ()),
+    "Exported": ms.Exported(1, ((JOB, 1, "o"),)),
     "AskPair": ms.AskPair(),
     "Steer": ms.Steer("freeze"),
     "SetPair": ms.SetPair(level="B"),

@@ -15,6 +15,7 @@ from beo.errors import BeoError, Refused
 from beo.follow import Console
 from beo.headnode import mirror
 from beo.headnode.streams import Streams
+from beo.spec import JobSpec
 from beo.worker import shipper as shipper_module
 from beo.worker.shipper import Shipper
 from tests.test_streams import ENOUGH_S, HEAD, HEAD_PUBLIC, KEYS, View, ask, chunk, numbered, shipped, until
@@ -23,9 +24,9 @@ from tests.test_streams import ENOUGH_S, HEAD, HEAD_PUBLIC, KEYS, View, ask, chu
 class Pair:
     """Two heads in this process, A and B, over one state."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, specs: dict[int, JobSpec] | None = None) -> None:
         self.folder = folder
-        self.view = View(folder)
+        self.view = View(folder, specs)
         self.context = wire.new_context()
         self.connections: list[wire.Connection] = []
         self.addresses = {"A": "127.0.0.1:0", "B": "127.0.0.1:0"}
@@ -211,6 +212,33 @@ def test_a_reader_and_a_node_go_on_at_the_other_head_with_no_line_lost_or_double
     finally:
         console.close()
         agent.stop()
+
+
+def test_the_file_of_a_job_goes_on_at_the_other_head_and_neither_writes_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pair = Pair(tmp_path, {1: JobSpec(argv=("x",), cwd="/", output=str(out))})
+    try:
+        pair.in_step()
+        for head in pair.heads.values():
+            head.started(1, 1)
+        data = numbered(0, 10)
+        ask(pair.connect("nodes:worker"), chunk(data))
+        until(lambda: out.exists() and out.read_bytes().count(b"\n") == 10, "A writes it")
+        pair.heads["B"].lead(2)
+        pair.in_step("B", 2)
+        ask(pair.connect("nodes:worker", "B"), chunk(numbered(0, 20)))
+        until(lambda: out.read_bytes() == b"".join(b"%08d\n" % n for n in range(20)), "B goes on")
+        (tmp_path / "1.1.over").touch()
+        pair.heads["B"].wake()
+        until(lambda: not list(tmp_path.glob("?/*.export-*")), "it is finished, and both know")
+        out.unlink()
+        pair.heads["A"].lead(3)
+        pair.in_step("A", 3)
+        pair.heads["A"].wake()
+        ask(pair.connect("nodes:worker"), chunk(data, job=2))
+        assert not out.exists()
+    finally:
+        pair.close()
 
 
 @pytest.mark.root

@@ -19,15 +19,18 @@ from beo.headnode.mirror import Key, Lag, Mirror
 from beo.headnode.output import Full, Output
 from beo.messages import CHUNK_SIZE_MAX_BYTES, Copied, Copy, Held, Offer, Piece, Wanted
 
-__all__ = ["Giver", "Taker"]
+__all__ = ["EXPORTS_MAX", "Export", "Giver", "Taker"]
 
 COPY_SIZE_MAX_BYTES = 1024 * 1024  # of blocks in one message: half of the largest
 COPY_PIECES_MAX = 1_000  # in one message
 PAGE_FILES = 256  # offered at once, and so, many times fewer, the files that catch up at the same time
 CALL_S = 1.0  # between calls to a head that doesn't answer, and repetitions of a page
+GREET_S = 10.0  # between questions for what the other would go on with: it may have learnt of it late
 AWAY_S = 10.0  # without a word for so long, it is gone, and what it has is asked anew when it comes back
+EXPORTS_MAX = 10_000  # -o and -e files in one message, at about 15 bytes each; others are asked for another time
 DAMAGED_MAX = 10_000  # files that were given up and are remembered, so that each is told of once
 
+Export = tuple[int, int, str]  # job, attempt, "o" or "e"
 Send = Callable[[messages.BulkRequest], bool]
 
 log = logging.getLogger("beo.copies")
@@ -53,6 +56,7 @@ class Giver:
         self._offer: Offer | None = Offer(epoch, session, 0, ())  # not answered yet; page 0: nobody has answered at all
         self._offer_at = 0.0  # when to send it (again)
         self._offer_since = now
+        self._greet_at = now + GREET_S  # when to ask again what is asked with page 0
         self._blocked_since = 0.0  # there is no connection for what is to be sent
         self._heard_at = now
 
@@ -82,6 +86,7 @@ class Giver:
         """What was under way is lost, perhaps."""
         self._ledger.repeat(now, all_of_it=True)
         self._offer_at = 0.0
+        self._greet_at = now
 
     def hear(self, message: messages.BulkAnswer, now: float) -> set[Key]:
         """Take the other's answer; return the attempts of which more may be shown."""
@@ -128,6 +133,9 @@ class Giver:
         """Send the next page of what there is. To be called when all that was written is durable here."""
         if self._offer is None and not self._listed and len(self._ledger) < PAGE_FILES:
             self._offer, self._offer_at, self._offer_since = self._page(), 0.0, now
+        if now >= self._greet_at and not self._calling:
+            self._greet_at = now + GREET_S
+            send(Offer(self.epoch, self._session, 0, ()))
         if self._offer and now >= self._offer_at:
             sent = self._send(send, self._offer, now)
             self._offer_at = now + (CALL_S if sent else CALL_S / 20)
@@ -270,10 +278,11 @@ class Giver:
 class Taker:
     """The other side: takes the leader's files. What it says is true when the store is synced."""
 
-    def __init__(self, store: Output, life: int) -> None:
-        """`life`: a number of this opening of the store, not 0."""
+    def __init__(self, store: Output, life: int, exports: Callable[[], list[Export]] = list) -> None:
+        """`life`: a number of this opening of the store, not 0. exports: which files it would go on with."""
         self.epoch = 0
         self._store = store
+        self._exports = exports
         self._life = life
         self._session = 0
         self._unseen: set[Key] = set()  # files that were here when the session began and weren't named since
@@ -348,7 +357,8 @@ class Taker:
                 found.append(held)
         if offer.last and offer.session == self._session:
             self._put_aside()
-        wanted = Wanted(self.epoch, self._life, offer.session, offer.page, tuple(found))
+        exports = self._exports()[:EXPORTS_MAX] if offer.page == 0 else []
+        wanted = Wanted(self.epoch, self._life, offer.session, offer.page, tuple(found), tuple(exports))
         self._wanted.append((peer, wanted))
 
     def _put_aside(self) -> None:

@@ -4,8 +4,8 @@ A file is a prefix of what the store holds for its descriptors, in the store's o
 over a crash but that the file was begun (and truncated): its size tells how much of the store is in it. That is
 remembered by a small mark beside the store, made before the attempt starts and removed when its file is complete.
 
-Of two heads only the one that leads writes them. What it writes is durable on both, so the other goes on from the
-file's size when it leads.
+Of two heads only the one that leads writes them; the other keeps the marks of what it would go on with. Where the file
+that it finds then is a beginning of what it has to write, it is the first head's work, and goes on from its end.
 
 This is a thread of its own, because it writes where users say: a file system that hangs must not hold up the store.
 Files are opened as the job's owner, so nobody gets a file that he couldn't have written himself.
@@ -17,9 +17,10 @@ import ctypes
 import logging
 import os
 import platform
+import queue
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -115,7 +116,7 @@ class _Sink:
             if not stat.S_ISREG(state.st_mode) and not self.void:
                 raise UsageError(f"{self.path} is not a regular file", "", "change -o or -e")
             if not self.mark.read_bytes():
-                if not self.void:
+                if not self.void and not self._is_begun(ids, state.st_size):
                     os.ftruncate(fd, 0)
                     os.fsync(fd)  # the mark says that it was truncated
                 self.mark.write_bytes(b"begun\n")
@@ -125,16 +126,40 @@ class _Sink:
             raise
         self.cursor, self.skip_bytes, self.fd = 0, state.st_size, fd
 
+    def _is_begun(self, ids: tuple[int, int, tuple[int, ...]], size: int) -> bool:
+        """Whether the file is a beginning of the output already: another head that led has written it."""
+        if not size or self.end <= 0:
+            return False
+        try:
+            with _acting_as(*ids):
+                fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return False  # it may be one that the owner writes and can't read
+        try:
+            cursor = at = 0
+            while at < size and cursor < self.end:
+                cursor, own = self._own(cursor)
+                if os.pread(fd, len(own), at) != own[: size - at]:
+                    return False
+                at += len(own)
+            return at >= size
+        finally:
+            os.close(fd)
+
+    def _own(self, cursor: int) -> tuple[int, bytes]:
+        """Return (next cursor, what is for this file) of the next stretch of the store."""
+        source = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            cursor, data = read_blocks(source, cursor, self.end, 2 * CHUNK_SIZE_MAX_BYTES)
+        finally:
+            os.close(source)
+        return cursor, b"".join(record.data for record in records.unpack(data) if record.fd in self.fds)
+
     def write_some(self) -> bool:
         """Append the next stretch of the store; return whether all of it is in the file. Raises OSError."""
         if self.void or self.cursor >= self.end:
             return True
-        source = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            cursor, data = read_blocks(source, self.cursor, self.end, 2 * CHUNK_SIZE_MAX_BYTES)
-        finally:
-            os.close(source)
-        own = b"".join(record.data for record in records.unpack(data) if record.fd in self.fds)
+        cursor, own = self._own(self.cursor)
         while self.skip_bytes < len(own):
             self.skip_bytes += os.write(self.fd, own[self.skip_bytes :])
         self.skip_bytes -= len(own)
@@ -168,6 +193,7 @@ class Exports:
         self._source = source
         self._jobs = jobs
         self._sinks: dict[tuple[int, int, str], _Sink] = {}
+        self._finished: queue.SimpleQueue[tuple[int, int, str]] = queue.SimpleQueue()
         self._errors: dict[tuple[int, str], str] = {}
         self._changed = threading.Condition()
         self._work = True
@@ -239,6 +265,24 @@ class Exports:
             self._work = True
             self._changed.notify()
 
+    def names(self) -> list[tuple[int, int, str]]:
+        """Return the unfinished files as (job, attempt, "o" or "e")."""
+        with self._changed:
+            return sorted(self._sinks)
+
+    def finished(self) -> list[tuple[int, int, str]]:
+        """Return what this head, leading, has finished since the last call."""
+        return [self._finished.get_nowait() for _ in range(self._finished.qsize())]
+
+    def drop(self, names: Iterable[tuple[int, int, str]]) -> None:
+        """Another head has finished these."""
+        with self._changed:
+            for name in names:
+                if sink := self._sinks.get(name):
+                    sink.mark.unlink(missing_ok=True)
+                    self._work = True
+            self._changed.notify()
+
     def active(self) -> list[tuple[int, int]]:
         """Return the attempts (job, attempt) with unfinished files."""
         with self._changed:
@@ -281,9 +325,12 @@ class Exports:
                         sink.close()
                         sink.term = term
                     if not self._leading or not term:
+                        if not sink.mark.exists():
+                            self._finish(sink)
                         continue
                     if sink.attempt < latest[sink.job] or not sink.mark.exists() or self._advance(sink):
                         self._finish(sink)
+                        self._finished.put((sink.job, sink.attempt, sink.name))
         finally:
             for sink in self._sinks.values():
                 sink.close()

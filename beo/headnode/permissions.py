@@ -81,6 +81,7 @@ RULES: dict[type, str] = {
     ms.Stdin: OWNER,
     ms.Copy: PEER,
     ms.Offer: PEER,
+    ms.Exported: PEER,
 }
 
 

@@ -398,7 +398,7 @@ class Server:
             match effect:
                 case Write():
                     self._journal.append_copy(effect.entry)
-                    if isinstance(effect.event, events.Started) and self._replica.head:
+                    if isinstance(effect.event, events.Started):
                         self._begin_files(effect.event.job, effect.event.attempt)
                 case acts.Send():
                     message = effect.message
@@ -491,8 +491,8 @@ class Server:
             self._streams.wake()
 
     def _begin_files(self, job: int, attempt: int) -> None:
-        spec = self.state.jobs[job].spec
-        if spec.output or spec.errors:
+        found = self.state.jobs.get(job)
+        if found and (found.spec.output or found.spec.errors):
             self._streams.started(job, attempt)
 
     def _look_at_disk(self) -> str:

@@ -29,7 +29,7 @@ import msgspec
 from beo import messages, records, wire
 from beo.errors import EXIT_INTERNAL, BeoError, Internal, NotFound, UsageError, reason
 from beo.headnode import permissions
-from beo.headnode.copies import Giver, Taker
+from beo.headnode.copies import EXPORTS_MAX, Export, Giver, Taker
 from beo.headnode.decide import User
 from beo.headnode.export import Exports, Jobs
 from beo.headnode.mirror import Key, Lag
@@ -109,7 +109,8 @@ class Streams:
         self._full = ""
         self._role: _Lead | _Follow | None = None  # None: not told yet
         self._giver: Giver | None = None  # while this head leads and knows another one
-        self._taker = Taker(self._output, int.from_bytes(os.urandom(6)) + 1)
+        self._taker = Taker(self._output, int.from_bytes(os.urandom(6)) + 1, self._exports.names)
+        self._exported: list[Export] = []  # the other head doesn't know yet that they are finished
         self._context = wire.new_context()
         self._connection: wire.Connection | None = None  # to the other head
         self._changed: set[Key] = set()  # attempts of which more may be shown
@@ -227,6 +228,7 @@ class Streams:
             for job, attempt in grown:
                 self._giver.synced(job, attempt, self._output.end(job, attempt))
             self._giver.offer(self._send_other, time.monotonic())
+        self._tell_finished()
         self._changed.update(grown)
         if isinstance(self._role, _Lead):
             self._show(over)
@@ -351,7 +353,20 @@ class Streams:
                 continue
             if isinstance(answer, messages.Failed):
                 giver.tell(f"the other head refuses: {answer.error.get('what', '')}")
+            if isinstance(answer, messages.Wanted) and answer.exports:
+                mine = set(self._exports.names())
+                self._exported += [name for name in answer.exports if name not in mine]
             self._changed |= giver.hear(answer, now)
+
+    def _tell_finished(self) -> None:
+        """Tell the other head which -o and -e files it needn't go on with. What is lost it asks for again."""
+        self._exported += self._exports.finished()
+        if self._giver and self._exported:
+            names = self._exported[:EXPORTS_MAX]
+            if self._send_other(messages.Exported(self._giver.epoch, tuple(names))):
+                del self._exported[: len(names)]
+        if len(self._exported) > EXPORTS_MAX or not self._giver:
+            self._exported.clear()
 
     def _user(self, key: str) -> User | None:
         """Who holds a key: the other head has the same as this one."""
@@ -366,10 +381,14 @@ class Streams:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             why = reason(error)
             raise UsageError("a message that is none of the bulk plane", why, "use the same version") from None
-        if isinstance(message, messages.Copy | messages.Offer):
+        if isinstance(message, messages.Copy | messages.Offer | messages.Exported):
             permissions.check_bulk(self._user(key), None, message)
-            if isinstance(self._role, _Follow):
+            if not isinstance(self._role, _Follow):
+                return
+            if not isinstance(message, messages.Exported):
                 self._taker.take(peer, message)
+            elif message.epoch >= self._taker.epoch:
+                self._exports.drop(message.files)
             return
         if not isinstance(self._role, _Lead):
             if isinstance(message, messages.Fetch | messages.Stdin):

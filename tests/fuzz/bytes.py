@@ -219,4 +219,5 @@ BULK = (
     ms.BulkHello("n1", "n1-1"),
     ms.Copy(1, (ms.Piece(1, 1, 0, 0, b"beo1"),)),
     ms.Offer(1, 1, 1, ((1, 1, 100, 7),), True),
+    ms.Exported(1, ((1, 1, "o"),)),
 )

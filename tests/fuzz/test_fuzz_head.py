@@ -148,7 +148,7 @@ def test_no_spoilt_copy_harms_the_store_of_a_head_that_follows(
 ) -> None:
     random = dice("copies")
     leader = Output(tmp_path / "leader")
-    words: list[ms.Copy | ms.Offer] = []
+    words: list[ms.Copy | ms.Offer | ms.Exported] = [ms.Exported(1, ((1, 1, "o"), (2, 1, "e")))]
     for job in range(1, 5):
         for number in range(30):
             before = leader.mark(job, 1)
@@ -201,7 +201,7 @@ def test_no_spoilt_answer_of_the_other_head_harms_the_leader(head: Head, caplog:
         held = ms.Held(job, 1, end)
         parted = ms.Held(job, 1, 0, ((end + 9, 5), (end, chain_there), (0, 0)))
         words += [ms.Copied(1, 7, (held, parted)), ms.Copied(1, 7, (held,), "full")]
-        words += [ms.Wanted(1, 7, streams._giver._session + job, job, (parted,))]  # type: ignore[union-attr]
+        words += [ms.Wanted(1, 7, streams._giver._session + job, job, (parted,), ((job, 1, "o"),))]  # type: ignore[union-attr]
     samples = [ms.encode(word) for word in words]
     for body in chain(spoilt("copied", samples, COPIES), bent("copied", words, COPIES)):
         other.heard.append(body)
