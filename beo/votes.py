@@ -95,10 +95,14 @@ class Promise(_Message, frozen=True):
 
 
 class Accept(_Message, frozen=True):
-    """Take this value. → Accepted or Refuse"""
+    """Take this value. → Accepted or Refuse
+
+    upto: a head that the value names as in step must have the journal up to this index; it doesn't answer before.
+    """
 
     head: str
     cfg: Cfg
+    upto: int = 0
 
 
 class Accepted(_Message, frozen=True):

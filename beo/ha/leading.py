@@ -150,6 +150,10 @@ class Leader(Proposer):
         self._down_from_s = None
         self._effects.append(Became("primary", self.epoch, down_s))
 
+    def _propose(self, cfg: Cfg, alone: bool = False) -> None:
+        self._upto = self.log.last.idx
+        super()._propose(cfg, alone)
+
     def _choose(self) -> None:
         super()._choose()
         if self.in_step and self._in_step_s is None:

@@ -209,8 +209,8 @@ class Pair(Leader):
         self._say(ToHead(answer))
 
     def _accept(self, message: Accept) -> None:
-        if self.me in message.cfg.isr and self._durable < self.log.last.idx:
-            return  # in step means durable; it is asked again
+        if not self._has(message.cfg, message.upto):
+            return  # in step means to have it; it is asked again
         before = self.acceptor.durable
         answer = self.acceptor.accept(message)
         if self.acceptor.durable != before:
@@ -218,6 +218,13 @@ class Pair(Leader):
             self._step_down("the other head acts")
         self._keep()
         self._say(ToHead(answer))
+
+    def _has(self, cfg: Cfg, upto: int) -> bool:
+        """Whether this head has what it must if it is in step: what the primary believes may be of an earlier life."""
+        if not any(member in self._members for member in cfg.isr):
+            return True
+        here = self.taker.agreed_with(cfg.epoch)
+        return (min(here, self._durable) if self.me in cfg.isr else here) >= upto
 
     # ---- as standby
 

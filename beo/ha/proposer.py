@@ -40,6 +40,7 @@ class Proposer:
         self._trying = False  # as candidate: the epoch is promised here, it is no pre-vote any more
         self._promises: dict[str, Cfg | None] = {}
         self._accepted: set[str] = set()
+        self._upto = 0  # index up to which the journal goes with what is proposed
         self._effects: list[Effect] = []
         self._outbox: deque[tuple[int, ToHead | ToVoter]] = deque()
         self._then: deque[tuple[int, Callable[[], None]]] = deque()
@@ -220,9 +221,9 @@ class Proposer:
             return
         for voter in cfg.electorate:
             if voter not in self._accepted and not voter.startswith("holder/"):
-                self._say(ToVoter(voter, Accept(self.me, cfg)))
+                self._say(ToVoter(voter, Accept(self.me, cfg, self._upto)))
         if self.other and self.other not in self._accepted:
-            self._say(ToHead(Accept(self.me, cfg)))
+            self._say(ToHead(Accept(self.me, cfg, self._upto)))
 
     def _was_accepted(self, voter: str, message: Accepted) -> None:
         acc = self.acceptor.acc

@@ -26,6 +26,10 @@ class Taker:
         if epoch != self._epoch:
             self._epoch, self.agreed, self._incoming = epoch, 0, None
 
+    def agreed_with(self, epoch: int) -> int:
+        """Return up to which index this journal is known to be that of the primary of an epoch."""
+        return self.agreed if epoch == self._epoch else 0
+
     def take(self, message: Append, safe: int) -> tuple[bool, int, list[Copied | Back]]:
         """Return whether `previous` was found, the hint if not, and what to do.
 
