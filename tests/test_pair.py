@@ -5,6 +5,7 @@ import pytest
 
 from beo import messages as ms
 from beo import votes
+from beo.entries import Position
 from beo.errors import Internal
 from beo.ha import acts as pacts
 from beo.ha import leading, pair
@@ -400,6 +401,22 @@ def test_a_standby_far_behind_gets_a_snapshot_first(two: Two) -> None:
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
+def test_a_late_piece_of_an_old_snapshot_takes_nothing_back(two: Two) -> None:
+    two.kill("B")
+    two.run(1.0)
+    two.submit("A", 100)
+    two.boxes["A"].compact()
+    two.boxes["B"].wipe()
+    two.restart("B")
+    two.settle()
+    job = two.submit("A", 10)
+    for part in of(Part, two.said):
+        two.deliver("A", part)
+    two.kill("A")
+    assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
+    assert job in two.boxes["B"].replica.state.jobs
+
+
 def test_an_old_refusal_of_a_position_costs_only_a_round_trip(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
@@ -434,6 +451,15 @@ def test_an_answer_of_an_earlier_life_does_not_bring_a_wiped_head_in_step(two: T
         two.deliver("B", old)
     assert not two["A"].in_step
     assert two["B"].acceptor.acc is None
+
+
+def test_two_heads_whose_snapshots_differ_say_so(two: Two) -> None:
+    log = two["B"].log
+    cut = log.last
+    log.install(cut)
+    other = Position(cut.idx, cut.epoch, b"other")
+    with pytest.raises(Internal, match="rejoin --wipe"):
+        two.deliver("A", Append("A", two["A"].epoch, 0.0, LEASE_S, other, (), cut.idx, cut.idx))
 
 
 def test_a_digest_that_differs_stops_the_standby(two: Two) -> None:

@@ -250,8 +250,7 @@ class Pair(Leader):
         if not self._hear_primary(message.epoch):
             return
         self.acceptor.lease(message, self._now)
-        safe = 0 if self._settings().level == "A" else self.commit
-        ok, hint, acts = self.taker.take(message, safe)
+        ok, hint, acts = self.taker.take(message, self._safe)
         self._effects.extend(acts)
         for act in acts:
             if isinstance(act, Back):
@@ -264,6 +263,11 @@ class Pair(Leader):
         else:
             self._answer_t = None
             self._say(ToHead(Appended(self.me, message.epoch, message.t, 0, False, hint, self._member)))
+
+    @property
+    def _safe(self) -> int:
+        """Up to here nothing is ever taken back; at level A, an operator has wished that it may be."""
+        return 0 if self._settings().level == "A" else self.commit
 
     @property
     def _member(self) -> str:
@@ -281,7 +285,7 @@ class Pair(Leader):
     def _take_part(self, message: Part) -> None:
         if not self._hear_primary(message.epoch):
             return
-        have, install = self.taker.part(message)
+        have, install = self.taker.part(message, self._safe)
         if install:
             self.log.install(install.position)
             self.commit = self._durable = install.position.idx

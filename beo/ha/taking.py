@@ -44,6 +44,8 @@ class Taker:
                 return False, log.cut.idx, []
             return False, log.last.idx, []
         if here != previous:
+            if here == log.cut:  # nothing before it is left to compare
+                raise self._differ(here.idx, here.idx)
             return False, self._before(here), []
         acts: list[Copied | Back] = []
         taken: list[Entry] = []
@@ -55,11 +57,7 @@ class Taker:
                     at += 1
                     continue
                 if at < safe:
-                    raise Internal(
-                        f"this head's entry {at + 1} is not the primary's",
-                        f"all up to {safe} was committed",
-                        "look at both journals; 'beo ha rejoin --wipe' makes this head follow",
-                    )
+                    raise self._differ(at + 1, safe)
                 kept = log.position(at)
                 assert kept
                 log.truncate(kept)
@@ -70,6 +68,13 @@ class Taker:
             acts.append(Copied(tuple(taken)))
         self.agreed = max(self.agreed, at)
         return True, 0, acts
+
+    def _differ(self, index: int, safe: int) -> Internal:
+        return Internal(
+            f"this head's entry {index} is not the primary's",
+            f"all up to {safe} was committed",
+            "look at both journals; 'beo ha rejoin --wipe' makes this head follow",
+        )
 
     def _same(self, known: Position, epoch: int, data: bytes, before: int) -> bool:
         previous = self._log.position(before)
@@ -85,12 +90,18 @@ class Taker:
             index -= 1
         return max(index, self._log.cut.idx if here.idx > self._log.cut.idx else 0)
 
-    def part(self, message: Part) -> tuple[int, Install | None]:
-        """Take a piece of a snapshot; return how many bytes are here, and what to do when it is whole."""
+    def part(self, message: Part, safe: int) -> tuple[int, Install | None]:
+        """Take a piece of a snapshot; return how many bytes are here, and what to do when it is whole.
+
+        One that comes late says nothing new: this journal goes on behind it. safe: as of `take`.
+        """
         if message.total > SNAPSHOT_MAX_BYTES:
             raise Internal(f"a snapshot of {message.total >> 20} MiB", "the limit is 1 GiB", "forget old jobs")
-        if self._log.last == message.position:
-            return message.total, None  # it is installed already
+        here = self._log.position(message.position.idx)
+        if here == message.position or message.position.idx <= max(self.agreed, self._log.cut.idx):
+            return message.total, None
+        if message.position.idx <= safe:
+            raise self._differ(message.position.idx, safe)
         if not self._incoming or self._incoming[0] != message.position:
             self._incoming = message.position, bytearray()
         position, data = self._incoming
