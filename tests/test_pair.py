@@ -453,6 +453,18 @@ def test_an_answer_of_an_earlier_life_does_not_bring_a_wiped_head_in_step(two: T
     assert two["B"].acceptor.acc is None
 
 
+def test_a_head_that_knows_nothing_has_no_vote(two: Two) -> None:
+    """A disk was emptied that had promised: it must not promise again, as if it had not."""
+    two.kill("A")
+    assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
+    two.submit("B")
+    two.kill("B", *two.voters)
+    two.boxes["B"].wipe()
+    two.restart("A", "B")
+    two.run(20.0)
+    assert not two.acting, "B may have held newer jobs; only an operator knows that they are gone"
+
+
 def test_two_heads_whose_snapshots_differ_say_so(two: Two) -> None:
     log = two["B"].log
     cut = log.last

@@ -186,10 +186,13 @@ class Pair(Leader):
         if self.role != was:
             self._stand_s = self._now + self._uniform(0.0, RETRY_S)
 
+    def _is_fresh(self) -> bool:
+        """Whether this head knows nothing of its cluster yet: it is new, or its disk was emptied."""
+        return self.acceptor.acc is None and self.log.last.idx == 0
+
     def _is_beyond(self, epoch: int) -> bool:
         """Whether an operator has forced the other head, so that this one, which has a past, must begin anew."""
-        fresh = self.acceptor.acc is None and self.log.last.idx == 0
-        if votes.generation(epoch) > votes.generation(self.acceptor.epoch) and not fresh:
+        if votes.generation(epoch) > votes.generation(self.acceptor.epoch) and not self._is_fresh():
             self.foreign = True
             self._step_down("")
             self.why = "the other head was forced to go on without this one: 'beo ha rejoin --wipe' here"
@@ -198,6 +201,8 @@ class Pair(Leader):
     # ---- as acceptor
 
     def _prepare(self, message: Prepare) -> None:
+        if self._is_fresh():
+            return  # if its disk was emptied, it had promised what it knows nothing of
         if self.may_act and message.epoch > self.epoch:
             self._say(ToHead(Refuse(self.me, message.epoch, self.acceptor.epoch, lease=True)))
             return
@@ -209,7 +214,7 @@ class Pair(Leader):
         self._say(ToHead(answer))
 
     def _accept(self, message: Accept) -> None:
-        if not self._has(message.cfg, message.upto):
+        if self._is_fresh() or not self._has(message.cfg, message.upto):
             return  # in step means to have it; it is asked again
         before = self.acceptor.durable
         answer = self.acceptor.accept(message)
