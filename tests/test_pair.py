@@ -10,6 +10,7 @@ from beo.errors import Internal
 from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
+from beo.headnode import acts
 from beo.votes import Accept, Append, Appended, HandOver, Part, Promise
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 
@@ -546,6 +547,22 @@ def test_at_level_b_answers_of_an_earlier_life_bring_nobody_in_step(two: Two) ->
     assert not two.acting, f"B lacks job {job}"
 
 
+def test_back_at_level_c_nothing_is_acknowledged_that_the_standby_only_has_received(two: Two) -> None:
+    two.set_pair(level="B")
+    two.wait(lambda: "B" not in two["A"].acceptor.acc.isr and two["A"].in_step)
+    two.run(0.2)
+    two.boxes["B"].hangs = True
+    before = len(two.acknowledged)
+    two.boxes["A"].do(acts.Asked(b"cli", 900, "root", ms.SetPair(level="C"), None))
+    two.post("A")
+    two.run(SILENCE_S / 2)
+    assert len(two.acknowledged) == before
+    two.boxes["B"].hangs = False
+    two.settle()
+    assert two["A"].acceptor.acc.isr == ("A", "B")
+    assert len(two.acknowledged) == before + 1
+
+
 def test_the_level_changes_while_the_other_head_is_away(two: Two) -> None:
     two.kill("B")
     two.run(1.0)
@@ -561,6 +578,16 @@ def test_the_level_changes_while_the_other_head_is_away(two: Two) -> None:
     two.settle()
     two.run(0.5)
     assert two["A"].acceptor.acc.isr == ("A", "B")
+
+
+def test_the_level_changes_under_a_steady_stream(two: Two) -> None:
+    two.stream("A", per_s=900, seconds=2.5)
+    two.run(0.5)
+    for level in "BCBC":
+        two.boxes["A"].do(acts.Asked(b"cli", 900, "root", ms.SetPair(level=level), None))
+        two.run(0.5)
+        assert two["A"].in_step
+        assert ("B" in two["A"].acceptor.acc.isr) == (level == "C")
 
 
 def test_at_level_a_the_primary_alone_is_enough(two: Two) -> None:

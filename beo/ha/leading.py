@@ -188,9 +188,10 @@ class Leader(Proposer):
     def _lead(self) -> None:
         """Commit what is safe, and send what is new."""
         alone = self.chosen and self.cfg and self.cfg.heads == (self.me,)
-        if alone or self._settings().level == "A":
+        level = self._settings().level
+        if alone or level == "A":
             self.commit = max(self.commit, self._durable)
-        else:
+        elif level == "B" or self.sender.member == self.other:  # else it speaks of what it has received
             self.commit = max(self.commit, min(self._durable, self.sender.match))
         if self.other:
             for message in self.sender.due(self.me, self.epoch, self._now, self._lease_s, self.commit):
@@ -291,9 +292,7 @@ class Leader(Proposer):
             return
         member = self.sender.member
         if member and member not in acc.isr:
-            isr = tuple(sorted((self.me, member)))
-            if self.sender.whole:
-                self._propose(Cfg(self.epoch, acc.n + 1, isr, acc.voters))
+            self._propose(Cfg(self.epoch, acc.n + 1, tuple(sorted((self.me, member))), acc.voters))
             return
         if len(acc.voters) > 1:
             self._propose(Cfg(self.epoch, acc.n + 1, acc.isr, acc.voters[-1:]))

@@ -283,7 +283,7 @@ class Pair(Leader):
         if epoch < self.acceptor.epoch:
             return
         acc = self.acceptor.acc
-        received = bool(acc and self._members[1] in acc.isr)  # level B, as the primary knows it too
+        received = bool(acc and self._member != self.me and self._member in acc.isr)  # as the primary knows it, too
         match = self.taker.agreed if received else min(self.taker.agreed, self._durable)
         self._say(ToHead(Appended(self.me, epoch, t, match, True, 0, self._member)))
 

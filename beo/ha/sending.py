@@ -55,7 +55,8 @@ class Sender:
 
     def heard(self, answer: Appended, now_s: float) -> None:
         """Take an answer of this epoch."""
-        self.member = answer.member
+        if answer.member != self.member:  # another life or level: what it had then is not what it has now
+            self.member, self.agreed, self.match = answer.member, False, 0
         if not answer.ok:
             if not self.agreed or answer.hint < self.match:
                 self.agreed = False
