@@ -614,6 +614,26 @@ def test_at_level_a_nobody_takes_over_by_itself_who_lacks_too_much(two: Two) -> 
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
+def test_at_level_a_a_lost_tail_is_put_aside_and_nothing_counts_as_committed_that_is_gone(two: Two) -> None:
+    two.set_pair(level="A")
+    two.run(0.3)
+    two.delay = lambda sender, message: 1e9 if isinstance(message, Append) and message.entries else 0.001
+    assert two.submit("A", 10)
+    two.run(0.1)
+    two.isolate("A")
+    two.acknowledged.clear()
+    assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
+    two.delay = lambda sender, message: 0.001
+    two.heal()
+    two.settle()
+    assert len(two.boxes["A"].orphans) >= 10
+    assert two["A"].commit <= two["A"].log.last.idx
+    two.kill("B")
+    assert two.wait(lambda: two.acting == ["A"], A_WHILE_S)
+    two.boxes["A"].hangs = True
+    assert two.submit("A") == 0, "not durable here: not acknowledged"
+
+
 # ---- clocks and disks
 
 

@@ -260,6 +260,7 @@ class Pair(Leader):
         for act in acts:
             if isinstance(act, Back):
                 self._durable = min(self._durable, act.position.idx)
+                self.commit = min(self.commit, act.position.idx)  # at level A, what was committed can be lost
         self._lag_seen = max(0, message.last - self.taker.agreed)
         if ok:
             self.commit = max(self.commit, min(message.commit, self.taker.agreed))
