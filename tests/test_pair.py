@@ -343,6 +343,19 @@ def test_a_switchover_is_refused_where_the_other_is_not_in_step(two: Two) -> Non
     assert isinstance(two.steer("A", "nonsense"), ms.Failed)
 
 
+def test_a_switchover_that_does_not_come_to_be_is_given_up_and_work_goes_on(two: Two) -> None:
+    """Even when meanwhile another value of the register is pending, which the other head never takes."""
+    two.delay = lambda sender, message: 1e9 if isinstance(message, Accept) else 0.001
+    two.boxes["A"].output_lag = 1
+    two.kill("n1")
+    two.restart("n1")
+    assert two.wait(lambda: not two["A"].chosen, ALIVE_S + 2.0), "the voters' change is pending"
+    two["A"]._leave_s = two.now_s
+    assert two["A"].holds
+    assert two.wait(lambda: not two["A"].holds, 2 * leading.LEAVE_S)
+    assert two.submit("A")
+
+
 def test_the_first_head_gets_its_role_back_where_that_is_wished(two: Two) -> None:
     two.set_pair(failback=True)
     two.kill("A")

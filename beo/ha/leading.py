@@ -238,6 +238,9 @@ class Leader(Proposer):
             return
         if self._steady_from_s is None:
             self._steady_from_s = self._now
+        if self._leave_s is not None and self._now - self._leave_s > LEAVE_S:
+            self._leave_s = None
+            self.why = f"{self.other} was not in step within {LEAVE_S:.0f} s: not handed over"
         if self.chosen and self.cfg and self.cfg.heads == (self.me,):
             self._let_in()
         elif self.in_step:
@@ -286,9 +289,6 @@ class Leader(Proposer):
         acc, settings = self.acceptor.acc, self._settings()
         assert acc and self._in_step_s is not None
         if self._leave_s is not None:
-            if self._now - self._leave_s > LEAVE_S:
-                self._leave_s = None
-                self.why = f"{self.other} was not in step within {LEAVE_S:.0f} s: not handed over"
             return
         member = self.sender.member
         if member and member not in acc.isr:
