@@ -289,6 +289,17 @@ def test_by_hand_a_primary_that_was_restarted_goes_on(two: Two) -> None:
     assert two.wait(lambda: two.acting == ["A"], A_WHILE_S)
 
 
+def test_a_wish_to_take_over_is_forgotten_when_it_can_not_be_had(two: Two) -> None:
+    two.set_pair(takeover="manual")
+    two.run(0.5)
+    answer = two.steer("B", "takeover")
+    assert isinstance(answer, ms.Failed) and "switchover" in answer.error["cure"], "A is well"
+    two.run(60.0)
+    two.kill("A")
+    two.run(20.0)
+    assert not two.acting, "what was wished a minute ago is no wish any more"
+
+
 def test_frozen_nobody_takes_over(two: Two) -> None:
     assert two.steer("A", "freeze") == ms.Done()
     two.run(0.5)

@@ -51,6 +51,7 @@ from beo.votes import (
     Refuse,
 )
 
+WISH_S = 30.0  # an operator's wish to take over is meant for now, not for the next silence
 RETRY_S = 0.3  # at most, after an election that came to nothing
 ASYNC_LAG = 1_000  # entries that a standby may lack at level A and still take over by itself
 
@@ -77,7 +78,7 @@ class Pair(Leader):
         self._heard_primary_s = 0.0
         self._answer_t: tuple[int, float] | None = None  # epoch and t of the last Append, to be answered again
         self._lag_seen = 0
-        self._wished = False  # an operator wants this head to take over
+        self._wished_until_s = 0.0  # an operator wants this head to take over
         self._asked_s = 0.0  # as candidate: when it began to ask
 
     # ---- what others ask
@@ -127,7 +128,7 @@ class Pair(Leader):
 
     def _act(self) -> None:
         super()._act()
-        self._wished = False
+        self._wished_until_s = 0.0
         self._answer_t = None
 
     # ---- messages
@@ -320,11 +321,12 @@ class Pair(Leader):
         if self.acceptor.blocks(self.me, self._now):
             return False
         settings = self._settings()
-        if settings.level == "A" and self._lag_seen > ASYNC_LAG and not self._wished:
+        wished = self._now < self._wished_until_s
+        if settings.level == "A" and self._lag_seen > ASYNC_LAG and not wished:
             self.why = f"{self._lag_seen} entries were missing here when {self.other} was last heard: 'beo ha takeover'"
             return False
         last_was_me = acc.epoch % 2 == self._parity
-        if (settings.takeover == "manual" or settings.frozen) and not (last_was_me or self._wished):
+        if (settings.takeover == "manual" or settings.frozen) and not (last_was_me or wished):
             self.why = "take-over is manual: 'beo ha takeover' here" if not settings.frozen else "frozen: 'beo ha thaw'"
             return False
         return True
@@ -368,12 +370,23 @@ class Pair(Leader):
         elif word == "takeover":
             if self.role == "primary":
                 return
-            self._wished = True
+            self._refuse_while_heard()
+            acc = self.acceptor.acc
+            if acc is None or not any(member in self._members for member in acc.isr):
+                cure = "wait for it, or 'beo ha force-primary' here if it is gone for good"
+                raise Conflict("this head isn't in step", f"{self.other} may hold newer jobs", cure)
+            self._wished_until_s = self._now + WISH_S
             self._stand_s = self._now
         elif word == "force":
             self._force()
         else:
             raise UsageError(f"there is no wish {word[:20]!r}", "", "say switchover, takeover or force")
+
+    def _refuse_while_heard(self) -> None:
+        silent_s = self._now - self._heard_primary_s
+        if self.leader == self.other and silent_s <= self._settings().silence_s:
+            why = f"it was heard {silent_s:.1f} s ago"
+            raise Conflict(f"head {self.other} acts", why, "'beo ha switchover' hands the role over")
 
     def _force(self) -> None:
         """Begin a new generation without the other head, whatever it holds."""
