@@ -6,7 +6,7 @@ import pytest
 from beo import messages as ms
 from beo import votes
 from beo.entries import Position
-from beo.errors import Internal
+from beo.errors import Conflict, Internal
 from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
@@ -394,6 +394,22 @@ def test_a_forced_head_begins_a_generation_and_the_other_is_foreign_until_it_is_
     two.restart("A")
     two.settle()
     assert job in two.boxes["A"].replica.state.jobs
+
+
+def test_a_head_without_any_journal_is_not_forced(two: Two) -> None:
+    two.boxes["B"].wipe()
+    two.restart("B")
+    two.kill("A")
+    with pytest.raises(Conflict, match="nothing of the cluster"):
+        two.boxes["B"].do(pacts.Wish("force"))
+
+
+def test_a_head_is_not_forced_while_the_other_one_is_heard(two: Two) -> None:
+    answer = two.steer("B", "force")
+    assert isinstance(answer, ms.Failed) and "acts" in answer.error["what"]
+    two.run(1.0)
+    assert two.acting == ["A"]
+    assert two["B"].acceptor.epoch == two["A"].epoch
 
 
 # ---- the journal

@@ -392,6 +392,10 @@ class Pair(Leader):
         """Begin a new generation without the other head, whatever it holds."""
         if self.role == "primary" and self.chosen and self.cfg and self.cfg.heads == (self.me,):
             return
+        if self._is_fresh():
+            cure = "force the head that has it, or 'beo ha rejoin' here"
+            raise Conflict("this head knows nothing of the cluster", "its journal is empty", cure)
+        self._refuse_while_heard()
         self._step_down("forced")
         generation = votes.generation(max(self._seen, self.acceptor.epoch)) + 1
         self.epoch = (generation << votes.GENERATION_SHIFT) + 2 - self._parity
