@@ -396,6 +396,22 @@ def test_a_forced_head_begins_a_generation_and_the_other_is_foreign_until_it_is_
     assert job in two.boxes["A"].replica.state.jobs
 
 
+def test_a_head_that_was_forced_away_learns_it_from_the_voters_too() -> None:
+    """It hears only them, and they have promised an epoch of a generation that it knows nothing of."""
+    two = Two()
+    two.settle()
+    two.kill("A")
+    two.isolate("A")
+    voter = two.voters["n1"]
+    forced = (1 << votes.GENERATION_SHIFT) + 2
+    voter.acceptor.lease(votes.Lease("B", forced, 0.0, 0.1), two.now_s)
+    two.restart("A")
+    two.kill("B")
+    two.heal()
+    two.run(5.0)
+    assert two["A"].foreign and not two.acting, two.story()
+
+
 def test_a_head_without_any_journal_is_not_forced(two: Two) -> None:
     two.boxes["B"].wipe()
     two.restart("B")

@@ -168,6 +168,11 @@ class Pair(Leader):
                     self.sender.parted(message, self._now)
 
     def _from_voter(self, message: Present | votes.Ballot) -> None:
+        told = message.promised if isinstance(message, Refuse) else 0
+        if isinstance(message, Promise) and message.acc:
+            told = message.acc.epoch
+        if self._is_beyond(told):
+            return
         rack = message.rack if isinstance(message, Present) else self._present.get(message.voter, ("", 0.0))[0]
         self._present[message.voter] = rack, self._now
         match message:
