@@ -11,7 +11,7 @@ from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
 from beo.headnode import acts
-from beo.votes import Accept, Append, Appended, HandOver, Part, Promise
+from beo.votes import Accept, Append, Appended, HandOver, Part, Present, Promise
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 
 LEASE_S, SILENCE_S = votes.PairSettings().lease_s, votes.PairSettings().silence_s
@@ -770,6 +770,30 @@ def test_who_speaks_for_a_voter_must_hold_its_key(two: Two) -> None:
     two.tell("B", "n1", Promise("n1/1", two["B"].epoch, None, True))
     two.tell("B", "n2", Promise("n2/1", two["B"].epoch, None, True))
     assert two["B"]._trying
+
+
+@pytest.mark.parametrize(
+    ("voter", "node", "key"),
+    [
+        ("n9", "n9", "worker"),  # no nonce
+        ("n9/1", "n8", "worker"),  # another node's
+        ("n9/1", "n9", "ann"),
+        ("n9/1", "n9", "root"),
+        ("n9/1", "n9", "nobody"),
+        ("witness:w/1", "", "worker"),
+        ("holder/1", "holder", "worker"),
+    ],
+)
+def test_a_voter_of_another_name_is_not_known(two: Two, voter: str, node: str, key: str) -> None:
+    two.tell("A", node or "n9", Present(voter, node), key)
+    assert voter not in two["A"].present
+
+
+def test_a_rebooted_voter_takes_the_place_of_its_former_self(two: Two) -> None:
+    for life in range(2, 50):
+        two.tell("A", "n1", Present(f"n1/{life}", "n1"))
+    two.run(60.0)
+    assert sum(name.startswith("n1/") for name in two["A"].present) < 5, "what is gone for long is forgotten"
 
 
 def test_a_word_of_an_older_epoch_changes_nothing(two: Two) -> None:

@@ -174,6 +174,10 @@ class Pair(Leader):
         if self._is_beyond(told):
             return
         rack = message.rack if isinstance(message, Present) else self._present.get(message.voter, ("", 0.0))[0]
+        if message.voter not in self._present:
+            node = message.voter.partition("/")[0]
+            for former in [voter for voter in self._present if voter.partition("/")[0] == node]:
+                del self._present[former]
         self._present[message.voter] = rack, self._now
         match message:
             case Promise():

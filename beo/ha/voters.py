@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 ALIVE_S = 3.0  # a voter that has been silent for longer is replaced
 FEW, MANY = 3, 5  # voters: an odd number, so that one more must die for the same harm
 MANY_FROM = 10  # possible voters from which on there are MANY
+HOLDER = "holder"  # so no node's name counts
 
 
 def holder(head: str) -> str:
     """The vote of a head that stands on its own disk."""
-    return f"holder/{head}"
+    return f"{HOLDER}/{head}"
 
 
 def is_witness(voter: str) -> bool:

@@ -21,6 +21,7 @@ from beo.errors import BeoError, Internal
 from beo.ha import acts as pacts
 from beo.ha.log import Log
 from beo.ha.pair import Pair
+from beo.ha.voters import HOLDER
 from beo.headnode import acts, decide, heads, permissions
 from beo.headnode.core import VOTER_WORDS, Head
 from beo.headnode.model import HeadInfo
@@ -226,7 +227,7 @@ class Replica:
             name, _, nonce = message.voter.partition("/")
             own = message.node == name and permissions.speaks_for(self.state, user, message.node)
             witness = user.role == "witness" and name == user.node
-            if not nonce or not (own if user.role == "worker" else witness):
+            if not nonce or name == HOLDER or not (own if user.role == "worker" else witness):
                 return
             for old in [voter for voter, (_, _, node) in self._voters.items() if node == name]:
                 if old != message.voter:
