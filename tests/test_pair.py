@@ -1,5 +1,7 @@
 """Two heads as a pair: who acts, when the other takes over, and what never happens. One test per promise."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -11,7 +13,7 @@ from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
 from beo.headnode import acts
-from beo.votes import Accept, Append, Appended, HandOver, Part, Present, Promise
+from beo.votes import Accept, Append, Appended, HandOver, Part, Present, Promise, Refuse
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 
 LEASE_S, SILENCE_S = votes.PairSettings().lease_s, votes.PairSettings().silence_s
@@ -842,6 +844,28 @@ def test_a_standby_names_the_primary(two: Two) -> None:
     assert two.ask("B", ms.Info()) == [ms.Elsewhere("A:1", two["A"].epoch)]
     assert two.wait(lambda: two.acting == ["B"])
     assert isinstance(two.ask("B", ms.Info())[0], ms.InfoIs)
+
+
+def test_what_is_held_is_answered_when_the_role_is_lost(two: Two) -> None:
+    two["A"]._leave_s = two.now_s
+    two.boxes["A"].output_lag = 1
+    two.boxes["A"].do(acts.Asked(b"cli", 77, "ann", ms.Info()))
+    visitor = acts.Knocked(5, acts.Knock(1000, 1000, (), "key"), None)
+    two.boxes["A"].do(visitor)
+    greeted: list[Any] = []
+    handle = two.boxes["A"].replica.handle
+
+    def watched(item: Any, now: Any) -> Any:
+        effects = handle(item, now)
+        greeted.extend(effect for effect in effects if isinstance(effect, acts.Greet))
+        return effects
+
+    two.boxes["A"].replica.handle = watched
+    before = len(two.answers)
+    two.boxes["A"].do(pacts.FromVoter(Refuse("n1/1", two["A"].epoch, two["A"].epoch + 1)))
+    assert two["A"].role == "idle"
+    assert two.answers[before:] and isinstance(two.answers[-1][1], ms.Elsewhere)
+    assert [greet.visitor for greet in greeted] == [5]
 
 
 def test_only_an_admin_steers_and_nobody_else_may(two: Two) -> None:

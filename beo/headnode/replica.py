@@ -200,13 +200,16 @@ class Replica:
 
     def _knocked(self, item: acts.Knocked) -> None:
         if not self.head:
-            where = self._elsewhere().head or "another machine"
-            error = {"kind": "NoHead", "what": "this head doesn't act", "why": "", "cure": f"ask the one at {where}"}
-            self._effects.append(acts.Greet(item.visitor, "", error))
-        elif self.pair.holds:
-            self._held.append(item)
-        else:
+            self._turn_away(item.visitor)
+        elif not self.pair.holds:
             self._lead(item)
+        elif len(self._held) < HELD_MAX:
+            self._held.append(item)
+
+    def _turn_away(self, visitor: int) -> None:
+        where = self._elsewhere().head or "another machine"
+        error = {"kind": "NoHead", "what": "this head doesn't act", "why": "", "cure": f"ask the one at {where}"}
+        self._effects.append(acts.Greet(visitor, "", error))
 
     def _elsewhere(self) -> ms.Elsewhere:
         leader = self.state.heads.get(self.pair.leader) or self._others.get(self.pair.leader)
@@ -336,7 +339,9 @@ class Replica:
         if effect.role != "primary":
             self.head = None
             for item in self._held:
-                if isinstance(item, acts.Asked):
+                if isinstance(item, acts.Knocked):
+                    self._turn_away(item.visitor)
+                elif item.request:
                     self._reply(item, self._elsewhere())
             self._held.clear()
             return
