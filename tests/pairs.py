@@ -194,6 +194,8 @@ class Box:
                     two.send_head(self.name, effect.message)
                 case acts.Send():
                     two.send(self.name, effect)
+                case acts.Greet():
+                    two.greeted.append(effect)
                 case pacts.Became():
                     two.became(self, effect)
 
@@ -233,6 +235,7 @@ class Two:
         self.cuts: set[tuple[str, str]] = set()  # (from, to) of heads and nodes
         self.said: list[tuple[str, votes.PairMessage]] = []  # by heads to each other: who, what
         self.answers: list[tuple[str, Any]] = []  # to clients: by whom, what
+        self.greeted: list[acts.Greet] = []
         self.became_log: list[tuple[float, str, pacts.Became]] = []
         self.acknowledged: dict[int, str] = {}  # job -> its key
         self.delay: Callable[[str, votes.PairMessage], float] = lambda sender, message: DELAY_S

@@ -48,13 +48,13 @@ class Leader(Proposer):
         self._durable = durable
         self._settings = settings
         self._uniform = uniform
-        self._now = 0.0
+        self._now = self._began_s = 0.0
         self.peer: Hello | None = None  # how the other head introduced itself last
         self._present: dict[str, tuple[str, float]] = {}  # voter -> its rack, when it last gave a sign of life
         self._stand_s = 0.0  # no candidate before
         self._down_from_s: float | None = None  # since then nobody acts, as far as this head knows
         self._grants: dict[str, float] = {}  # until when voters, and the other head by its name, promise nobody else
-        self._lease_s = self._lease_before_s = 0.0
+        self._lease_s = self._lease_least_s = 0.0  # now, and the shortest of this epoch
         self._lease_since_s = 0.0
         self._heard_s = 0.0  # the other head's last answer
         self._steady_from_s: float | None = None
@@ -136,7 +136,7 @@ class Leader(Proposer):
     def _act(self) -> None:
         super()._act()
         self._grants.clear()
-        self._lease_s = self._lease_before_s = self._settings().lease_s
+        self._lease_s = self._lease_least_s = self._settings().lease_s
         self._lease_since_s = self._now
         self._unsynced = 0, 0, self._now
         self.sender = Sender(self.log, self._now)
@@ -178,8 +178,7 @@ class Leader(Proposer):
 
     def _until(self, t: float) -> float:
         """Until when a lease asked for at t runs."""
-        shorter = min(self._lease_s, self._lease_before_s)
-        return t + (self._lease_s if t >= self._lease_since_s else shorter)
+        return t + (self._lease_s if t >= self._lease_since_s else self._lease_least_s)
 
     def _heard(self, t: float) -> None:
         self._heard_s = self._now
@@ -212,7 +211,8 @@ class Leader(Proposer):
     def _lead_on(self, item: Tick) -> None:
         settings = self._settings()
         if settings.lease_s != self._lease_s:
-            self._lease_before_s, self._lease_s, self._lease_since_s = self._lease_s, settings.lease_s, self._now
+            self._lease_s, self._lease_since_s = settings.lease_s, self._now
+            self._lease_least_s = min(self._lease_least_s, self._lease_s)
         self._output_lag = item.output_lag_bytes
         if not self.other:
             self._go_on_alone()  # it has left
@@ -299,6 +299,8 @@ class Leader(Proposer):
             return
         alive = {v: rack for v, (rack, seen_s) in self._present.items() if self._now - seen_s <= voters.ALIVE_S}
         voting = acc.voters[0] if acc.voters else ()
+        if voting and self._now - self._began_s <= voters.ALIVE_S:
+            return  # this head has just been started, and who is alive may not have said so yet
         there = self.peer.voters if self.peer else ()  # a voter that only one head hears is of little use
         common = {voter: rack for voter, rack in alive.items() if not there or voter in there}
         wanted = voters.choose(common, voting, self.me)

@@ -74,7 +74,6 @@ class Pair(Leader):
         super().__init__(me, other, kept, log, durable, incarnation, uniform, settings)
         self.foreign = False  # an operator has gone on without this head: it must begin anew
         self.taker = Taker(log)
-        self._began_s = 0.0
         self._heard_primary_s = 0.0
         self._answer_t: tuple[int, float] | None = None  # epoch and t of the last Append, to be answered again
         self._lag_seen = 0

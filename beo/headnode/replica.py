@@ -158,8 +158,8 @@ class Replica:
                 first = votes.Part(self.me.name, self.pair.epoch, item.position, 0, len(item.data), b"")
                 self.pair.sender.offer(first, item.data)
             case pacts.FromHead():
-                self._compare(item.message)
                 self._run(item)
+                self._compare(item.message)
             case _:
                 self._run(item)
         self._settle()
@@ -406,8 +406,10 @@ class Replica:
 
     def _compare(self, message: votes.PairMessage) -> None:
         """As standby: end where the primary's state differs from this one at the same entry."""
-        if isinstance(message, votes.Append) and not self.head:
+        if isinstance(message, votes.Append) and not self.head and self._waiting is None:
             index, digest = message.digest
+            if index > self.pair.taker.agreed_with(message.epoch):
+                return  # a tail that will be cut
             if self.state.digests.get(index, digest) != digest:
                 raise Internal(
                     f"this head's state at entry {index} is not the primary's",
