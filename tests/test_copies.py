@@ -424,7 +424,7 @@ def test_what_was_acknowledged_or_shown_is_on_both_whatever_dies(
 ) -> None:
     pairs = [chaos(tmp_path / str(seed), seed, monkeypatch) for seed in range(4)]
     assert sum(pair.takeovers for pair in pairs) > 0
-    assert sum(pair.in_steps for pair in pairs) > 10
+    assert sum(pair.in_steps for pair in pairs) > 3
     assert list(tmp_path.glob("*/*/*.cut")) and list(tmp_path.glob("*/*/*.index"))
     assert any(FORGOTTEN not in pair.jobs for pair in pairs)
 
