@@ -43,6 +43,7 @@ LIST_MAX = 10_000  # jobs counted at `down`
 
 HEAD_ARGV = ("-P", "-m", "beo.headnode.server")
 AGENT_ARGV = ("-P", "-m", "beo.worker.agent")
+WITNESS_ARGV = ("-P", "-m", "beo.ha.witness")
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,6 +57,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     heads: int = 1  # of those here: with two, the second one's folder is B/
     listen: str = ""  # where it listens: host:port; "": as beo.toml says
     name: str = ""  # of the one worker of a machine without the head
+    witness: str = ""  # the name of the witness that is all there is on this machine
     prefix: str = "node"  # of the names of workers: those of the second head's machine must be others
 
     @property
@@ -63,8 +65,15 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
         """The names of the workers: node01, node02, ..., or the one that the machine has in the cluster."""
         return [self.name] if self.name else [f"{self.prefix}{number:02d}" for number in range(1, self.workers + 1)]
 
+    @property
+    def title(self) -> str:
+        """What this machine is, where no head is on it."""
+        return f"witness {self.witness}" if self.witness else self.name
+
     def __str__(self) -> str:
         """`2 workers of 4 slots`"""
+        if self.witness:
+            return self.title
         where = f", the head at {self.listen}" if self.listen else ""
         where += ", two heads" if self.heads > 1 else ""
         return f"{_count(self.workers, 'worker')} of {_count(self.slots, 'slot')}{where}"
@@ -136,7 +145,7 @@ def down(home: Home, echo: Callable[[str], object] = print) -> None:
         jobs = _count_running(home)
         _end_all(home)
         plan = read_plan(home)
-    echo(f"the cluster in {home.path} is down" if not plan or plan.serves else f"{plan.name} is down")
+    echo(f"the cluster in {home.path} is down" if not plan or plan.serves else f"{plan.title} is down")
     if jobs:
         were, they = ("was", "it is") if jobs == 1 else ("were", "they are")
         again = f"{they} queued again at the next 'beo up', unless of --requeue never"
@@ -210,6 +219,10 @@ def choose(
     last: Plan | None, workers: int | None, slots: int | None, head: tuple[str, ...], agent: tuple[str, ...]
 ) -> Plan:
     """What is asked for, else as the last time, else the default."""
+    if last and last.witness:
+        if workers or slots:
+            raise UsageError("a witness runs no jobs", f"this machine is {last.title}", "leave --workers and --slots")
+        return last
     if last and not last.serves:
         if workers not in (None, 1):
             raise UsageError(f"{_count(workers or 0, 'worker')}", f"this machine is {last.name} alone", "--slots it is")
@@ -247,7 +260,10 @@ def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon]]:
         )
         for name in plan.nodes
     ]
-    return heads if plan.serves else [], agents
+    if plan.witness:
+        words = (sys.executable, *WITNESS_ARGV)
+        heads = [Daemon("witness", words, supervisor.witness_lock(home), home.logs / "witness.log")]
+    return heads if plan.serves or plan.witness else [], agents
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -274,6 +290,7 @@ def _alone(home: Home) -> Iterator[None]:
 def is_running(home: Home) -> bool:
     """Whether anything of this folder's cluster runs on this machine."""
     found = [supervisor.lock_path(home), home.head / "lock", home.second.head / "lock", *home.nodes.glob("*/lock")]
+    found.append(supervisor.witness_lock(home))
     if any(lockfile.holder(lock) for lock in found):
         return True
     left = supervisor.wardens(home)
@@ -317,7 +334,7 @@ def _heads(home: Home) -> question.Heads:
     from beo import question
 
     cluster = home.cluster()
-    key = "admin" if (home.keys / "admin.secret").exists() else "worker"
+    key = next((name for name in ("admin", "worker") if (home.keys / f"{name}.secret").exists()), "witness")
     return question.Heads(cluster.heads, cluster.key, home.secret(key))
 
 
@@ -337,7 +354,8 @@ def _await_ready(home: Home, plan: Plan) -> None:
                     up = {node.name for node in answer.nodes if node.state == "up"}
                     # A head that begins again takes its nodes for up until it knows better; so ask the locks too.
                     ready = [node for node in plan.nodes if node in up and lockfile.holder(home.nodes / node / "lock")]
-                    if len(ready) == plan.workers:
+                    witnesses = not plan.witness or lockfile.holder(supervisor.witness_lock(home))
+                    if len(ready) == plan.workers and witnesses:
                         return
                     seen = f"{len(ready)} of {_count(plan.workers, 'worker')} joined"
                 _check_daemons(home, plan)
@@ -403,7 +421,7 @@ def _count_running(home: Home) -> int:
 def greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object], more: Iterable[str] = ()) -> None:
     """Say what is up, and what can be done with it. more: lines that belong behind the first one."""
     if not plan.serves or not plan.workers:
-        what = f"{plan.name}, {_count(plan.slots, 'slot')}" if plan.name else "the head"
+        what = f"{plan.name}, {_count(plan.slots, 'slot')}" if plan.name else plan.title or "the head"
         echo(f"{'already up' if was_up else 'up'}: {what}, of the cluster at {home.cluster().heads[0]}")
         return
     slots = plan.workers * plan.slots

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 import msgspec
 
@@ -19,6 +20,7 @@ from beo import address, birth, local, question, supervisor, token, units, wire
 from beo import messages as ms
 from beo.config import ClusterFile, Home
 from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError
+from beo.ha import witness
 from beo.settings import HeadConfig
 
 Echo = Callable[[str], object]
@@ -61,7 +63,9 @@ def init_head(home: Home, listen: str, workers: int | None, slots: int | None, e
 def _plan_head(home: Home, last: local.Plan | None, listen: str, workers: int | None, slots: int | None) -> local.Plan:
     if last and not last.serves:
         raise Conflict(
-            f"this machine is {last.name} of another machine's cluster", str(home.path), "set BEO_DIR to another folder"
+            f"this machine is {last.title} of another machine's cluster",
+            str(home.path),
+            "set BEO_DIR to another folder",
         )
     if not listen and last and last.listen:
         listen = last.listen
@@ -121,6 +125,8 @@ def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: E
         raise Conflict(
             f"{home.path} has a cluster of its own, with a head", "", "set BEO_DIR to another folder for the worker"
         )
+    if last and last.witness:
+        raise Conflict(f"this machine is {last.title}", str(home.path), "set BEO_DIR to another folder for the worker")
     if text:
         name = _enrol_worker(home, head, text, name or (last.name if last and not last.serves else ""), echo)
     elif head:
@@ -139,10 +145,7 @@ def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: E
         )
 
     if foreground:
-        plan = choose(local.read_plan(home))
-        local.write_plan(home, plan)
-        words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(home.path), "--foreground"]
-        os.execve(words[0], words, supervisor.environment(home))
+        _stay(home, choose(local.read_plan(home)))
     try:
         plan, was_up = local.start(home, choose)
     except TimedOut as error:
@@ -154,8 +157,56 @@ def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: E
         echo("what to type next: 'beo down' ends it, 'beo up' starts it again, 'beo doctor' looks for faults")
 
 
+def _stay(home: Home, plan: local.Plan) -> NoReturn:
+    """Become this machine's supervisor, as systemd and containers want it."""
+    local.write_plan(home, plan)
+    words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(home.path), "--foreground"]
+    os.execve(words[0], words, supervisor.environment(home))
+
+
+def be_witness(home: Home, head: str, text: str, name: str, echo: Echo, foreground: bool) -> None:
+    """Make this machine a witness, if it isn't one yet, and start it; return when a head answers.
+
+    Without head and text it is started again as it was. A token given again to one whose state is damaged makes it
+    another voter: what the former one had promised is void with its name.
+    """
+    last = local.read_plan(home)
+    if last and not last.witness:
+        what = "a head" if last.serves else last.title
+        raise Conflict(f"this machine is {what} already", str(home.path), "set BEO_DIR to another folder")
+    if text:
+        if local.is_running(home):
+            raise Conflict("this machine's witness is up", "", "'beo down' first")
+        name = own_name(name or (last.witness if last else ""))
+        answer, cluster = enrol(home, head, text, "witness", "witness", name, echo)
+        path = witness.state_path(home)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            voice = witness.read(path)
+        except BeoError:
+            voice = None
+        if voice is None or voice.voter.partition("/")[0] != answer.node:
+            witness.write(path, witness.Voice(f"{answer.node}/{os.urandom(8).hex()}"))
+        home.write_cluster(cluster)
+        name = answer.node.rpartition(":")[2]
+    elif head:
+        raise UsageError("--head without --token", "", "'beo token --role witness' prints both, on a head's machine")
+    elif not last:
+        cure = "type the line that 'beo token --role witness' prints on a head's machine"
+        raise UsageError("this machine is no witness yet", "", cure)
+    elif name and name != last.witness:
+        raise UsageError(f"this machine is {last.title}", f"not {name}", "leave --name, or give it a token too")
+    plan = local.Plan(0, 1, serves=False, witness=name or (last.witness if last else ""))
+    if foreground:
+        _stay(home, plan)
+    _, was_up = local.start(home, lambda _: plan)
+    echo(f"{'already up' if was_up else 'up'}: {plan.title}, for the heads at {' and '.join(home.cluster().heads)}")
+    if not was_up:
+        echo("what to type next: 'beo down' ends it, 'beo up' starts it again; 'beo ha status' there shows its vote")
+
+
 def _enrol_worker(home: Home, head: str, text: str, name: str, echo: Echo) -> str:
-    answer, cluster = enrol(home, head, text, "worker", own_name(name), echo)
+    answer, cluster = enrol(home, head, text, "worker", "worker", own_name(name), echo)
     home.write_cluster(cluster)
     return answer.node
 
@@ -173,13 +224,18 @@ def login(home: Home, head: str, text: str, echo: Echo) -> None:
     last = local.read_plan(home)
     if last and last.serves and (home.head / "journal.db").exists():
         raise Conflict(f"{home.path} has a cluster of its own, with a head", "", "set BEO_DIR to another folder")
-    answer, cluster = enrol(home, head, text, "admin", "", echo)
+    answer, cluster = enrol(home, head, text, "admin", "", "", echo)
     home.write_cluster(cluster)
     echo(f"you are {answer.user} ({answer.role}) of the cluster at {home.cluster().heads[0]}; try 'beo nodes'")
 
 
-def enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> tuple[ms.EnrolledIs, ClusterFile]:
-    """Have this folder's key (made here the first time) authorized; return that, and which cluster it is."""
+def enrol(
+    home: Home, head: str, text: str, key: str, role: str, name: str, echo: Echo
+) -> tuple[ms.EnrolledIs, ClusterFile]:
+    """Have this folder's key (made here the first time) authorized; return that, and which cluster it is.
+
+    role: what the token must be for; "": for a user, of whatever role.
+    """
     if text == "-":  # so that it stands in no list of processes
         text = sys.stdin.readline(LINE_LENGTH_MAX)
     asked = token.read(text)
@@ -204,7 +260,7 @@ def enrol(home: Home, head: str, text: str, key: str, name: str, echo: Echo) -> 
     public = wire.public_of(home.secret(key))
     _check_reachable(head)
     asked_s = time.time()
-    answer = question.ask((head,), asked.head, asked.secret, ms.Enrol(public, name), ms.EnrolledIs)
+    answer = question.ask((head,), asked.head, asked.secret, ms.Enrol(public, name, role), ms.EnrolledIs)
     check_clock(answer.time_s - (asked_s + time.time()) / 2, echo)
     if answer.role == "worker" and not name:
         raise Refused("this token is for a worker", "", "use 'beo worker'")

@@ -363,6 +363,7 @@ class Enrol(_Message, frozen=True):
 
     key: str
     node: str = ""
+    role: str = ""  # what the newcomer takes the token to be for; "": a user's, or it doesn't say
 
 
 # ---- the head answers -------------------------------------------------------------------------------------------

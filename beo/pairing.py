@@ -40,7 +40,7 @@ def join(home: Home, head: str, text: str, listen: str, workers: int | None, slo
     last = local.read_plan(home)
     _check_folder(home, last)
     if text:
-        _, cluster = machines.enrol(home, head, text, OWN, "", echo)
+        _, cluster = machines.enrol(home, head, text, OWN, "head", "", echo)
     elif not (home.keys / f"{OWN}.secret").exists() or not home.cluster_file.exists():
         cure = "type the line that 'beo head token' prints on the first head's machine"
         raise UsageError("this machine is no head yet", "it needs a token" if head else "", cure)
@@ -76,7 +76,7 @@ def up(home: Home, workers: int | None, slots: int | None, heads: int | None, ec
     def choose(last: local.Plan | None) -> local.Plan:
         plan = local.choose(last, workers, slots, local.HEAD_ARGV, local.AGENT_ARGV)
         if heads and not plan.serves:
-            raise UsageError(f"--heads {heads}", f"this machine is {plan.name}, a worker", "leave it")
+            raise UsageError(f"--heads {heads}", f"this machine is {plan.title}", "leave it")
         if heads == 1 and plan.heads > 1:
             raise Conflict("this cluster has two heads", "both are here", "'beo head leave' takes one of them away")
         if heads == 2 and plan.heads == 1 and len(_known_heads(home)) > 1:
@@ -110,14 +110,14 @@ def make_second(home: Home, echo: Echo) -> None:
             take_in(other, cluster, who, echo)
             return
     text, _ = machines.new_token(home, "head", 1, TOKEN_S)
-    machines.enrol(other, cluster.heads[0], text, OWN, "", echo)
+    machines.enrol(other, cluster.heads[0], text, OWN, "head", "", echo)
     take_in(other, cluster, who, echo)
 
 
 def _check_folder(home: Home, last: local.Plan | None) -> None:
     """Refuse a folder that belongs to something else already."""
     if last and not last.serves:
-        raise Conflict(f"this machine is {last.name}, a worker", str(home.path), "set BEO_DIR to another folder")
+        raise Conflict(f"this machine is {last.title}", str(home.path), "set BEO_DIR to another folder")
     if (home.head / "journal.db").exists() and not (home.keys / f"{OWN}.secret").exists():
         why = f"it is head {home.who().name} of one" if home.who_file.exists() else ""
         raise Conflict(f"{home.path} has a cluster of its own", why, "set BEO_DIR to another folder")

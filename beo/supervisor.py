@@ -43,7 +43,7 @@ KILLED_END_S = 5.0  # after SIGKILL; only a process inside a hanging system call
 STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together, see `stop_max_s`
 
 # What a shell or Python itself may have left ignored; a daemon starts with the defaults.
-DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent"})
+DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent", "beo.ha.witness"})
 _SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD]
 _SIGNALS += [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ]
 
@@ -90,9 +90,14 @@ def programs_log(home: Home) -> Path:
 
 
 def heads(home: Home) -> list[Process]:
-    """Return the running heads of this folder: none, one or, where both run on this machine, two."""
-    found = (holding(one.head / "lock") for one in (home, home.second))
-    return [process for process in found if process]
+    """Return the running heads of this folder, or its witness: none, one or, where both heads are here, two."""
+    locks = (home.head / "lock", home.second.head / "lock", witness_lock(home))
+    return [process for lock in locks if (process := holding(lock))]
+
+
+def witness_lock(home: Home) -> Path:
+    """The lock of this folder's witness."""
+    return home.path / "witness" / "lock"
 
 
 def agents(home: Home) -> list[Process]:

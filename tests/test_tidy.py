@@ -36,7 +36,7 @@ FLOORS = {
     "reader snapshots upgrade headnode.compaction headnode.clerk ha.keep ha.orphans "
     "worker.processes worker.disk worker.bounds worker.remains "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
-    3: "pairing "
+    3: "pairing ha.witness "
     "headnode.compactor "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "

@@ -23,6 +23,7 @@ VERBS = {
     "head": ("machines", "make this machine a head of several"),
     "token": ("machines", "let a machine or a person join"),
     "worker": ("machines", "make this machine a worker"),
+    "witness": ("machines", "let this machine vote for two heads"),
     "login": ("machines", "use a cluster elsewhere from here"),
     "run": ("run", "run a program on the cluster as if it were here"),
     "submit": ("submit", "hand in a job and return at once"),
@@ -60,7 +61,7 @@ FAMILIES = {
     "Jobs": "queue show wait logs cancel hold release requeue set kill ps top history",
     "Nodes": "nodes drain resume gone forget",
     "Clusters": "up down info events doctor users",
-    "Clusters of several machines": "head ha token worker login",
+    "Clusters of several machines": "head ha token worker witness login",
     "beo itself": "man completion resident",
 }
 

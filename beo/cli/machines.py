@@ -204,6 +204,29 @@ def worker(address: str, text: str, name: str, slots: int | None, foreground: bo
 
 @click.command(
     cls=Verb,
+    examples=[
+        ("beo witness --head HOST:PORT --token T", "join; 'beo token --role witness' prints this line"),
+        ("beo witness", "start it again"),
+        ("beo witness --foreground", "the same, for systemd"),
+    ],
+)
+@option("--head", "address", default="", metavar="HOST:PORT", help="Where a head listens.")
+@option("--token", "text", default="", metavar="TOKEN", help="What 'beo token' printed; -: read it from stdin.")
+@option("--name", default="", metavar="NAME", help="The witness's name (default: the machine's).")
+@option("--foreground", is_flag=True, help="Stay, and end the witness when told to: for systemd.")
+def witness(address: str, text: str, name: str, foreground: bool) -> None:
+    """Make this machine a witness: it votes when two heads lose sight of each other, and does nothing else.
+
+    A pair of heads with workers needs none: some of the workers vote. Without, a witness on any third machine lets
+    either head go on when the other one dies. It keeps what it has promised on its disk, in BEO_DIR/witness.
+    """
+    from beo import machines
+
+    machines.be_witness(config.home(), address, text, name, click.echo, foreground)
+
+
+@click.command(
+    cls=Verb,
     examples=[("beo login --head HOST:PORT --token T", "the head's 'beo token --role user:NAME' prints this line")],
 )
 @option("--head", "address", required=True, metavar="HOST:PORT", help="Where the head listens.")

@@ -25,6 +25,7 @@ ADMIN = "admin"  # admins alone
 OWNER = "owner"  # the owner of each job that it names, by `job`, `jobs` or `select`, and admins
 SEEN = "seen"  # everybody but workers; of others' jobs the answer holds no more than views.py lets strangers see
 PEER = "peer"  # the other head alone, which has this one's key: the cluster's own
+PAIR = "pair"  # everybody but workers, and witnesses: where the heads are
 SELF = "self"  # everybody but workers, for himself
 
 RULES: dict[type, str] = {
@@ -55,7 +56,7 @@ RULES: dict[type, str] = {
     ms.ListUsers: ADMIN,
     ms.RevokeKeys: ADMIN,
     ms.AllowUser: ADMIN,
-    ms.AskPair: SEEN,
+    ms.AskPair: PAIR,
     ms.Steer: ADMIN,
     ms.SetPair: ADMIN,
     ms.JoinHead: HEAD,
@@ -105,7 +106,8 @@ def check_role(user: User | None, message: object) -> tuple[User, str]:
         raise Refused("only a head's own key can ask for this", f"this key is {user.name}'s", "use 'beo head join'")
     if rule == PEER and user.role != "peer":
         raise Refused("only the other head can give copies", f"this key is {user.name}'s", "use the cluster's own key")
-    if rule not in (WORKER, VOTER, HEAD, PEER, TOKEN, ALL) and user.role not in ("admin", "user"):
+    known = ("admin", "user", "witness") if rule == PAIR else ("admin", "user")
+    if rule not in (WORKER, VOTER, HEAD, PEER, TOKEN, ALL) and user.role not in known:
         raise Refused(f"a {user.role}'s key can't ask for this", "", "use a user's key")
     if rule == ADMIN and user.role != "admin":
         raise Refused("only an admin can do that", f"you are {user.name}", "ask the cluster's operator")
@@ -128,8 +130,8 @@ def speaks_for(state: State, user: User, node: str) -> bool:
 
 
 def sees_node(state: State, user: User, node: str) -> bool:
-    """Whether a user may see a node: a worker its own alone."""
-    return user.role != "worker" or speaks_for(state, user, node)
+    """Whether a user may see a node: a worker its own alone, and who is neither user nor worker none."""
+    return user.role in ("admin", "user") or (user.role == "worker" and speaks_for(state, user, node))
 
 
 def foreign_node(node: str) -> BeoError:

@@ -124,6 +124,9 @@ def enrol(
             raise Conflict(f"this machine is {node} already", f"not {wish.node}", "leave --name")
     else:
         _check_token(token, now_s)
+        if wish.role not in ("", token.role):
+            why = f"not for a {wish.role}" if wish.role in ROLES else ""
+            raise Refused(f"this token is for {_article(token.role)}", why, f"use '{VERBS[token.role]}'")
         if len(wish.key) != KEY_LENGTH or known or wish.key in state.tokens:
             raise UsageError("the newcomer has no usable key", "it must be a fresh one of its own", "update its beo")
         if len(state.authorized) >= KEYS_MAX:
@@ -152,7 +155,7 @@ def _name(state: State, role: str, name: str, now_s: float) -> str:
     if role == "head":
         check_room(state)
     if role in NAMED and not name:
-        raise Refused(f"this token is for a {role}", "", f"use '{VERBS[role]}'")
+        raise Refused(f"this token is for {_article(role)}", "", f"use '{VERBS[role]}'")
     if role == "worker":
         return _free_name(state, name)
     if role == "witness":
@@ -163,8 +166,12 @@ def _name(state: State, role: str, name: str, now_s: float) -> str:
         return WITNESS + name
     if name:
         cure = f"use '{VERBS[role]}', or another token"
-        raise Refused(f"this token is for {'an' if role == 'admin' else 'a'} {role}", "not for a worker", cure)
+        raise Refused(f"this token is for {_article(role)}", "not for a worker", cure)
     return ""
+
+
+def _article(role: str) -> str:
+    return f"an {role}" if role == "admin" else f"a {role}"
 
 
 def _free_name(state: State, name: str) -> str:

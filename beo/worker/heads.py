@@ -32,12 +32,18 @@ class Heads:
         connect: Callable[[str], wire.Connection],
         poller: wire.Poller,
         voter: votes.Present,
+        acceptor: Acceptor | None = None,
+        keep: Callable[[votes.HeadQuestion], None] = lambda _: None,
     ) -> None:
-        """connect(address) makes a connection. voter: who votes here, as every head is told."""
+        """connect(address) makes a connection. voter: who votes here, as every head is told.
+
+        A witness, whose vote outlives its process, gives its acceptor, and what makes it durable before an answer.
+        """
         self._connect = connect
         self._poller = poller
         self._present = ms.encode(voter)
-        self._acceptor = Acceptor(voter.voter)
+        self._acceptor = acceptor or Acceptor(voter.voter)
+        self._keep = keep
         self._connections: dict[str, wire.Connection] = {}
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
         self.learn(addresses)
@@ -89,6 +95,7 @@ class Heads:
                     continue
                 if isinstance(message, votes.Prepare | votes.Accept | votes.Lease):
                     answer = self._vote(message)
+                    self._keep(message)
                     connection.send(0, ms.encode(answer))
                     if not isinstance(answer, votes.Accepted | votes.Granted):
                         continue
