@@ -224,7 +224,7 @@ class Leader(Proposer):
             ToHead(self.sender.heartbeat(self.me, self.epoch, self._now, self._lease_s, self.commit, self.digest))
         )
         lease = Lease(self.me, self.epoch, self._now, self._lease_s)
-        for voter in self.is_voting:
+        for voter in self.acceptor.acc.electorate if self.acceptor.acc else ():
             if not voter.startswith("holder/"):
                 self._effects.append(ToVoter(voter, lease))
         if not self.chosen:

@@ -201,7 +201,7 @@ class Proposer:
     def _propose(self, cfg: Cfg, alone: bool = False) -> None:
         """Write a value down and ask for it, until it is chosen or another is proposed."""
         self.acceptor.acc = cfg
-        self.chosen = False
+        self.chosen = alone  # in one write: killed between two, a head without voters could never go on
         self._accepted = set()
 
         def stored() -> None:
