@@ -13,7 +13,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz test-net test-real test-all demo bench openmpi clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim test-net test-real test-all demo bench openmpi clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test-slow: venv ## only the slow tests
 
 fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time
 	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
+
+sim: venv ## two heads, workers and trouble in virtual time: SEEDS=10000 of them, or SEED=n step by step
+	nice $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
 
 test-net: venv ## only the tests of several machines, made out of network namespaces (as root)
 	@for program in ip nft; do command -v $$program >/dev/null || \

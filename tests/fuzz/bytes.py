@@ -16,7 +16,8 @@ import msgspec
 
 from beo import messages as ms
 from beo import spec
-from tests import simulation
+from tests.sim.head import HeadHost
+from tests.sim.world import Simulation
 
 FACTOR = int(os.environ.get("BEO_FUZZ", "1"))
 SEED = int(os.environ.get("BEO_FUZZ_SEED", "20261125"))
@@ -174,17 +175,16 @@ def traffic() -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     to_head: dict[type, list[Any]] = {}
     to_agent: dict[type, list[Any]] = {}
 
-    class Recorded(simulation.Simulation):
-        def to_head(self, peer: bytes, key: str, message: Any, request: int = 0) -> None:
+    class Recorded(Simulation):
+        def overhear(self, message: Any) -> None:
             to_head.setdefault(type(message), []).append(message)
-            super().to_head(peer, key, message, request)
 
-        def _deliver(self, effect: Any) -> None:
+        def deliver(self, head: HeadHost, effect: Any) -> None:
             if type(effect.message) in get_args(ms.HeadCommand):
                 to_agent.setdefault(type(effect.message), []).append(effect.message)
-            super()._deliver(effect)
+            super().deliver(head, effect)
 
-    Recorded(1).run()
+    Recorded(1, heads=1, workers=3).run()
     for said in (*CLIENT, *PEER):
         (to_agent if said in PEER else to_head).setdefault(type(said), []).append(said)
     return tuple(

@@ -1,0 +1,40 @@
+"""The simulation has teeth: each guard of the cores is switched off, and that is missed. mutants.py has the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.clock import Violation
+from tests.sim.mutants import MUTANTS, Mutant
+from tests.sim.world import Simulation
+
+QUICK = [mutant for mutant in MUTANTS if mutant.quick]
+OTHERS = [mutant for mutant in MUTANTS if not mutant.quick and not mutant.why]
+
+
+def miss(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
+    """Run seeds until one is violated; then the production code must do well by the same seed."""
+    with patch.context() as inner:
+        mutant.mutate(inner)
+        for seed in (mutant.first, *range(mutant.seeds)):
+            try:
+                Simulation(seed, **mutant.words).run()
+            except AssertionError:
+                break
+        else:
+            pytest.fail(f"nobody misses the guard in {mutant.seeds} seeds")
+    try:
+        Simulation(seed, **mutant.words).run()
+    except Violation as violation:
+        pytest.fail(f"seed {seed} with all guards: {violation}")
+
+
+@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.mutate.__name__)
+def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    miss(mutant, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", OTHERS, ids=lambda mutant: mutant.mutate.__name__)
+def test_a_guard_that_is_seldom_needed_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    miss(mutant, monkeypatch)
