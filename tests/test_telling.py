@@ -161,3 +161,4 @@ def test_findings_say_whose_they_are() -> None:
 
 def test_output_that_the_standby_lacks_is_told() -> None:
     assert "output: the standby lacks 4096" in said(told(view(output_lag_bytes=4096), STANDBY)).replace("4KiB", "4096")
+    assert "output: the standby lacks an unknown amount" in said(told(view(output_lag_bytes=1 << 60), STANDBY))

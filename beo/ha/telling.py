@@ -97,7 +97,8 @@ def sentences(told: Fare, now_s: float) -> Iterator[str]:
         yield takeover(told)
         yield voters(one.voters, told.heads)
         if told.primary and (lag := told.primary.output_lag_bytes):
-            yield f"output: the standby lacks {units.format_size(lag)}"
+            known = lag < units.SIZE_LIMIT_BYTES  # what a silent head lacks isn't
+            yield f"output: the standby lacks {units.format_size(lag) if known else 'an unknown amount'}"
     yield measured(one, now_s)
 
 
