@@ -103,8 +103,7 @@ def test_one_of_two_paths_is_enough(pair: Pair) -> None:
     [
         ({"cluster": "d" * 32}, "of another cluster"),
         ({"head": "B"}, "calls itself B, too"),
-        ({"entry_format": 2, "version": "9.1"}, "install beo 9.1 here"),
-        ({"state_format": 2, "version": "9.1"}, "keeps another state"),
+        ({"role": "primary", "entry_format": 2, "version": "9.1"}, "install beo 9.1 here"),
     ],
 )
 def test_who_is_not_listened_to_is_told_by_name_and_cure(pair: Pair, words: dict[str, object], why: str) -> None:
@@ -114,14 +113,16 @@ def test_who_is_not_listened_to_is_told_by_name_and_cure(pair: Pair, words: dict
     assert why in b.link.why
 
 
-def test_an_older_primary_is_followed_by_a_newer_standby(pair: Pair) -> None:
-    a, b = pair.add(hello("A", entry_format=1)), pair.add(hello("B", entry_format=2))
+def test_an_older_primary_and_a_newer_standby_hear_each_other(pair: Pair) -> None:
+    a, b = pair.add(hello("A", role="primary")), pair.add(hello("B", entry_format=2, state_format=2))
     a.link.connect(b.addresses)
+    b.link.connect(a.addresses)
     pair.until_heard(a, PROMISE, b)
+    pair.until_heard(b, PROMISE, a)
 
 
 def test_a_head_is_listened_to_again_when_it_is_mended(pair: Pair) -> None:
-    a, b = pair.add(hello("A", entry_format=2)), pair.add(hello("B"))
+    a, b = pair.add(hello("A", role="primary", entry_format=2)), pair.add(hello("B"))
     a.link.connect(b.addresses)
     pair.never_heard(a, PROMISE, b)
     a.hello = hello("A")

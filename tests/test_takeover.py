@@ -29,12 +29,16 @@ def history(tmp_path: Path) -> History:
     return History(tmp_path / "notes")
 
 
+def views(cluster: Cluster) -> list[ms.PairIs]:
+    """What the heads that answer say of the pair."""
+    return [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
+
+
 def primary(cluster: Cluster) -> ms.PairIs:
     """The head that acts, in step with the other one."""
 
     def found() -> ms.PairIs | None:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
-        return next((view for view in views if view.role == "primary" and view.in_step), None)
+        return next((view for view in views(cluster) if view.role == "primary" and view.in_step), None)
 
     view = wait_for(found, "both heads in step", 2 * PATIENCE_S)
     assert view
@@ -51,8 +55,7 @@ def acts(cluster: Cluster, name: str) -> None:
 
 
 def _acting(cluster: Cluster) -> str:
-    views = [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
-    return next((view.name for view in views if view.role == "primary"), "")
+    return next((view.name for view in views(cluster) if view.role == "primary"), "")
 
 
 def ask(cluster: Cluster, name: str, wish: str) -> None:

@@ -73,6 +73,10 @@ class Link:
             for body in bodies:
                 connection.send(0, body)
 
+    def renew(self) -> None:
+        """Introduce this head anew before the next thing that it says: it is another one than before."""
+        self._hello_s = 0.0
+
     def greet(self) -> None:
         """Introduce this head, if that is due."""
         if self._connections and time.monotonic() - self._hello_s >= HELLO_S:
@@ -102,13 +106,10 @@ class Link:
             self._shut(f"another head calls itself {ours.head}, too: 'beo ha rejoin --wipe' on one of both")
         elif theirs.cluster != ours.cluster:
             self._shut(f"head {theirs.head} is of another cluster, {theirs.cluster[:8]}…: 'beo head join' there")
-        elif theirs.entry_format > ours.entry_format:
-            why = (
-                f"head {theirs.head} writes entries of format {theirs.entry_format}, this beo reads {ours.entry_format}"
-            )
+        elif theirs.role == "primary" and theirs.entry_format > ours.entry_format:
+            # Only what the primary writes must be understood: a newer standby is listened to, and then upgraded to.
+            why = f"head {theirs.head} writes entries of format {theirs.entry_format}, not {ours.entry_format}"
             self._shut(f"{why}: install beo {theirs.version} here")
-        elif theirs.state_format != ours.state_format:
-            self._shut(f"head {theirs.head} has beo {theirs.version}, which keeps another state: install it here, too")
         else:
             if self.why:
                 log.info("head %s is listened to again", theirs.head)

@@ -15,7 +15,7 @@ import msgspec
 
 from beo import events as ev
 from beo import messages as ms
-from beo import votes
+from beo import version, votes
 from beo.entries import Entry, Position
 from beo.errors import BeoError, Internal
 from beo.ha import acts as pacts
@@ -408,6 +408,8 @@ class Replica:
         """As standby: end where the primary's state differs from this one at the same entry."""
         if isinstance(message, votes.Append) and not self.head and self._waiting is None:
             index, digest = message.digest
+            if self.pair.peer and self.pair.peer.state_format != version.STATE_FORMAT:
+                return  # of another beo, which may keep another state of the same entries
             if index > self.pair.taker.agreed_with(message.epoch):
                 return  # a tail that will be cut
             if self.state.digests.get(index, digest) != digest:

@@ -431,6 +431,7 @@ class Server:
     # ---- the role
 
     def _became(self, effect: Became) -> None:
+        self._link.renew()
         if effect.role != "primary":
             log.warning("head %s doesn't act any more: %s", self._who.name, self._replica.pair.why)
             return
