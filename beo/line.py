@@ -23,7 +23,9 @@ PAUSE_S = 0.05  # between two questions to heads that all don't act
 LOOK_S = 0.02  # between two looks whether a connection is there, of which its socket tells, too
 STEP_S = 0.002  # the same while nothing else is to be done
 HEADS_MAX = 8  # a cluster has two, and what one tells of others is bounded
-AGAIN_MAX_S = 1.0  # between two questions to those who say that another acts, while that one is silent: a long poll's
+# Between two questions to those who say that another acts, while that one is silent.
+AGAIN_MIN_S = 0.1  # a take-over is not to last longer for it
+AGAIN_MAX_S = 1.0  # of a long poll
 TAG = b"\xa9Elsewhere"  # as such a message begins, behind the length of its list
 
 _elsewhere = msgspec.msgpack.Decoder(Elsewhere)
@@ -144,12 +146,14 @@ class Line:
         now = time.monotonic()
         if not request:
             return self._tell(body)
-        if request != self._request:
+        anew = request != self._request
+        if anew:
             self._asked_s = now
         self._request, self._body = request, body
         for end in self._ends:
             end.asked = False
-            end.ask_at = now if end is self._first else now + OTHERS_S
+            others_at = now + OTHERS_S if anew else min(end.ask_at, now + OTHERS_S)
+            end.ask_at = now if end is self._first else others_at
         deadline = now + timeout_s
         if timeout_s > 0 and self._opened(self._first).send(request, body, min(timeout_s, CONNECT_S)):
             self._first.asked, self._first.ask_at = True, float("inf")
@@ -211,7 +215,7 @@ class Line:
 
     def _again_s(self, now: float) -> float:
         """The longer the head that acts takes, the more likely it was asked for a long poll."""
-        return min(max(OTHERS_S, now - self._asked_s), AGAIN_MAX_S)
+        return min(max(AGAIN_MIN_S, (now - self._asked_s) / 4), AGAIN_MAX_S)
 
     def _wait(self, wait_s: float) -> None:
         self._poller.poll(max(0, int(wait_s * 1000) + 1))

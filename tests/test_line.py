@@ -199,6 +199,17 @@ def test_a_head_of_another_protocol_hides_no_answer_of_the_other(pair: tuple[Fak
         stranger.close()
 
 
+def test_a_standby_is_asked_again_soon_while_the_head_that_it_names_is_silent(
+    pair: tuple[FakeHead, FakeHead], cluster: Cluster
+) -> None:
+    first, second = pair
+    first.freeze()
+    elsewhere(second, first.address)
+    with pytest.raises(NoHead):
+        cluster.info(patience_s=1.5)  # a take-over takes less, and is not to be noticed later than necessary
+    assert len(second.received) >= 5, "after 0.25, 0.35, 0.45, 0.56, 0.7, 0.88, 1.1 and 1.37 s"
+
+
 @pytest.mark.parametrize("harm", ["stop", "freeze"])
 def test_a_long_poll_goes_on_at_the_other_head_without_a_word(
     pair: tuple[FakeHead, FakeHead], cluster: Cluster, harm: str, capsys: pytest.CaptureFixture[str]
