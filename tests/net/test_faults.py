@@ -22,7 +22,7 @@ SEED = int(os.environ.get("BEO_FAULTS_SEED", "20261125"))
 FAULTS = int(os.environ.get("BEO_FAULTS", "20"))
 FAULTS_SLOW = 200
 WORKERS = 3
-HEADS = 1
+HEADS = 2
 
 
 def hurt(folder: Path, seed: int, count: int, tempo: Tempo) -> None:
