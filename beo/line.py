@@ -18,7 +18,7 @@ from beo.config import is_address
 from beo.messages import Elsewhere
 
 OTHERS_S = 0.25  # of silence, then the others are asked: a person hardly notices it, and a busy head has answered
-CONNECT_S = 0.03  # for a connection to be made, which takes some milliseconds where somebody is
+CONNECT_S = 0.01  # for a connection to be made, which takes some milliseconds where somebody is
 PAUSE_S = 0.05  # between two questions to heads that all don't act
 LOOK_S = 0.02  # between two looks whether a connection is there, of which its socket tells, too
 STEP_S = 0.002  # the same while nothing else is to be done
