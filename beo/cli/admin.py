@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 import beo
 from beo import config
 from beo.cli.group import Verb, option
 from beo.client import Cluster
+from beo.messages import InfoIs
 
 WORKERS_MAX = 1_000  # on one machine: each is a process
 
@@ -53,7 +56,7 @@ def info(as_json: bool, quiet: bool) -> None:
     facts = {
         "cluster": answer.cluster,
         "head": answer.head,
-        "address": cluster.home.cluster().heads[0],
+        "address": _address_of(answer, cluster.home.cluster().heads),
         "epoch": answer.epoch,
         "user": answer.user,
         "role": answer.role,
@@ -69,3 +72,8 @@ def info(as_json: bool, quiet: bool) -> None:
         print(answer.cluster)
     else:
         print("\n".join(f"{name.replace('_', ' '):<15} {value}" for name, value in facts.items()))
+
+
+def _address_of(answer: InfoIs, known: Sequence[str]) -> str:
+    """Where the head that answered is: of several, where it says; of one, where it was found."""
+    return next((head.control for head in answer.heads if head.name == answer.head and len(known) > 1), known[0])
