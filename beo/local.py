@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from beo import lockfile, log, supervisor
+from beo import lockfile, log, nodeset, supervisor
 from beo.config import Home, write_durably
 from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError, reason
 from beo.supervisor import Daemon
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 READY_MAX_S = 30.0  # a cold start takes about 1 s; a machine that needs longer than this is in trouble
 ASK_S = 1.0  # for one answer of the head
 LOOK_S = 0.05  # between two looks whether all is ready
+HAND_OVER_S = 2.0  # for the other head to act when this one is ended; it takes 0.1 s
 ENDS_MAX = 3  # a daemon that ended so often in a row at start will go on to do so
 
 WORKERS_DEFAULT = 2
 WORKERS_MAX = 200  # each is a process of some 40 MB
 SLOTS_MAX = 4_096  # of one worker
 
+FIRST = "A"  # the name of a cluster's first head
 LIST_MAX = 10_000  # jobs counted at `down`
 
 HEAD_ARGV = ("-P", "-m", "beo.headnode.server")
@@ -142,10 +144,11 @@ def down(home: Home, echo: Callable[[str], object] = print) -> None:
         if not is_running(home):
             echo(f"nothing is up in {home.path}")
             return
-        jobs = _count_running(home)
-        _end_all(home)
         plan = read_plan(home)
-    echo(f"the cluster in {home.path} is down" if not plan or plan.serves else f"{plan.title} is down")
+        _hand_over(home, plan)
+        jobs = _count_running(home, plan)
+        _end_all(home)
+    echo(f"{_title(home, plan)} is down")
     if jobs:
         were, they = ("was", "it is") if jobs == 1 else ("were", "they are")
         again = f"{they} queued again at the next 'beo up', unless of --requeue never"
@@ -329,13 +332,13 @@ def _end_all(home: Home) -> None:
 # ---- the head's answers -----------------------------------------------------------------------------------------
 
 
-def _heads(home: Home) -> question.Heads:
-    """Connections to the cluster's heads, by a key of this machine."""
+def _heads(home: Home, *only: str) -> question.Heads:
+    """Connections to the cluster's heads, or only to some of them, by a key of this machine."""
     from beo import question
 
     cluster = home.cluster()
     key = next((name for name in ("admin", "worker") if (home.keys / f"{name}.secret").exists()), "witness")
-    return question.Heads(cluster.heads, cluster.key, home.secret(key))
+    return question.Heads(only or cluster.heads, cluster.key, home.secret(key))
 
 
 def _await_ready(home: Home, plan: Plan) -> None:
@@ -402,24 +405,60 @@ def _check_daemons(home: Home, plan: Plan) -> None:
                 raise BeoError(f"{daemon.name} doesn't stay up", why, f"see {daemon.log}")
 
 
-def _count_running(home: Home) -> int:
-    """How many jobs run, as far as a head can tell."""
+def _count_running(home: Home, plan: Plan | None) -> int:
+    """How many jobs run on this machine, as far as a head can tell."""
     from beo import messages
 
     if lockfile.holder(home.head / "lock") is None:
         return 0
+    own = set(plan.nodes) if plan else set()
     with suppress(BeoError, msgspec.DecodeError), _heads(home) as heads:
         answer = heads.ask(messages.ListJobs(limit=LIST_MAX), ASK_S)
         if isinstance(answer, messages.JobsAre):
-            return sum(job.state in ("running", "ending") for job in answer.jobs)
+            running = [job for job in answer.jobs if job.state in ("running", "ending")]
+            return sum(not job.nodes or not own.isdisjoint(nodeset.expand(job.nodes)) for job in running)
     return 0
+
+
+def _hand_over(home: Home, plan: Plan | None) -> None:
+    """Let the head of another machine act, if ours does and they are in step: then nobody waits for a lease to end."""
+    if not plan or plan.heads > 1 or not home.who_file.exists() or not home.who().others:
+        return
+    from beo import messages
+
+    own = home.who()
+    with suppress(BeoError, msgspec.DecodeError), _heads(home) as heads:
+        kind = messages.PairIs
+        view = heads.look(messages.AskPair(), ASK_S).get(own.control)
+        if not isinstance(view, kind) or view.role != "primary" or not view.in_step:
+            return
+        with _heads(home, own.control) as mine:
+            mine.ask(messages.Steer("switchover"), ASK_S)
+        deadline_s = time.monotonic() + HAND_OVER_S
+        while time.monotonic() < deadline_s:
+            found = [answer for answer in heads.look(messages.AskPair(), ASK_S).values() if isinstance(answer, kind)]
+            if any(view.role == "primary" and view.name != own.name for view in found):
+                return
+            time.sleep(LOOK_S)
 
 
 # ---- what a person sees -----------------------------------------------------------------------------------------
 
 
+def _title(home: Home, plan: Plan | None) -> str:
+    """What of a cluster is on this machine."""
+    if plan and not plan.serves:
+        return plan.title
+    if plan and plan.heads == 1 and home.who_file.exists() and home.who().others:
+        return f"head {home.who().name} in {home.path}"
+    return f"the cluster in {home.path}"
+
+
 def greet(home: Home, plan: Plan, was_up: bool, echo: Callable[[str], object], more: Iterable[str] = ()) -> None:
     """Say what is up, and what can be done with it. more: lines that belong behind the first one."""
+    if plan.serves and not plan.workers and home.who_file.exists() and home.who().others:
+        echo(f"{'already up' if was_up else 'up'}: head {home.who().name} at {home.who().control}")
+        return
     if not plan.serves or not plan.workers:
         what = f"{plan.name}, {_count(plan.slots, 'slot')}" if plan.name else plan.title or "the head"
         echo(f"{'already up' if was_up else 'up'}: {what}, of the cluster at {home.cluster().heads[0]}")

@@ -46,8 +46,11 @@ def init_head(home: Home, listen: str, workers: int | None, slots: int | None, e
         if listen and listen != where:
             raise Conflict(f"{home.toml} says [head] listen = {where!r}", f"not {listen}", "remove one of both")
         listen = where
+    if home.who_file.exists() and home.who().name != local.FIRST:
+        cure = "'beo head join --listen' moves it, 'beo head token' and 'beo token' let others join"
+        raise Conflict(f"this machine is head {home.who().name} of its cluster", "", cure)
     plan, was_up = local.start(home, lambda last: _plan_head(home, last, listen, workers, slots))
-    where = home.cluster().heads[0]
+    where = home.who().control
     echo(f"{'already up' if was_up else 'up'}: the head at {where}" + (f", {plan}" if plan.workers else ""))
     if where.startswith("127."):
         echo("no other machine can reach it there: that is for trying things out")
@@ -92,7 +95,7 @@ def is_free(home: Home, host: str, port: int) -> bool:
 
 def token_line(home: Home, role: str, text: str) -> str:
     """The command to type where the newcomer is."""
-    where = home.cluster().heads[0]
+    where = home.who().control if home.who_file.exists() else home.cluster().heads[0]
     match role:
         case "head":
             return f"beo head join {where} --token {text}"

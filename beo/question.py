@@ -45,12 +45,17 @@ class _Line:
                 return self._read(received[1])
         return None
 
+    def begin(self) -> None:
+        """Be ready to poll for the answer to another question."""
+        self._number += 1
+        self._sent = False
+
     def poll(self, question: object) -> object | None:
         """The same without waiting; the question is sent once per connection."""
         if not self._sent or self._connection.renewed:
-            self._sent = self._connection.send(1, ms.encode(question))
+            self._sent = self._connection.send(self._number, ms.encode(question))
         received = self._connection.receive()
-        return self._read(received[1]) if received else None
+        return self._read(received[1]) if received and (received[0] == self._number or not received[1]) else None
 
     def _read(self, body: bytes) -> object:
         if not body:
@@ -146,6 +151,8 @@ class Heads:
         """Return what each of them answers by itself, by address: a BeoError where it refuses or nothing comes."""
         found: dict[str, object] = {}
         deadline_s = time.monotonic() + timeout_s
+        for address in self._heads:
+            self._line(address).begin()
         while len(found) < len(self._heads) and time.monotonic() < deadline_s:
             for address in self._heads:
                 if address in found:

@@ -89,6 +89,14 @@ def test_what_a_head_refuses_is_raised_and_not_asked_of_the_other(one: FakeHead,
     assert two.received == []
 
 
+def test_all_heads_are_asked_again_over_the_same_connections(one: FakeHead, two: FakeHead) -> None:
+    answers = iter([INFO, m.Elsewhere("", 4)])
+    one.on(m.Info, lambda _: next(answers))
+    with question.Heads((one.address,), one.public, one.home.secret("admin")) as heads:
+        assert heads.look(m.Info(), 5.0) == {one.address: INFO}
+        assert heads.look(m.Info(), 5.0) == {one.address: m.Elsewhere("", 4)}
+
+
 def test_all_heads_are_asked_and_each_tells_for_itself(one: FakeHead, two: FakeHead) -> None:
     one.on(m.Info, INFO)
     two.on(m.Info, m.Elsewhere(one.address, 3))

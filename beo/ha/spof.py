@@ -12,6 +12,7 @@ from typing import NamedTuple
 from beo import messages as ms
 
 VOTER_SILENT_S = 5.0  # who has been silent for longer is no help in an election
+HOLDER = "holder/"  # so begins the vote of a head that has no other voter: its own, once more
 PREFIX_DOTS = 3  # of an IPv4 address: those of one /24 are taken to hang on one switch
 
 
@@ -211,7 +212,7 @@ def site_of(view: ms.PairIs, other: ms.PairIs | None, nodes: Sequence[ms.NodeVie
     voters = tuple(
         Voter(voter.node, hosts.get(voter.node, ""), voter.rack, 0 <= voter.silent_s <= VOTER_SILENT_S)
         for voter in view.voters
-        if voter.votes
+        if voter.votes and not voter.voter.startswith(HOLDER)
     )
     workers = tuple(sorted(hosts[node.name] for node in nodes if node.state in ("up", "draining", "drained")))
     return Site(tuple(heads), voters, workers, view.in_step, view.level, view.takeover, view.frozen)
