@@ -75,6 +75,8 @@ def test_a_head_tells_what_is_wrong_with_its_address_and_what_is_to_be_compared(
     told = verify.told(found, time.time())
     assert verify.differences(told, told._replace(name="B")) == []
     assert abs(float(found.config[verify.CLOCK]) - time.time()) < 60
+    assert found.config[verify.PROGRAMS] == "one up, pages up" and verify.HOLDS not in found.config
+    assert "programs on A: one up, pages up" in cluster.beo("ha", "status").stdout
     assert found.config["key.admin"] and "sleep" not in str(found.config)
 
 

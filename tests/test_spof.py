@@ -206,5 +206,15 @@ def test_clocks_are_compared_by_when_each_was_asked_and_nonsense_is_no_clock() -
         assert verify.differences(head("A"), head("B", clock=nonsense)) == []
 
 
+def test_who_has_the_address_at_present_is_no_difference() -> None:
+    assert (
+        verify.differences(
+            also(head("A"), now_address="10.0.0.50", now_programs="httpd up"),
+            also(head("B"), now_programs="httpd stopping"),
+        )
+        == []
+    )
+
+
 def test_what_only_a_newer_head_tells_is_no_difference() -> None:
     assert verify.differences(head("A"), also(head("B"), head_new_setting="5")) == []

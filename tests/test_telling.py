@@ -9,7 +9,7 @@ import pytest
 
 from beo import messages as m
 from beo.errors import BeoError, NoHead
-from beo.ha import telling
+from beo.ha import telling, verify
 from beo.votes import GENERATION_SHIFT
 
 A = m.HeadView("A", "10.0.0.1:7420", "10.0.0.1:7421", ("10.0.0.1:7422",))
@@ -162,3 +162,14 @@ def test_findings_say_whose_they_are() -> None:
 def test_output_that_the_standby_lacks_is_told() -> None:
     assert "output: the standby lacks 4096" in said(told(view(output_lag_bytes=4096), STANDBY)).replace("4KiB", "4096")
     assert "output: the standby lacks an unknown amount" in said(told(view(output_lag_bytes=1 << 60), STANDBY))
+
+
+def test_who_has_the_service_address_and_what_programs_run_is_told() -> None:
+    config = {"ha.address": "10.0.0.50/24", "ha.on_promote": "httpd (1)"}
+    acting = view(config={**config, verify.HOLDS: "10.0.0.50", verify.PROGRAMS: "httpd up, pages failed"})
+    standby = view("B", "standby", config=config)
+    told_by_both = said(told(acting, standby))
+    assert "service address: 10.0.0.50/24 is on A\n" in told_by_both
+    assert "programs on A: httpd up, pages failed\n" in told_by_both and "programs on B" not in told_by_both
+    assert "service address: 10.0.0.50/24 is on no head\n" in said(told(view(config=config), standby))
+    assert "service address" not in said(told(view(), STANDBY)) and "programs" not in said(told(view(), STANDBY))

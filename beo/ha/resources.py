@@ -15,6 +15,7 @@ import msgspec
 
 from beo.config import Home
 from beo.errors import reason
+from beo.ha import verify
 from beo.ha.address import ServiceAddress
 from beo.ha.duties import Duty
 from beo.ha.programs import Fare, Programs
@@ -30,6 +31,13 @@ class Standings(msgspec.Struct, frozen=True):
     holds: bool  # this machine has it now
     programs: tuple[Fare, ...]
     troubles: tuple[str, ...]  # what is wrong, a line each with its cure
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What of it others are told: the address that this head has, and the programs that aren't down."""
+        running = ", ".join(f"{fare.name} {fare.state}" for fare in self.programs if fare.state != "down")
+        told = {verify.HOLDS: self.address if self.holds else "", verify.PROGRAMS: running}
+        return {name: text for name, text in told.items() if text}
 
 
 def record_path(home: Home) -> Path:

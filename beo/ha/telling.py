@@ -8,6 +8,7 @@ from typing import NamedTuple
 from beo import messages as ms
 from beo import nodeset, units
 from beo.errors import BeoError
+from beo.ha import verify
 from beo.votes import epoch_text
 
 IN_STEP, ALONE, NOBODY = 0, 1, 69  # exit codes
@@ -99,7 +100,20 @@ def sentences(told: Fare, now_s: float) -> Iterator[str]:
         if told.primary and (lag := told.primary.output_lag_bytes):
             known = lag < units.SIZE_LIMIT_BYTES  # what a silent head lacks isn't
             yield f"output: the standby lacks {units.format_size(lag) if known else 'an unknown amount'}"
+    yield from resources(told)
     yield measured(one, now_s)
+
+
+def resources(told: Fare) -> Iterator[str]:
+    """Which head has the service address, and what programs of on_promote run where."""
+    configs = {name: view.config for name, view in told.answers.items()}
+    address = next((text for one in configs.values() if (text := one.get("ha.address", "none")) != "none"), "")
+    if address:
+        holders = [name for name, one in configs.items() if verify.HOLDS in one]
+        yield f"service address: {address} is on {' and '.join(holders) or 'no head'}"
+    for name, one in configs.items():
+        if verify.PROGRAMS in one:
+            yield f"programs on {name}: {one[verify.PROGRAMS]}"
 
 
 def promise(told: Fare) -> str:

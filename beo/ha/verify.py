@@ -19,6 +19,7 @@ OWN = frozenset({"head.listen", "ha.links", "ha.interface"})
 BORN = frozenset(f"ha.{key}" for key in ("level", "takeover", "failback", "lease_s", "silence_s"))
 
 CLOCK, MISSING, KEY = "clock", "missing", "key."  # of facts that are no settings
+HOLDS, PROGRAMS = "now.address", "now.programs"  # of what a head does around its role at present: nothing to compare
 
 
 class Told(NamedTuple):
@@ -77,7 +78,7 @@ def differences(one: Told, other: Told) -> list[Difference]:
     if one.entry_format != other.entry_format:
         formats = one.entry_format, other.entry_format
         differ("the format of journal entries", formats, "only the one that is behind can take over from the other")
-    for key in sorted(one.config.keys() & other.config.keys() - {CLOCK, MISSING}):
+    for key in sorted(one.config.keys() & other.config.keys() - {CLOCK, MISSING, HOLDS, PROGRAMS}):
         values = one.config[key], other.config[key]
         if values[0] == values[1]:
             continue

@@ -295,7 +295,7 @@ class Server:
         troubles = (self._link.why, self._streams.lag().trouble, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
         facts.orphans = self._orphans.now()
-        facts.config = {**self._own, verify.CLOCK: f"{time.time():.3f}"}
+        facts.config = {**self._own, **standings.facts, verify.CLOCK: f"{time.time():.3f}"}
 
     def _public_keys(self) -> dict[str, str]:
         """The cluster's first keys, as far as this head has them, by name."""
