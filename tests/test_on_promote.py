@@ -16,10 +16,6 @@ from beo.ha import verify
 from tests.cluster import Cluster, is_alive, running, wait_for
 
 SETTINGS = """
-[ha]
-address = "203.0.113.50"
-interface = "nosuch0"
-
 [[ha.on_promote]]
 name = "one"
 start = ["/bin/sh", "-c", "echo +one:$BEO_HEAD:$BEO_EPOCH >> {place}/said"]
@@ -28,6 +24,9 @@ stop = ["/bin/sh", "-c", "echo -one >> {place}/said"]
 [[ha.on_promote]]
 name = "pages"
 run = ["/bin/sh", "-c", "echo $$ >> {place}/pids; exec sleep 1000"]
+
+[[ha.on_promote]]
+start = "/nosuch/program start"
 """
 
 
@@ -68,16 +67,16 @@ def test_a_head_that_acts_starts_them_and_one_started_again_takes_them_up(cluste
     assert is_alive(pid) and pids(place) == [pid] and (place / "said").read_text().split() == [said]
 
 
-def test_a_head_tells_what_is_wrong_with_its_address_and_what_is_to_be_compared(cluster: Cluster) -> None:
+def test_a_head_tells_how_its_programs_fare_and_what_is_to_be_compared(cluster: Cluster) -> None:
     found = wait_for(lambda: (v := view(cluster)).findings and v, "a finding")
-    assert found and any("no interface 'nosuch0' here: set [ha] interface" in one for one in found.findings)
-    assert found.config["ha.address"] == "203.0.113.50" and found.config["ha.on_promote"].startswith("one, pages (")
+    assert found and "on_promote program can't start: there is no program '/nosuch/program'" in found.findings[0]
+    assert found.config[verify.PROGRAMS] == "one up, pages up, program failed" and verify.HOLDS not in found.config
+    assert "programs on A: one up, pages up, program failed" in cluster.beo("ha", "status").stdout
     told = verify.told(found, time.time())
-    assert verify.differences(told, told._replace(name="B")) == []
-    assert abs(float(found.config[verify.CLOCK]) - time.time()) < 60
-    assert found.config[verify.PROGRAMS] == "one up, pages up" and verify.HOLDS not in found.config
-    assert "programs on A: one up, pages up" in cluster.beo("ha", "status").stdout
-    assert found.config["key.admin"] and "sleep" not in str(found.config)
+    (missing,) = verify.differences(told, told._replace(name="B", config={**told.config, verify.MISSING: ""}))
+    assert missing.one == "/nosuch/program missing on A"
+    assert found.config["ha.on_promote"].startswith("one, pages, program (") and "sleep" not in str(found.config)
+    assert abs(float(found.config[verify.CLOCK]) - time.time()) < 60 and found.config["key.admin"]
 
 
 SLOW = """

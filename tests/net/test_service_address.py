@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,10 +79,13 @@ def heads(net: Network) -> Iterator[tuple[Head, Head]]:
     one, two = Head(net.hosts[0]), Head(net.hosts[1])
     yield one, two
     for head in (one, two):
+        with suppress(OSError):
+            head.say("release")
+    for head in (one, two):
+        wait_for(lambda head=head: not has(head.host), "the end of the address")  # type: ignore[misc]
         head.process.kill()  # nsenter's child goes with the namespace at the latest
         for pid in head.host.pids:
             subprocess.run(["kill", "-KILL", str(pid)], check=False)
-    wait_for(lambda: not any(has(head.host) for head in (one, two)), "the end of the address")
 
 
 def has(host: Host) -> bool:
@@ -118,7 +122,7 @@ def test_it_stands_without_a_gap_while_it_is_renewed_and_goes_at_once_when_relea
     one.say("have")
     one.hear("held True")
     assert has(one.host)
-    time.sleep(2.5)  # ten renewals, and twice the second after which the kernel would have taken it
+    time.sleep(1.5)  # more than the second after which the kernel would have taken it
     assert has(one.host)
     one.say("release")
     one.hear("held False")
@@ -127,7 +131,7 @@ def test_it_stands_without_a_gap_while_it_is_renewed_and_goes_at_once_when_relea
         ["kill", *[str(pid) for pid in one.host.pids if "monitor" in Path(f"/proc/{pid}/cmdline").read_text()]]
     )
     told = [line for line in monitor.communicate()[0].splitlines() if ADDRESS in line]
-    assert len(told) >= 8 and [line.startswith("Deleted") for line in told] == [False] * (len(told) - 1) + [True]
+    assert len(told) >= 5 and [line.startswith("Deleted") for line in told] == [False] * (len(told) - 1) + [True]
 
 
 def test_a_stopped_daemon_loses_it_and_clients_find_the_other_head(heads: tuple[Head, Head], net: Network) -> None:
@@ -152,6 +156,7 @@ def test_two_machines_that_both_have_it_are_told(heads: tuple[Head, Head]) -> No
     assert f"{ADDRESS} is also at {mac(one.host)}: take it from that machine" in two.hear("also at")
 
 
+@pytest.mark.slow
 def test_a_second_interface_of_the_same_machine_is_no_other_machine(net: Network) -> None:
     host = net.hosts[0]  # its docker0 and docker1 are the two ends of one cable: both answer for all of its addresses
     head = Head(host, address="172.17.0.50")
