@@ -1,4 +1,4 @@
-"""What docs/machines.md shows is run, on the machines that it shows."""
+"""What docs/machines.md and docs/heads.md show is run, on the machines that they show."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.test_docs import _matches
 
 pytestmark = [pytest.mark.root, pytest.mark.net]
 
-PAGE = ROOT / "docs" / "machines.md"
+PAGES = [ROOT / "docs" / "machines.md", ROOT / "docs" / "heads.md"]
 TOKEN = re.compile(r"beo_[A-Za-z0-9_-]{70}")
 
 
-def _steps() -> list[tuple[int, str, str]]:
+def _steps(page: Path) -> list[tuple[int, str, str]]:
     """The commands of the page as (number of the host, command, expected output)."""
     steps: list[tuple[int, str, str]] = []
-    for block in re.findall(r"^```hosts\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^```hosts\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             if prompt := re.match(r"pc(\d)\$ (.*)", line):
                 steps.append((int(prompt[1]), prompt[2], ""))
@@ -31,13 +31,15 @@ def _steps() -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.slow
-def test_the_machines_page_shows_what_happens(tmp_path: Path) -> None:
-    steps = _steps()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_shows_what_happens(page: Path, tmp_path: Path) -> None:
+    steps = _steps(page)
     assert len(steps) > 10
     token = ""
     with network(tmp_path, 3) as net:
-        net.hosts[0].beo_dir.mkdir(mode=0o700)
-        (net.hosts[0].beo_dir / "beo.toml").write_text("[worker]\nlease_s = 3.0\n")
+        for host in net.hosts[:2]:
+            host.beo_dir.mkdir(mode=0o700)
+            (host.beo_dir / "beo.toml").write_text("[worker]\nlease_s = 3.0\n")
         for number, command, expected in steps:
             host = net.hosts[number - 1]
             done = host.run("bash", "-c", command.replace("beo_...", token))
