@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -331,8 +332,6 @@ def test_a_file_that_another_head_began_goes_on_where_it_is(head: Head, tmp_path
     head.stop()
     with out.open("rb") as along:
         assert along.read() == before
-        for mark in (head.folder / "output").glob("*.export-*"):  # as they are at a head that only knows of the start
-            mark.write_bytes(b"")
         head.begin()
         head.print(1, b"more\n")
         head.end(1)
@@ -372,3 +371,24 @@ def test_a_head_that_rests_writes_nothing_and_goes_on_with_what_is_not_finished(
     until(lambda: not head.exports.names())
     assert [path.name for path in tmp_path.glob("out-*")] == ["out-2"]
     assert head.exports.finished() == [(2, 1, "o")]
+
+
+def test_a_head_whose_lease_is_over_writes_nothing(head: Head, tmp_path: Path) -> None:
+    head.jobs.add(1, tmp_path / "out")
+    may: list[bool] = []
+    asked = threading.Event()
+
+    def ask() -> bool:
+        asked.set()
+        return bool(may)
+
+    head.exports._may = ask
+    head.start_attempt(1)
+    head.print(1, b"line\n")
+    head.jobs.over.add((1, 1))
+    assert asked.wait(20)
+    time.sleep(0.1)
+    assert not (tmp_path / "out").exists() and head.exports.names()
+    may.append(True)
+    until(lambda: not head.exports.names())
+    assert (tmp_path / "out").read_bytes() == b"line\n"

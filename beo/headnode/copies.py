@@ -23,10 +23,12 @@ __all__ = ["EXPORTS_MAX", "Export", "Giver", "Taker"]
 
 COPY_SIZE_MAX_BYTES = 1024 * 1024  # of blocks in one message: half of the largest
 COPY_PIECES_MAX = 1_000  # in one message
-PAGE_FILES = 256  # offered at once, and so, many times fewer, the files that catch up at the same time
+PAGE_FILES = 64  # offered at once: each is opened, at about 0.1 ms, while live output waits
+CATCHING_UP_MAX = 256  # files that catch up at the same time, before the next page is offered
+TRACKS_MAX = 4_096  # files that are followed though the other says nothing: each costs some of every turn
 CALL_S = 1.0  # between calls to a head that doesn't answer, and repetitions of a page
 GREET_S = 10.0  # between questions for what the other would go on with: it may have learnt of it late
-AWAY_S = 10.0  # without a word for so long, it is gone, and what it has is asked anew when it comes back
+AWAY_S = 5.0  # without a word for so long, it is gone, and what it has is asked anew when it comes back
 EXPORTS_MAX = 10_000  # -o and -e files in one message, at about 15 bytes each; others are asked for another time
 DAMAGED_MAX = 10_000  # files that were given up and are remembered, so that each is told of once
 
@@ -67,7 +69,7 @@ class Giver:
         key = job, attempt
         if (self._ledger.both or not self._calling) and key not in self._damaged:
             self._chains.setdefault(key, before)
-            self._ledger.grown(key, before[0], after)
+            self._ledger.grown(key, before[0], after, sure=self._listed)
 
     def synced(self, job: int, attempt: int, durable: int) -> None:
         """An attempt's file is durable here up to there."""
@@ -108,7 +110,8 @@ class Giver:
 
     def pump(self, send: Send, now: float) -> None:
         """Send what may be sent of what was written."""
-        if not self._ledger.both and now - self._heard_at > AWAY_S and self._waits_since():
+        silent_s = now - self._heard_at if self._waits_since() else 0.0
+        if not self._ledger.both and silent_s > (AWAY_S if len(self._ledger) < TRACKS_MAX else CALL_S):
             self.call(now)
         self._ledger.repeat(now)
         if self._calling:
@@ -131,7 +134,7 @@ class Giver:
 
     def offer(self, send: Send, now: float) -> None:
         """Send the next page of what there is. To be called when all that was written is durable here."""
-        if self._offer is None and not self._listed and len(self._ledger) < PAGE_FILES:
+        if self._offer is None and not self._listed and len(self._ledger) < CATCHING_UP_MAX:
             self._offer, self._offer_at, self._offer_since = self._page(), 0.0, now
         if now >= self._greet_at and not self._calling:
             self._greet_at = now + GREET_S
@@ -292,7 +295,7 @@ class Taker:
 
     def follow(self, epoch: int) -> None:
         """Take from the leader of this epoch or a later one."""
-        if epoch != self.epoch:
+        if epoch > self.epoch:
             self.epoch = epoch
             self._session = 0
             self._unseen.clear()

@@ -1,11 +1,11 @@
 """`-o FILE` and `-e FILE`: a job's output as plain files, written from the store as it grows, each byte exactly once.
 
 A file is a prefix of what the store holds for its descriptors, in the store's order. So nothing has to be remembered
-over a crash but that the file was begun (and truncated): its size tells how much of the store is in it. That is
-remembered by a small mark beside the store, made before the attempt starts and removed when its file is complete.
+over a crash but that there is something to write: a small mark beside the store, made before the attempt starts and
+removed when its file is complete. A file that is found is gone on with where it is such a prefix, and else begun anew.
 
-Of two heads only the one that leads writes them; the other keeps the marks of what it would go on with. Where the file
-that it finds then is a beginning of what it has to write, it is the first head's work, and goes on from its end.
+Of two heads only the one that leads writes, and only while no other can lead: as both have the same store, it goes on
+with what the other has written. The one that follows keeps the marks of what it would go on with.
 
 This is a thread of its own, because it writes where users say: a file system that hangs must not hold up the store.
 Files are opened as the job's owner, so nobody gets a file that he couldn't have written himself.
@@ -34,6 +34,7 @@ from beo.spec import JobSpec
 __all__ = ["Exports", "Jobs"]
 
 RETRY_S = 5.0  # between attempts at a file that can't be written; a job may make the folder itself
+LAPSE_S = 0.05  # between looks at whether this head may write again
 ERRORS_MAX = 10_000  # texts kept for `beo show`
 
 _NULL_DEVICE = os.makedev(1, 3)
@@ -106,45 +107,41 @@ class _Sink:
         self.fds = frozenset(fd for fd, path in paths.items() if path == self.path)
 
     def open(self, ids: tuple[int, int, tuple[int, ...]]) -> None:
-        """Open the file: truncated for the first time, else with what it has counted. Raises BeoError or OSError."""
+        """Open the file, and find where to go on; raises BeoError or OSError."""
         with _acting_as(*ids):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            fd = os.open(self.path, flags, 0o644)
+            flags = os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            try:
+                fd = os.open(self.path, flags | os.O_RDWR, 0o644)
+                readable = True
+            except PermissionError:  # it may be one that its owner can only write
+                fd = os.open(self.path, flags | os.O_WRONLY, 0o644)
+                readable = False
         try:
             state = os.fstat(fd)
             self.void = stat.S_ISCHR(state.st_mode) and state.st_rdev == _NULL_DEVICE
             if not stat.S_ISREG(state.st_mode) and not self.void:
                 raise UsageError(f"{self.path} is not a regular file", "", "change -o or -e")
-            if not self.mark.read_bytes():
-                if not self.void and not self._is_begun(ids, state.st_size):
-                    os.ftruncate(fd, 0)
-                    os.fsync(fd)  # the mark says that it was truncated
-                self.mark.write_bytes(b"begun\n")
-                state = os.fstat(fd)
+            self.cursor = self.skip_bytes = 0
+            if state.st_size and not self.void and not (readable and self._is_ours(fd, state.st_size)):
+                os.ftruncate(fd, 0)
         except BaseException:
             os.close(fd)
             raise
-        self.cursor, self.skip_bytes, self.fd = 0, state.st_size, fd
+        self.fd = fd
 
-    def _is_begun(self, ids: tuple[int, int, tuple[int, ...]], size: int) -> bool:
-        """Whether the file is a beginning of the output already: another head that led has written it."""
-        if not size or self.end <= 0:
-            return False
-        try:
-            with _acting_as(*ids):
-                fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            return False  # it may be one that the owner writes and can't read
-        try:
-            cursor = at = 0
-            while at < size and cursor < self.end:
-                cursor, own = self._own(cursor)
-                if os.pread(fd, len(own), at) != own[: size - at]:
-                    return False
-                at += len(own)
-            return at >= size
-        finally:
-            os.close(fd)
+    def _is_ours(self, fd: int, size: int) -> bool:
+        """Whether the file is a beginning of the output; then what follows is what is to be written next."""
+        cursor = at = 0
+        while cursor < self.end:
+            following, own = self._own(cursor)
+            there = os.pread(fd, len(own), at)
+            if there != own[: size - at]:
+                return False
+            if at + len(own) >= size:
+                self.cursor, self.skip_bytes = cursor, size - at
+                return True
+            cursor, at = following, at + len(own)
+        return False
 
     def _own(self, cursor: int) -> tuple[int, bytes]:
         """Return (next cursor, what is for this file) of the next stretch of the store."""
@@ -187,8 +184,14 @@ class _Sink:
 class Exports:
     """The thread that writes them. All methods are for any thread."""
 
-    def __init__(self, folder: Path, source: Callable[[int, int], Path], jobs: Jobs) -> None:
-        """Take the store's folder for the marks and `source(job, attempt)` for its files; goes on where marks are."""
+    def __init__(
+        self, folder: Path, source: Callable[[int, int], Path], jobs: Jobs, may: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Take the store's folder for the marks and `source(job, attempt)` for its files; goes on where marks are.
+
+        may: whether no other head can write now.
+        """
+        self._may = may
         self._folder = folder
         self._source = source
         self._jobs = jobs
@@ -199,6 +202,7 @@ class Exports:
         self._work = True
         self._term = 0  # how often this head has begun to lead
         self._leading = False
+        self._lapsed = False  # something was left undone because another head might write
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="beo-export", daemon=True)
         for mark in sorted(folder.glob("*.export-[oe]")):
@@ -312,10 +316,11 @@ class Exports:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._work or self._stopping, timeout=RETRY_S)
+                    wait_s = LAPSE_S if self._lapsed else RETRY_S
+                    self._changed.wait_for(lambda: self._work or self._stopping, timeout=wait_s)
                     if self._stopping:
                         return
-                    self._work = False
+                    self._work = self._lapsed = False
                     sinks, term = list(self._sinks.values()), self._term if self._leading else 0
                 latest: dict[int, int] = {}
                 for sink in sinks:
@@ -344,6 +349,9 @@ class Exports:
         """Write some of it; return whether the sink is done with, for good or ill."""
         over = self._jobs.is_over(sink.job, sink.attempt)  # before `end` is looked at: it doesn't grow after that
         if sink.end < 0:
+            return False
+        if not self._may():
+            self._lapsed = True
             return False
         try:
             if sink.fd < 0:

@@ -78,11 +78,11 @@ class Mirror:
         """How many files have a track."""
         return len(self._tracks)
 
-    def grown(self, key: Key, before: int, after: int) -> None:
-        """This head wrote a file on, from `before` to `after`; not durable yet."""
+    def grown(self, key: Key, before: int, after: int, sure: bool) -> None:
+        """This head wrote a file on, from `before` to `after`, not durable yet; sure: it is the same on both so far."""
         track = self._tracks.get(key)
         if track is None:
-            track = self._tracks[key] = _Track(before, before, before, before, before)
+            track = self._tracks[key] = _Track(before, before, before, before, before, sure)
         track.written = after
 
     def synced(self, key: Key, durable: int) -> None:

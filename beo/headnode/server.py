@@ -251,6 +251,7 @@ class Server:
             self._hear_disk()
             self._direct_streams()
             role = self._replica.pair
+            self._streams.act_until(role.acts_until_s)
             acting, follows = role.role == "primary", role.role == "idle" and bool(role.leader)
             self._resources.follow(primary=acting, may_act=role.may_act, epoch=role.epoch, follows=follows)
 

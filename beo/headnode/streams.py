@@ -92,7 +92,8 @@ class Streams:
         self._secret, self._key = secret, wire.public_of(secret)
         self._server = wire.Server(address, secret, lambda key: self._user(key) is not None, QUEUE_LENGTH_MAX)
         self.address = self._server.address
-        self._exports = Exports(folder, self._output.path, view)
+        self._acts_until_s = float("inf")
+        self._exports = Exports(folder, self._output.path, view, self._may_write)
         self._waker = wire.Waker()
         self._poller = wire.Poller()
         self._server.register(self._poller)
@@ -162,6 +163,10 @@ class Streams:
         """Take copies from the leader of this epoch or a later one; clients are sent to the head at `head`."""
         self._tell(_Follow(epoch, head))
 
+    def act_until(self, boot_s: float) -> None:
+        """No other head can lead before this time of CLOCK_BOOTTIME: up to then, files of users may be written."""
+        self._acts_until_s = boot_s
+
     def lag(self) -> Lag:
         """Return how far the other head is behind, as of this head's role; cheap."""
         number, lag, since_s = self._lag
@@ -176,6 +181,9 @@ class Streams:
     def _order(self, order: Callable[[], object]) -> None:
         self._orders.put(order)
         self._waker.wake()
+
+    def _may_write(self) -> bool:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) < self._acts_until_s
 
     def _tell(self, role: _Lead | _Follow) -> None:
         if role != self._told[1]:
@@ -342,6 +350,8 @@ class Streams:
         now = time.monotonic()
         if self._connection.renewed:
             giver.reconnected(now)
+        if self._connection.refused or self._connection.mistaken:
+            giver.tell(f"who listens at {self._connection.address} doesn't have the cluster's key: see 'beo ha verify'")
         while received := self._connection.receive():
             if not received[1]:
                 giver.tell(f"the other head speaks another protocol: {self._connection.stranger!r}")

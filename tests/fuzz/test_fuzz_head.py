@@ -219,7 +219,7 @@ class Other:
     """A connection to another head that takes everything and says what it is told to."""
 
     address = "127.0.0.1:1"
-    renewed = False
+    renewed = refused = mistaken = False
     stranger = b""
 
     def __init__(self) -> None:
