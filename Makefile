@@ -81,7 +81,7 @@ demo: venv ## show what beo does, on this machine, in a minute
 
 bench: venv ## measure what the documents claim, beside the bare thing, into docs/performance.md
 	$(BIN)/python -m compileall -q beo
-	$(LIMIT) 900 $(BIN)/python -m tests.bench --write
+	$(LIMIT) 3000 $(BIN)/python -m tests.bench --write
 
 clean: ## remove what can be made again
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

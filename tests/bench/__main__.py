@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import control, inside, live, stage, table, terminal
+from tests.bench import control, inside, live, stage, table, takeover, terminal
 
 PAGE = stage.ROOT / "docs" / "performance.md"
 
@@ -33,6 +33,9 @@ MEASUREMENTS: dict[str, Callable[[Path], Iterator[table.Row]]] = {
     "steady": live.steady,
     "echo": live.echo,
     "memory": control.memory,
+    "duplex": takeover.duplex,
+    "takeover": takeover.takeover,
+    "long": takeover.takeover_long,
 }
 
 
