@@ -170,6 +170,7 @@ class Cluster:
                 if connection.refusing:
                     raise self._refused(connection.refusing)
                 raise self._unanswered(connection.address, patience_s, sent > 0)
+            connection.wait_s = wait_s
             if connection.send(self._requests, body, min(CONNECT_POLL_S, left_s)):
                 sent += 1
                 answer = self._receive(connection, wait_s + min(RESEND_S, left_s))

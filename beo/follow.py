@@ -155,6 +155,7 @@ class Console:
         self._request += 1  # a late answer to an earlier question is told by its number
         wait_s = POLL_S if self._wait else 0.0
         fetch = messages.Fetch(*self._key, self.cursor, wait_s, FETCH_BYTES)
+        self._connection.wait_s = wait_s
         self._asked = self._connection.send(self._request, messages.encode(fetch))
         self._pause_s = PAUSE_MIN_S if self._asked else min(2 * self._pause_s, PAUSE_S)
         self._ask_at = now + (wait_s + OVERDUE_S if self._asked else self._pause_s)

@@ -25,7 +25,8 @@ STEP_S = 0.002  # the same while nothing else is to be done
 HEADS_MAX = 8  # a cluster has two, and what one tells of others is bounded
 # Between two questions to those who say that another acts, while that one is silent.
 AGAIN_MIN_S = 0.1  # a take-over is not to last longer for it
-AGAIN_MAX_S = 1.0  # of a long poll
+AGAIN_MAX_S = 1.0
+WAIT_PART = 4  # of the time that a long poll may take: its silence means little, and there are many of its kind
 TAG = b"\xa9Elsewhere"  # as such a message begins, behind the length of its list
 
 _elsewhere = msgspec.msgpack.Decoder(Elsewhere)
@@ -72,6 +73,7 @@ class Line:
         self._pollers = [self._poller]
         self._request, self._body = 0, b""
         self._asked_s = 0.0  # when the question was put first
+        self.wait_s = 0.0  # how long a head may keep the question: a long poll's
         self.has_learned = False  # a head was named that was not among the addresses
 
     # ---- what a connection has, too
@@ -152,7 +154,8 @@ class Line:
         self._request, self._body = request, body
         for end in self._ends:
             end.asked = False
-            others_at = now + OTHERS_S if anew else min(end.ask_at, now + OTHERS_S)
+            others_at = now + max(OTHERS_S, self.wait_s / WAIT_PART)
+            others_at = others_at if anew else min(end.ask_at, others_at)
             end.ask_at = now if end is self._first else others_at
         deadline = now + timeout_s
         if timeout_s > 0 and self._opened(self._first).send(request, body, min(timeout_s, CONNECT_S)):
@@ -214,8 +217,8 @@ class Line:
                 end.ask_at = min(end.ask_at, max(at, end.declined_at + PAUSE_S))
 
     def _again_s(self, now: float) -> float:
-        """The longer the head that acts takes, the more likely it was asked for a long poll."""
-        return min(max(AGAIN_MIN_S, (now - self._asked_s) / 4), AGAIN_MAX_S)
+        """The longer the head that acts takes, the less it says that it takes longer."""
+        return min(max(AGAIN_MIN_S, self.wait_s / WAIT_PART, (now - self._asked_s) / 4), AGAIN_MAX_S)
 
     def _wait(self, wait_s: float) -> None:
         self._poller.poll(max(0, int(wait_s * 1000) + 1))

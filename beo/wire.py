@@ -215,7 +215,9 @@ class Connection:
     ended.
     """
 
-    next_at = float("inf")  # when `receive` must be called though there is nothing to read: see line.py
+    # For a line to several heads (line.py), which stands in for a connection.
+    next_at = float("inf")  # when `receive` must be called though there is nothing to read
+    wait_s = 0.0  # how long the server may keep what is asked
 
     def __init__(self, address: str, server_key: str, secret: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Start to connect to "host:port"; returns at once. One context (`new_context`) per process is enough."""

@@ -210,6 +210,17 @@ def test_a_standby_is_asked_again_soon_while_the_head_that_it_names_is_silent(
     assert len(second.received) >= 5, "after 0.25, 0.35, 0.45, 0.56, 0.7, 0.88, 1.1 and 1.37 s"
 
 
+def test_a_long_poll_troubles_the_standby_a_few_times_only(pair: tuple[FakeHead, FakeHead], cluster: Cluster) -> None:
+    first, second = pair
+    first.on(m.WaitJobs, None)  # parked
+    elsewhere(second, first.address)
+    step = later(2.0, lambda: first.on(m.WaitJobs, m.JobsAre((view(1),))))
+    assert cluster.wait([1])[0].state == "done"
+    step.join()
+    asked_s = 2.0 + client.RESEND_S
+    assert 1 <= len(second.received) <= asked_s / (client.WAIT_SLICE_S / 4), second.received
+
+
 @pytest.mark.parametrize("harm", ["stop", "freeze"])
 def test_a_long_poll_goes_on_at_the_other_head_without_a_word(
     pair: tuple[FakeHead, FakeHead], cluster: Cluster, harm: str, capsys: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import birth, records, votes, wire
+from beo import birth, door, records, votes, wire
 from beo import messages as ms
 from beo.config import Home
 from beo.spec import JobSpec
@@ -300,6 +300,28 @@ def test_what_ended_while_nobody_acted_is_told_to_the_one_that_takes_over(
     second.say(ms.Committed(2, 7, 1))
     until(lambda: not running.agent._core.held)
     first.thaw()
+
+
+@pytest.mark.root
+def test_who_knocked_while_a_head_died_is_let_in_by_the_other(
+    pair: tuple[FakeHead, FakeHead], run: Callable[[], Running]
+) -> None:
+    first, second = pair
+    acts_as_primary(first, 1)
+    first.on(ms.Vouch, None)
+    stands_by(second, first.address)
+    running = run()
+    until(lambda: running.agent._core._lease_ns)
+    names: list[str] = []
+    visitor = threading.Thread(target=lambda: names.append(door.knock(str(first.home.path), "k" * 40)))
+    visitor.start()
+    until(lambda: first.messages(ms.Vouch))
+    first.stop()
+    acts_as_primary(second, 2)
+    second.on(ms.Vouch, lambda word: ms.Vouched(2, word.incarnation, word.visitor, "ada"))  # type: ignore[attr-defined]
+    second.say(votes.Lease("B", 2, 1.0, 0.6))
+    visitor.join()
+    assert names == ["ada"]
 
 
 def test_a_head_that_joins_the_cluster_is_connected_to_and_written_down(

@@ -30,6 +30,7 @@ from beo import address, birth, daemon, doctor, lockfile, nodeset, version, vote
 from beo import messages as ms
 from beo.accounts import Accounts
 from beo.config import Home, home, is_address, write_durably
+from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
 from beo.errors import Conflict
 from beo.worker import acts, core, launch, mpienv, probe, process, remains
@@ -47,6 +48,8 @@ SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm 
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 RSH = str(Path(__file__).with_name("beo-rsh"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
+
+_Knock = tuple[int, int, int, tuple[int, ...], str]  # visitor, uid, gid, groups, key
 
 log = logging.getLogger("beo.agent")
 
@@ -124,7 +127,8 @@ class Agent:
         self._sweepers: list[threading.Thread] = []
         self._stopping = 0
         self._show_at_s = 0.0
-        self._knocks: queue.SimpleQueue[tuple[int, int, int, tuple[int, ...], str]] = queue.SimpleQueue()
+        self._knocks: queue.SimpleQueue[_Knock] = queue.SimpleQueue()
+        self._waiting: dict[_Knock, float] = {}  # who has knocked and got no answer -> when he will have gone
         self._door_lock = -1
         self._door = self._open_door()
         self._begin()
@@ -149,11 +153,22 @@ class Agent:
         self._knocks.put((visitor, uid, gid, groups, key))
         self._waker.wake()
 
-    def _vouch(self) -> None:
-        """Tell the head who knocked; where it doesn't answer, the visitor's patience ends first."""
+    def _vouch(self, again: bool = False) -> None:
+        """Tell the head who knocked, and one that begins to act of those whom the last one has not answered."""
+        now_s = time.monotonic()
+        self._waiting = {knock: until_s for knock, until_s in self._waiting.items() if until_s > now_s}
+        knocks = list(self._waiting) if again else []
         while not self._knocks.empty():
-            knock = self._knocks.get_nowait()
+            knocks.append(self._knocks.get_nowait())
+            self._waiting[knocks[-1]] = now_s + VISITOR_S
+        for knock in knocks:
             self._tell(ms.Vouch(self._core.node.name, self._core.incarnation, *knock))
+
+    def _admit(self, answer: ms.Vouched) -> None:
+        """Let the door answer a visitor."""
+        if self._door:
+            self._waiting = {knock: until_s for knock, until_s in self._waiting.items() if knock[0] != answer.visitor}
+            self._door.answer(answer.visitor, answer.user, answer.error)
 
     def _listen(self, host: str, public: str) -> wire.Server:
         """Listen where this node's last agent did: the agents that share an attempt with it know no other address."""
@@ -299,8 +314,7 @@ class Agent:
                 case votes.Prepare() | ms.Probe() | ms.Relay() | ms.RelayAck():
                     pass
                 case ms.Vouched():
-                    if self._door:
-                        self._door.answer(message.visitor, message.user, message.error)
+                    self._admit(message)
                 case ms.Failed():
                     self._refused(message.error.get("what", ""))
                 case ms.Elsewhere():
@@ -311,6 +325,7 @@ class Agent:
     def _follow(self, effect: acts.Follow) -> None:
         """A head acts: ship to it; and know all heads, also after a restart."""
         self._shipper.connect(effect.bulk)
+        self._vouch(again=True)
         control, bulk = tuple(head.control for head in effect.heads), tuple(head.bulk for head in effect.heads)
         self._cluster = self._home.learn(self._cluster, control, bulk)
         self._heads.learn(self._cluster.heads)
