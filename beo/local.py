@@ -60,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     listen: str = ""  # where it listens: host:port; "": as beo.toml says
     name: str = ""  # of the one worker of a machine without the head
     witness: str = ""  # the name of the witness that is all there is on this machine
+    rack: str = ""  # where that machine stands; "": as beo.toml says
     prefix: str = "node"  # of the names of workers: those of the second head's machine must be others
 
     @property
@@ -254,10 +255,11 @@ def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon]]:
         other = home.second
         lock, output = other.head / "lock", other.logs / "head.log"
         heads.append(Daemon("head B", argv, lock, output, other.path, needs=other.cluster_file))
+    rack = ("--rack", plan.rack) if plan.rack else ()
     agents = [
         Daemon(
             name,
-            (sys.executable, *plan.agent, "--node", name, "--slots", str(plan.slots)),
+            (sys.executable, *plan.agent, "--node", name, "--slots", str(plan.slots), *rack),
             home.nodes / name / "lock",
             home.logs / f"{name}.log",
         )

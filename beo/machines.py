@@ -118,10 +118,19 @@ def new_token(home: Home, role: str, uses: int, expires_s: float, user: str = ""
 # ---- a newcomer's machine ---------------------------------------------------------------------------------------
 
 
-def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: Echo, foreground: bool) -> None:
+def join(
+    home: Home,
+    head: str,
+    text: str,
+    name: str,
+    slots: int | None,
+    echo: Echo,
+    foreground: bool,
+    rack: str | None = None,
+) -> None:
     """Make this machine a worker, if it isn't one yet, and start it; return when the head has it.
 
-    Without head and text it is started again as it was. With foreground this process becomes its supervisor.
+    rack: where it stands; None: as the last time. head and text it is started again as it was. With foreground this process becomes its supervisor.
     """
     last = local.read_plan(home)
     if last and last.serves and (home.head / "journal.db").exists():
@@ -143,9 +152,9 @@ def join(home: Home, head: str, text: str, name: str, slots: int | None, echo: E
 
     def choose(last: local.Plan | None) -> local.Plan:
         known = last if last and not last.serves else local.Plan(1, len(os.sched_getaffinity(0)), serves=False)
-        return local.choose(
-            msgspec.structs.replace(known, name=name or known.name), None, slots, known.head, known.agent
-        )
+        place = known.rack if rack is None else rack
+        base = msgspec.structs.replace(known, name=name or known.name, rack=place)
+        return local.choose(base, None, slots, known.head, known.agent)
 
     if foreground:
         _stay(home, choose(local.read_plan(home)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import birth, door, records, votes, wire
+from beo import birth, door, local, machines, records, votes, wire
 from beo import messages as ms
 from beo.config import Home
 from beo.spec import JobSpec
@@ -365,3 +365,22 @@ def test_each_agent_process_is_another_voter(pair: tuple[FakeHead, FakeHead], ru
         running.close()
         running.close = lambda: None  # type: ignore[method-assign]
     assert names[0] != names[1] and all(name.startswith("n1/") for name in names)
+
+
+def test_where_a_machine_stands_is_said_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path)
+    local.write_plan(home, local.Plan(1, 1, serves=False, name="pc2"))
+    plans: list[local.Plan] = []
+
+    def stay(home: Home, plan: local.Plan) -> None:
+        plans.append(plan)
+        local.write_plan(home, plan)
+        raise InterruptedError
+
+    monkeypatch.setattr(machines, "_stay", stay)
+    for rack in (None, "r7", None, ""):
+        with pytest.raises(InterruptedError):
+            machines.join(home, "", "", "", None, print, True, rack)
+    assert [plan.rack for plan in plans] == ["", "r7", "r7", ""]
+    told = [local._daemons(home, plan)[1][0].argv[-2:] for plan in plans]
+    assert told[1] == ("--rack", "r7") and told[0] == told[3] == ("--slots", "1")

@@ -191,15 +191,16 @@ def _show_tokens(cluster: Cluster, fields: str, as_json: bool, quiet: bool) -> N
 @option("--token", "text", default="", metavar="TOKEN", help="What 'beo token' printed; -: read it from stdin.")
 @option("--name", default="", metavar="NAME", help="This node's name (default: the machine's).")
 @option("--slots", type=click.IntRange(1), help="Ranks at one time (default: as before, or the processors).")
+@option("--rack", metavar="RACK", help="Where it stands (default: as before): votes are spread over racks.")
 @option("--foreground", is_flag=True, help="Stay, and end the worker when told to: for systemd.")
-def worker(address: str, text: str, name: str, slots: int | None, foreground: bool) -> None:
+def worker(address: str, text: str, name: str, slots: int | None, rack: str | None, foreground: bool) -> None:
     """Make this machine a worker of a cluster, in the background; return when the head has it.
 
     Once it has joined it needs no token again: 'beo worker' or 'beo up' starts it, 'beo down' ends it.
     """
     from beo import machines
 
-    machines.join(config.home(), address, text, name, slots, click.echo, foreground)
+    machines.join(config.home(), address, text, name, slots, click.echo, foreground, rack)
 
 
 @click.command(
