@@ -130,7 +130,8 @@ def join(
 ) -> None:
     """Make this machine a worker, if it isn't one yet, and start it; return when the head has it.
 
-    rack: where it stands; None: as the last time. head and text it is started again as it was. With foreground this process becomes its supervisor.
+    rack: where it stands; None: as the last time. Without head and text it is started again as it was. With foreground
+    this process becomes its supervisor.
     """
     last = local.read_plan(home)
     if last and last.serves and (home.head / "journal.db").exists():
