@@ -23,7 +23,7 @@ __all__ = ["EXPORTS_MAX", "Export", "Giver", "Taker"]
 
 COPY_SIZE_MAX_BYTES = 1024 * 1024  # of blocks in one message: half of the largest
 COPY_PIECES_MAX = 1_000  # in one message
-PAGE_FILES = 64  # offered at once: each is opened, at about 0.1 ms, while live output waits
+PAGE_FILES = 64  # offered at once: each is opened, at a few tenths of a millisecond, while live output waits
 CATCHING_UP_MAX = 256  # files that catch up at the same time, before the next page is offered
 TRACKS_MAX = 4_096  # files that are followed though the other says nothing: each costs some of every turn
 CALL_S = 1.0  # between calls to a head that doesn't answer, and repetitions of a page
