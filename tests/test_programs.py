@@ -287,6 +287,19 @@ def test_one_that_comes_back_as_the_primary_takes_them_up_and_starts_nothing_aga
     assert said(place) == ["+one", "-one"] and not any(map(is_alive, pids_in(place / "pages.pids")))
 
 
+def test_a_start_that_failed_is_told_by_the_next_head_too(make: Make, place: Path) -> None:
+    wanted = service(place, "bad", "exit 3"), service(place, "good")
+    killed_head(place, *wanted, when=lambda: text(place).count('"up"') == 2)
+    programs = make(*wanted)
+    programs.promote(7)
+    assert programs.fares()[0] == Fare("bad", "failed", "didn't start: it exited with 3")
+    programs.demote()
+    await_states(programs, "down", "down")
+    programs.promote(9)
+    await_states(programs, "failed", "up")
+    assert said(place) == ["+bad", "+good", "-good", "-bad", "+bad", "+good"]
+
+
 def test_a_start_that_was_cut_by_the_heads_death_is_undone_and_done_again(make: Make, place: Path) -> None:
     hang = f"[ -e {place}/again ] && exit; touch {place}/again; echo $$ > {place}/hangs; exec sleep 1000"
     wanted = service(place, "one"), service(place, "two", hang)

@@ -49,6 +49,7 @@ class Begun(msgspec.Struct, frozen=True):
     state: State
     pid: int = 0
     ticks: str = ""
+    trouble: str = ""  # what went wrong at its start
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -105,6 +106,7 @@ class Programs:
         self._ended = False
         self._epoch = 0
         self._courses = [_Course(begun) for begun in self._read()]
+        self._troubles |= {one.begun.program.title: one.begun.trouble for one in self._courses if one.begun.trouble}
         self.left = [course.begun.program.title for course in self._courses]
         """What an earlier head had begun, by name."""
         self._thread = threading.Thread(target=self._run, name="on_promote", daemon=True)
@@ -345,7 +347,9 @@ class Programs:
     # What is kept.
 
     def _change(self, course: _Course, state: State, pid: int = 0) -> bool:
-        begun = Begun(course.begun.program, state, pid, started(pid) if pid else "")
+        program = course.begun.program
+        trouble = self._troubles.get(program.title, "") if program.start else ""
+        begun = Begun(program, state, pid, started(pid) if pid else "", trouble)
         with self._lock:
             course.begun = begun
             if course not in self._courses:
