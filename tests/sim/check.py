@@ -153,7 +153,7 @@ class History:
             view = views.get(self._acknowledged[tag][0]) if whole and tag in self._acknowledged else None
             last = view.attempt if view else 0
             found += [f"{tag}: {who}: {fault}" for fault in _check_lines(lines, _written(self.notes(tag)), last)]
-        found += _check_views(self.views, dict(self._acknowledged.values()))
+        found += check_views(self.views, dict(self._acknowledged.values()))
         return found + check_reigns(self.acts) + _check_events(list(events))
 
 
@@ -265,7 +265,7 @@ def _check_lines(lines: Sequence[Line], written: Mapping[tuple[int, int], int], 
     return found
 
 
-def _check_views(views: Iterable[Seen], acknowledged: Mapping[int, int]) -> list[str]:
+def check_views(views: Iterable[Seen], acknowledged: Mapping[int, int]) -> list[str]:
     """Who asks later sees no less: what was acknowledged is there, attempts only grow, and an end is the end."""
     found = []
     of_jobs: dict[int, list[Seen]] = defaultdict(list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from beo import messages as ms
-from tests.sim.check import Acted, Seen
+from tests.sim.check import Acted, Seen, check_reigns, check_views
 from tests.sim.clock import Violation
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Client:
     def _try(self, key: str) -> None:
         if key in self.acknowledged:
             return
-        number = self._ask(key, self.wishes[key])
+        number = self._ask(key, self.wishes[key], self.at)
 
         def silent() -> None:
             if self._asked.pop(number, None):
@@ -58,9 +58,9 @@ class Client:
         names = sorted(self.sim.heads)
         self.at = names[(names.index(self.at) + 1) % len(names)]
 
-    def _ask(self, key: str, message: Any) -> int:
+    def _ask(self, key: str, message: Any, at: str) -> int:
         self._request += 1
-        number, head = self._request, self.sim.heads[self.at]
+        number, head = self._request, self.sim.heads[at]
         self._asked[number] = key, message, self.sim.clock.s
         self._keys[number] = key
         self.sim.net.send(self.NAME, head.name, lambda: head.asked(b"client", "ann", message, number))
@@ -75,11 +75,12 @@ class Client:
         sim = self.sim
         if sim.over:
             return
+        at = sim.random.choice(sorted(sim.heads))
         if self.acknowledged and sim.random.random() < 0.7:
             job = sim.random.choice(sorted(self.acknowledged.values()))
-            self._ask("", ms.ListJobs((str(job),)))
+            self._ask("", ms.ListJobs((str(job),)), at)
         else:
-            self._ask("", ms.Info())
+            self._ask("", ms.Info(), at)
         sim.clock.after(sim.random.uniform(*READ_S), self.read)
 
     def hear(self, request: int, answer: Any) -> None:
@@ -88,14 +89,15 @@ class Client:
         if not asked:
             return
         key, message, asked_s = asked
+        if isinstance(answer, ms.Elsewhere) and not key:
+            return
         if isinstance(answer, ms.Elsewhere):
             name = answer.head.partition(":")[0]
             if name in self.sim.heads and name != self.at:
                 self.at = name
             else:
                 self._turn()
-            if key:
-                self.sim.clock.after(PAUSE_S, lambda: self._try(key))
+            self.sim.clock.after(PAUSE_S, lambda: self._try(key))
         elif isinstance(answer, ms.SubmittedIs):
             self._acknowledge(key, answer.job)
         elif isinstance(message, ms.Submit):
@@ -108,7 +110,10 @@ class Client:
             raise Violation(f"submission {key} is job {self.acknowledged[key]} and job {job}")
         if job not in self.told:
             self.told[job] = int(self.sim.clock.s * 1e9)
-            self.waits.append(self.sim.clock.s - self._since[key])
+            waited_s = self.sim.clock.s - self._since[key]
+            self.waits.append(waited_s)
+            if waited_s > self.sim.prompt_s:
+                raise Violation(f"{key} was acknowledged after {waited_s:.1f} s, and only one thing was wrong")
             self.sim.say(f"client: {key} is job {job}")
 
     def _saw(self, message: Any, answer: Any, asked_ns: int, now_ns: int) -> None:
@@ -119,11 +124,17 @@ class Client:
         elif isinstance(answer, ms.Failed) and isinstance(message, ms.ListJobs):
             self.views.append(Seen(int(message.select[0]), "", 0, asked_ns, now_ns))
 
+    def faults(self) -> list[str]:
+        """What of all that it was told can't be: two heads that act at a time, or a job that goes back."""
+        truth = self.sim.truth
+        views = [] if truth.lost_jobs else [view for view in self.views if view.job not in truth.requeued]
+        return check_reigns(self.acts) + check_views(views, self.told)
+
     def cancel(self) -> None:
         """Cancel one of its jobs."""
         if self.acknowledged:
             job = self.sim.random.choice(sorted(self.acknowledged.values()))
-            self._ask("", ms.Cancel((str(job),)))
+            self._ask("", ms.Cancel((str(job),)), self.at)
 
 
 class Operator:

@@ -169,9 +169,10 @@ class Disk:
         self.snapshots = [*self.snapshots[-1:], snapshot]
 
     def truncate(self, position: Position) -> None:
-        """Copy what lies behind a position to the orphans, drop it, and be durable."""
+        """Copy what lies behind a position to the orphans, drop it, and be durable. A snapshot behind it goes, too."""
         place = position.idx - self.cut.idx
-        assert place >= 0 and (not self.snapshots or position.idx >= self.snapshots[-1].index), "a snapshot is ahead"
+        assert place >= 0, "it is cut off already"
+        self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.index <= position.idx]
         self.orphans += self.entries[place:]
         del self.entries[place:]
         self._settle()

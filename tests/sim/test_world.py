@@ -20,7 +20,7 @@ from tests.sim.world import Simulation
 
 SEEDS_PER_TEST = 20
 TWO_HEADS = 200
-ONE_HEAD = 120
+ONE_HEAD = 80
 
 
 def run(seed: int, **words: Any) -> Simulation:

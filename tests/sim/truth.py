@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from beo import events as ev
+from beo import messages as ms
 from beo import votes
 from beo.entries import Entry
 from beo.ha import acts as pacts
@@ -59,6 +60,7 @@ class Truth:
         self.released: dict[str, int] = {}  # key -> job: an answer to its client has left a head
         self.excused: set[str] = set()  # keys that were lost where the level allows it
         self.lost_jobs: set[int] = set()  # jobs of which some entry was lost where the level allows it
+        self.requeued: set[int] = set()  # jobs that an operator let begin again
         self.commits = 0
         self.operated: Counter[str] = Counter()  # entries by which somebody ran the cluster
 
@@ -154,6 +156,8 @@ class Truth:
                 raise Violation(f"incarnation {event.incarnation} is of {node} and of {event.node}")
         elif isinstance(event, OPERATIONS):
             self.operated[type(event).__name__] += 1
+            if isinstance(event, ev.RequeueRequested):
+                self.requeued.add(event.job)
 
     def releases(self, host: HeadHost, key: str, job: int) -> None:
         """A head tells a client that its submission is job `job`: then it must be as safe as the level says."""
@@ -171,6 +175,11 @@ class Truth:
                 raise Violation(f"{host.name} acknowledges {key}, which {other.name}, in step, hasn't received")
         if self.released.setdefault(key, job) != job and key not in self.excused:
             raise Violation(f"submission {key} is job {self.released[key]} and job {job}")
+
+    def answers(self, host: HeadHost, message: object) -> None:
+        """A head answers a client: that is to act, so no other head may be acting."""
+        if isinstance(message, ms.SubmittedIs | ms.JobsAre | ms.InfoIs) and not self._sim.acts(host):
+            raise Violation(f"I1: {host.name} answers, and has no lease: {message}")
 
     def _holds(self, host: HeadHost, entry: Entry, durable: bool) -> bool:
         disk = host.disk
@@ -255,9 +264,19 @@ class Truth:
     def _follows(self, before: Cfg, after: Cfg) -> None:
         if votes.generation(before.epoch) != votes.generation(after.epoch):
             return  # an operator has said that the other head is dead
-        alone = after.heads if len(after.heads) == 1 else ()
-        if after.n <= before.n or not set(alone) <= set(before.heads):
+        # Who goes on alone must have been in step: by the value chosen before, or by one that was proposed since and is
+        # what this one was derived from. That is enough: both in step is proposed only when the other head has all
+        # that is durable here, and from then on a commit needs both, chosen or not.
+        alone = set(after.heads) if len(after.heads) == 1 else set()
+        since = (cfg for cfg in self._accepted if before.order < cfg.order < after.order and cfg.n < after.n)
+        follows = alone <= set(before.heads) or any(alone < set(cfg.heads) for cfg in since)
+        if after.n <= before.n or not follows:
             raise Violation(f"I6: {after} was chosen after {before}")
+
+    @property
+    def changes(self) -> int:
+        """How often another value of the register was chosen."""
+        return len(self._order)
 
     @property
     def alone(self) -> str:

@@ -61,10 +61,19 @@ class Simulation:
         slow = choose("slow", 0.0, 0.0, 0.1, 0.4)
         every_s = choose("every_s", (0.3, 2.5), (1.0, 6.0), (4.0, 9.0))
         kinds = words.pop("kinds", trouble.KINDS)
+        self.prompt_s: float = words.pop("prompt_s", PATIENCE_S)
+        self._stream_s: float = words.pop("stream_s", 0.0)
+        self._changes_max: int = words.pop("changes_max", 1_000_000)
         self.trouble_s: float = words.pop("trouble_s", TROUBLE_S)
         assert not words, f"no such choice: {sorted(words)}"
-        self.lease_s = PairSettings().lease_s
-        self.settings = PairSettings(level=self.level, takeover=self.takeover, failback=self.failback)
+        self.lease_s, silence_s = choose("times_s", (0.6, 0.4), (0.6, 0.4), (0.6, 0.6), (1.5, 0.5))
+        self.settings = PairSettings(
+            level=self.level,
+            takeover=self.takeover,
+            failback=self.failback,
+            lease_s=self.lease_s,
+            silence_s=silence_s,
+        )
 
         names = [f"n{n + 1}" for n in range(workers)]
         self.racks = {name: ("r1", "r2")[place % 2] for place, name in enumerate((*self.head_names, *names))}
@@ -101,6 +110,8 @@ class Simulation:
         after(1.0, self.operator.mend)
         if workers:
             after(random.uniform(0.0, 3.0), self.operator.operate)
+        if self._stream_s:
+            after(1.0, self._stream)
         if steered and len(self.heads) > 1:
             after(random.uniform(2.0, 8.0), self.operator.steer)
 
@@ -148,6 +159,7 @@ class Simulation:
         if name == Client.NAME:
             if isinstance(message, ms.SubmittedIs):
                 self.truth.releases(head, self.client.key_of(effect.request), message.job)
+            self.truth.answers(head, message)
             heard = ms.to_client.decode(ms.encode(message))
             self.net.send(head.name, name, lambda: self.client.hear(effect.request, heard))
         elif name == Witness.NAME:
@@ -182,6 +194,11 @@ class Simulation:
         }
         self.client.submit(ms.Submit(f"k{len(self.client.wishes) + 1}", spec(**words), 1000, 1000, ()))
 
+    def _stream(self) -> None:
+        if not self.healed:
+            self.submit()
+            self.clock.after(self._stream_s, self._stream)
+
     # ---- a run
 
     def run(self) -> Simulation:
@@ -190,6 +207,8 @@ class Simulation:
         end_s = clock.s + self.trouble_s
         while clock.s < end_s:
             clock.step()
+        if self._stream_s and not any(head.replica and head.replica.pair.in_step for head in self.heads.values()):
+            raise Violation("a steady stream of submissions kept the heads out of step")
         self.heal()
         end_s = clock.s + PATIENCE_S
         step = 0
@@ -248,6 +267,10 @@ class Simulation:
 
     def _check(self) -> None:
         truth = self.truth
+        if faults := self.client.faults():
+            raise Violation("; ".join(faults))
+        if truth.changes > self._changes_max:
+            raise Violation(f"the heads fell out of step and got in step again {truth.changes} times")
         states = [head.replica.state for head in self.heads.values() if head.replica]
         state = states[0]
         for key, number in self.client.acknowledged.items():
