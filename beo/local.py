@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from beo import lockfile, log, nodeset, supervisor
-from beo.config import Home, write_durably
+from beo.config import Home, Who, write_durably
 from beo.errors import BeoError, Conflict, NoHead, Refused, TimedOut, UsageError, reason
 from beo.supervisor import Daemon
 
@@ -40,7 +40,7 @@ WORKERS_DEFAULT = 2
 WORKERS_MAX = 200  # each is a process of some 40 MB
 SLOTS_MAX = 4_096  # of one worker
 
-FIRST = "A"  # the name of a cluster's first head
+FIRST, SECOND = "A", "B"  # the names of a cluster's heads
 LIST_MAX = 10_000  # jobs counted at `down`
 
 HEAD_ARGV = ("-P", "-m", "beo.headnode.server")
@@ -154,6 +154,41 @@ def down(home: Home, echo: Callable[[str], object] = print) -> None:
         were, they = ("was", "it is") if jobs == 1 else ("were", "they are")
         again = f"{they} queued again at the next 'beo up', unless of --requeue never"
         echo(f"{_count(jobs, 'running job')} {were} stopped; {again}")
+
+
+def free_name(path: Path) -> Path:
+    """Return PATH.old-N, the first that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return aside
+
+
+def end_second(home: Home, sign_off: Callable[[], None]) -> Path:
+    """End the second head of this machine and put its folder aside, if `sign_off` finds that the first does without.
+
+    The first one acts then, and all that runs goes on. Returns where the folder is.
+    """
+    with _alone(home):
+        plan = read_plan(home)
+        assert plan
+        own = lockfile.holding(supervisor.lock_path(home))
+        _hand_over_to_first(home)
+        if own:  # the next one takes over what runs, and doesn't know of the second head any more
+            own.send(signal.SIGKILL)
+            own.wait(supervisor.KILLED_END_S)
+            own.close()
+        try:
+            if second := lockfile.holding(home.second.head / "lock"):
+                supervisor.end_process(second)
+            sign_off()
+            aside = free_name(home.second.path)
+            os.rename(home.second.path, aside)
+            write_plan(home, msgspec.structs.replace(plan, heads=1))
+            return aside
+        finally:
+            if own:
+                _start_supervisor(home)
 
 
 def supervise(home: Home, foreground: bool = False) -> int:
@@ -424,11 +459,17 @@ def _count_running(home: Home, plan: Plan | None) -> int:
 
 def _hand_over(home: Home, plan: Plan | None) -> None:
     """Let the head of another machine act, if ours does and they are in step: then nobody waits for a lease to end."""
-    if not plan or plan.heads > 1 or not home.who_file.exists() or not home.who().others:
-        return
+    if plan and plan.heads == 1 and home.who_file.exists() and home.who().others:
+        _switch_from(home, home.who())
+
+
+def _hand_over_to_first(home: Home) -> None:
+    _switch_from(home, home.second.who())
+
+
+def _switch_from(home: Home, own: Who) -> None:
     from beo import messages
 
-    own = home.who()
     with suppress(BeoError, msgspec.DecodeError), _heads(home) as heads:
         kind = messages.PairIs
         view = heads.look(messages.AskPair(), ASK_S).get(own.control)

@@ -24,6 +24,7 @@ from beo.errors import BeoError, Conflict, NotFound, Refused, TimedOut, UsageErr
 Echo = Callable[[str], object]
 
 OWN = "newcomer"  # the key by which the cluster knows this head as a machine; all heads share the key `head`
+ALONE_S = 15.0  # for a head to go on without the other one: its silence, and an election or none
 KILL_S = 5.0  # from SIGKILL to the end
 STEP_MAX_S = 60.0  # a journal of 100,000 jobs is here within a few seconds
 LOOK_S = 0.1
@@ -181,6 +182,62 @@ def rejoin(home: Home, name: str, wipe: bool, echo: Echo) -> None:
     await_step(home, echo)
 
 
+def leave(home: Home, name: str, echo: Echo) -> None:
+    """Let a head belong to the cluster no more: one of this machine, which is ended, or one that answers no more."""
+    here = {one.who().name: one for one in (home, home.second) if one.who_file.exists()}
+    if not here:
+        home.who()  # which says so
+    name = name or (next(iter(here)) if len(here) == 1 else local.SECOND)
+    heads = next(iter(here.values())).who().heads
+    if name not in heads or len(heads) < 2:
+        raise NotFound.among("head", name, heads, f"this cluster has {' and '.join(heads)}")
+    rest = next(other for other in heads if other != name)
+    if name not in here:
+        if any(isinstance(view, ms.PairIs) and view.name == name for view in views(home).values()):
+            raise Conflict(f"head {name} answers", "", "say 'beo head leave' on its machine, or 'beo down' there first")
+        _sign_off(home, name, rest)
+        echo(f"head {name} belongs to the cluster no more: should its machine come back, remove the folder there")
+        return
+    if len(here) > 1 and name != local.SECOND:
+        raise Conflict(f"head {name}'s folder holds the other one's", str(home.path), f"let {local.SECOND} leave")
+    if len(here) > 1:
+        aside = local.end_second(home, lambda: _sign_off(home, name, rest))
+        echo(f"head {name} belongs to the cluster no more; what it had is in {aside}")
+        return
+    local.down(home, lambda _: None)
+    try:
+        _sign_off(home, name, rest)
+    except BeoError:
+        local.start(home, lambda last: last or local.Plan(0, 1))  # as it was
+        raise
+    aside = local.free_name(home.head)
+    os.rename(home.head, aside)
+    for path in (home.cluster_file, home.path / "local.json", *home.keys.glob("*.secret")):
+        path.unlink(missing_ok=True)
+    echo(f"head {name} belongs to the cluster no more; what it had is in {aside}")
+
+
+def _sign_off(home: Home, name: str, rest: str) -> None:
+    """Have the journal say that a head has left, as soon as the other one goes on without it."""
+    cluster = home.cluster()
+    deadline_s = time.monotonic() + ALONE_S
+    why = ""
+    while time.monotonic() < deadline_s:
+        found = [view for view in views(home).values() if isinstance(view, ms.PairIs) and view.name == rest]
+        if found and found[0].role == "primary" and not found[0].in_step and _goes_alone(found[0]):
+            question.ask(cluster.heads, cluster.key, home.secret("admin"), ms.LeaveHead(name), ms.Done)
+            return
+        why = found[0].why if found else f"{rest} doesn't answer"
+        time.sleep(LOOK_S)
+    cure = "'beo ha status' tells why: it needs a voter that agrees"
+    raise TimedOut(f"{rest} doesn't go on without {name}", why or f"tried for {ALONE_S:.0f} s", cure)
+
+
+def _goes_alone(view: ms.PairIs) -> bool:
+    """Whether a primary's value of the register is to go on alone. Whoever answers a LeaveHead has that chosen."""
+    return view.cfg is not None and len(view.cfg.isr) == 1
+
+
 def _own(home: Home, name: str) -> Home:
     """The folder of the head that is meant: of this machine's the only one, or that of this name."""
     here = {one.who().name: one for one in (home, home.second) if one.who_file.exists()}
@@ -196,9 +253,7 @@ def _own(home: Home, name: str) -> Home:
 def put_aside(home: Home) -> Path:
     """Let a head's folder be an empty one that knows who it is; return where the former is. Its process is killed."""
     who = home.who()
-    number = 1
-    while (aside := home.head.with_name(f"head.old-{number}")).exists():
-        number += 1
+    aside = local.free_name(home.head)
     fresh = Home(home.path / "head.new")  # whose head/ is to be
     shutil.rmtree(fresh.path, ignore_errors=True)
     fresh.head.mkdir(mode=0o700, parents=True)

@@ -223,6 +223,11 @@ def _down_max_s(home: Home) -> float:
     return max(times)
 
 
+def end_process(process: Process) -> None:
+    """End one head: SIGTERM, and SIGKILL where that is not enough."""
+    _end([process], signal.SIGTERM, HEAD_END_S)
+
+
 def _end(processes: list[Process], number: int, timeout_s: float) -> None:
     for process in processes:
         process.send(number)

@@ -16,7 +16,7 @@ from beo import birth, client, local, lockfile, machines, pairing, question
 from beo import events as ev
 from beo import messages as m
 from beo.entries import Entry
-from beo.errors import Conflict, UsageError
+from beo.errors import Conflict, NotFound, UsageError
 from beo.ha import orphans
 from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
 
@@ -228,3 +228,30 @@ def test_a_head_that_is_wiped_begins_anew_with_what_the_other_has(pair: Cluster)
     ask = (known.heads, known.key, pair.home.secret("admin"), m.ListJobs((str(job),)))
     assert question.ask(*ask, m.JobsAre).jobs[0].state == "done"
     wait_for(lambda: in_step(pair), "both are in step again")
+
+
+@pytest.mark.slow
+def test_a_head_that_leaves_is_no_loss_and_another_may_come(tmp_path: Path) -> None:
+    said: list[str] = []
+    with running(tmp_path / "beo", 1, 1, heads=2) as cluster:
+        home = cluster.home
+        job = cluster.submit(["sleep", "20"])
+        cluster.wait_for_state(job, "running")
+        known = (home.cluster().heads, home.cluster().key, home.secret("admin"))
+        with pytest.raises(Conflict, match="both heads are in step"):
+            question.ask(*known, m.LeaveHead("B"), m.Done)
+        with pytest.raises(Conflict, match="A's folder holds the other one's"):
+            pairing.leave(home, "A", said.append)
+        with pytest.raises(NotFound, match="no head 'C'"):
+            pairing.leave(home, "C", said.append)
+        cluster.beo("ha", "switchover")  # B acts: it hands over before it leaves
+        pairing.leave(home, "", said.append)
+        assert said == [f"head B belongs to the cluster no more; what it had is in {home.path}/B.old-1"]
+        wait_for(lambda: home.who().others == {}, "A knows that it is the only one")
+        (view,) = views(cluster).values()
+        assert (view.name, view.role, len(view.heads)) == ("A", "primary", 1)
+        assert cluster.job(job).state == "running", "what runs goes on"
+        assert lockfile.holder(cluster.lock("head B")) is None
+        cluster.down()
+        pairing.up(home, None, None, 2, said.append)
+        assert in_step(cluster)

@@ -33,10 +33,11 @@ TOKEN_COLUMNS = (
         ("beo head token", "let a second head join; print the command to type there"),
         ("beo head join HOST:PORT --token T", "be the second head; 'beo head token' prints this line"),
         ("beo head join --listen 192.168.1.12", "be reached there from now on"),
+        ("beo head leave", "be a head no more; the other one goes on alone"),
     ],
     exits=[("124", "the heads are not in step yet; it goes on trying")],
 )
-@click.argument("action", type=click.Choice(["init", "join", "token"]))
+@click.argument("action", type=click.Choice(["init", "join", "token", "leave"]))
 @click.argument("first", default="", metavar="[HEAD]")
 @option("--token", "text", default="", metavar="TOKEN", help="What 'beo head token' printed; -: read it from stdin.")
 @option("--expires", default="1h", show_default=True, metavar="TIME", help="The token is of no use after that.")
@@ -57,11 +58,12 @@ def head(
     init makes it the first head. A cluster that 'beo up' has made in this folder goes on with all its jobs: 'beo down'
     it first. join makes it the second one, beside the HEAD that listens there: it copies all that happens, and goes on
     when the first one dies. It returns when both are in step. token, on the first one's machine, lets it join, once.
+    leave, on its machine, ends it and lets the other one go on alone; with HEAD (A or B) one that is dead for good.
 
     'beo up' and 'beo down' start and end what this machine has of the cluster from then on.
     """
     home = config.home()
-    if action != "join" and (first or text):
+    if (action not in ("join", "leave") and first) or (action != "join" and text):
         raise UsageError(f"beo head {action} {first or '--token'}".rstrip(), "only 'join' takes that", "leave it")
     if action == "token":
         _make_token(expires, 1, "head", False, False)
@@ -69,6 +71,10 @@ def head(
         from beo import pairing
 
         pairing.join(home, first, text, listen, workers, slots, click.echo)
+    elif action == "leave":
+        from beo import pairing
+
+        pairing.leave(home, first, click.echo)
     else:
         from beo import machines
 

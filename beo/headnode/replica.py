@@ -17,7 +17,7 @@ from beo import events as ev
 from beo import messages as ms
 from beo import version, votes
 from beo.entries import Entry, Position
-from beo.errors import BeoError, Internal
+from beo.errors import BeoError, Conflict, Internal
 from beo.ha import acts as pacts
 from beo.ha.log import Log
 from beo.ha.pair import Pair
@@ -189,6 +189,11 @@ class Replica:
             self._vote(item.peer, item.key, message)
         elif isinstance(message, ms.AskPair | ms.Steer):
             self._steered(item, message)
+        elif isinstance(message, ms.LeaveHead) and self.pair.both:
+            why = "its votes and its disk are counted on"
+            self._reply(
+                item, decide.failure(Conflict("both heads are in step", why, "'beo head leave' there ends it first"))
+            )
         elif self.pair.role != "primary" or not self.head:
             if item.request:
                 self._reply(item, self._elsewhere())
