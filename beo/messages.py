@@ -754,12 +754,16 @@ class Vouch(_Message, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """The incarnation is in the journal. bulk: host:port of the bulk plane. heads: all of them; none: only this one."""
+    """The incarnation is in the journal. bulk: host:port of the bulk plane. heads: all of them; none: only this one.
+
+    began: the index with which this epoch began. A head that lacks entries of the one before gives their numbers again.
+    """
 
     epoch: int
     incarnation: str
     bulk: str
     heads: tuple[HeadView, ...] = ()
+    began: int = -1
 
 
 class Pong(_Message, frozen=True):

@@ -998,6 +998,25 @@ def test_output_that_the_old_primary_had_is_offered_to_the_new_one_before_the_en
     assert (B, "Ended") in whom(paired, object)
 
 
+def test_a_head_that_lacks_entries_gets_its_new_starts_run_and_hears_of_old_ones_that_they_are_over(
+    paired: Node,
+) -> None:
+    """A forced head, or one of level A, counts on from fewer entries: what was settled was said of others."""
+    old = paired.order((7, 1))
+    paired.head(old)
+    paired.ends()
+    paired.commit()
+    paired.pong(settled=old.index + 50)
+    assert not paired.worker.seen
+    whom(paired, object)
+    paired.head(ms.Welcome(EPOCH + 1, paired.incarnation, f"bulk of {B}", PAIR, old.index + 2), B)
+    paired.head(ms.Pong(EPOCH + 1, paired.incarnation, paired.boot_ns, 3.0, old.index - 1), B)
+    paired.head(msgspec.structs.replace(old, epoch=EPOCH + 1), B)  # as if it had never been answered
+    assert [(gone.job, gone.attempt) for gone in paired.said(ms.Gone)] == [(7, 1)]
+    paired.head(msgspec.structs.replace(paired.order((9, 1)), epoch=EPOCH + 1, index=old.index + 3), B)
+    assert [launch.order.job for launch in paired.launched] == [7, 9]
+
+
 def test_the_same_head_in_its_next_life_gets_no_output_again(paired: Node) -> None:
     paired.start()
     paired.ends(spool_length=10)

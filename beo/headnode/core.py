@@ -95,6 +95,7 @@ class Head:
         self._version = version
         self._durable = state.index if durable is None else durable
         self._began_s = 0.0
+        self._began_index = 0
         self._effects: list[Effect] = []
         self._outbox: deque[tuple[int, Send | Over | Forget | Greet]] = deque()
         self._sessions: dict[str, _Session] = {}
@@ -154,6 +155,7 @@ class Head:
             self._append(event)
         epoch = item.epoch or (self.state.epoch + 2 if self.state.epoch else 1)
         self._append(ev.EpochBegan(epoch, item.head or self.state.head, now.wall_s, item.down_s))
+        self._began_index = self.state.index
         for event in item.news:
             self._append(event)
         self._began_s = self._forget_s = now.boot_s
@@ -439,7 +441,7 @@ class Head:
         self._send(peer, self._welcome(message.incarnation))
 
     def _welcome(self, incarnation: str) -> ms.Welcome:
-        return ms.Welcome(self.state.epoch, incarnation, self._bulk, heads.listed(self.state))
+        return ms.Welcome(self.state.epoch, incarnation, self._bulk, heads.listed(self.state), self._began_index)
 
     def _ping(self, session: _Session, message: ms.Ping, now: Now) -> None:
         state = self.state

@@ -108,7 +108,8 @@ class Worker:
         self._joined = False
         self._dying = False  # this incarnation is over; waiting for its leashed parts to be gone
         self._lease_ns = 0  # CLOCK_BOOTTIME until which the head counts on this incarnation; 0: it hasn't said
-        self._settled = 0
+        self._settled = 0  # starts up to this index are all answered,
+        self._settled_by = 0  # as the head of this epoch said
         self.seen: dict[tuple[int, int], int] = {}  # (job, attempt) -> index; 0: not known, so kept for good
         self.held: dict[tuple[int, int], Held] = {}
         self._at: dict[int, Held] = {}  # warden -> what it holds
@@ -301,6 +302,8 @@ class Worker:
 
     def _follow(self, message: ms.Welcome, anew: bool, now: Now) -> None:
         """Ship to this head, and tell it what its predecessor has not committed; it may lack output, too."""
+        if anew and message.began >= 0:
+            self._settled = min(self._settled, message.began)  # what comes behind may be other entries
         moved = message.bulk != self._followed[1]
         self._followed = message.epoch, message.bulk
         self._do(Follow(message.bulk, message.heads))
@@ -338,8 +341,8 @@ class Worker:
             for held in self.held.values():
                 if held.leashed and held.warden and held.alive:
                     self._do(ToWarden(held.warden, {"op": "leash", "until_ns": until_ns}))
-        if message.settled > self._settled:
-            self._settled = message.settled
+        if message.settled >= self._settled:
+            self._settled, self._settled_by = message.settled, self._epoch
             self.seen = {
                 key: index
                 for key, index in self.seen.items()
@@ -348,7 +351,12 @@ class Worker:
 
     def _start(self, order: ms.Start, now: Now) -> None:
         key = (order.job, order.attempt)
-        if key in self.held or order.index <= self._settled:
+        if key in self.held:
+            return
+        if order.index <= self._settled:
+            if order.epoch > self._settled_by:
+                # It was over, as an earlier head knew, and this one has lost: it never runs again.
+                self._tell(ms.Gone(self.node.name, self.incarnation, *key, "it was over, as an earlier head knew"))
             return
         if now.boot_ns >= self._lease_ns:
             return  # without a lease the head may count this node as lost by now; if it doesn't, it says it again
