@@ -109,12 +109,12 @@ class Journal:
             files.callback(os.close, lockfile.hold(self._folder / "journal.lock"))
             exists = database.exists()
             mark = self._read_mark(mark_path, database)
-            if exists:
-                upgrade(self._folder, mark)
-            else:
+            if not exists:
                 _create(database, mark_path)
             self._reader = Reader(self._folder)
             files.callback(self._reader.close)
+            if exists:
+                upgrade(self._folder, mark)
             tip, self._cut, self._stamps, self._has_rest = self._reader.verify(mark)
             self._writer = connect(database, "rw")
             files.callback(self._writer.close)

@@ -15,7 +15,7 @@ from beo.errors import BeoError
 from beo.journal import Journal
 
 ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to the jobs on record: rarer with more of them
-RUN_S_MAX = 600.0  # some thousand times what 100,000 jobs take on a good disk: longer, and it is stuck
+RUN_S_MAX = 600.0  # a hundred times what 100,000 jobs take: longer, and it is stuck
 RETRY_S_MIN = 10.0  # after a failure, doubled with each further one: what failed was the disk, or is a mistake of ours
 RETRY_S_MAX = 600.0
 
