@@ -62,7 +62,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         head.beo_dir.mkdir(mode=0o700)
         (head.beo_dir / "beo.toml").write_text(SETTINGS)
         printed = said(head, "head", "init")
-        said(one, *printed.split("  beo ")[1].split(), "--slots", "1")
+        said(one, *printed.split("  beo ")[1].splitlines()[0].split(), "--slots", "1")
         said(two, *line(head), "--slots", "1")
         yield Machines(net, head, one, two)
         for host in net.hosts[:0:-1]:
