@@ -6,7 +6,7 @@ OPENMPI := build/openmpi
 PYTEST := $(BIN)/python -m pytest -q
 # All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
 # `make test PARALLEL=` runs one test after another.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 3 --dist loadfile
 # A whole run that hangs is ended; each test has its own, shorter limit in pyproject.toml.
 LIMIT := timeout --kill-after=10
 # pytest leaves with 5 where no test was selected, which is no failure of a test.

@@ -52,7 +52,11 @@ class Source:
     def __init__(self, fd: int) -> None:
         """Take a descriptor, which stays the caller's."""
         self.fd = fd
-        self.window = NO_WINDOW  # (rows, columns) of the terminal that it is
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The present (rows, columns) of the terminal that it is."""
+        return NO_WINDOW
 
     def __enter__(self) -> Source:
         """Make ready: there is nothing to do for a file or a pipe."""

@@ -297,7 +297,10 @@ OPERATING = [
     ),
     Case("events -f -n 0", "invalid value for '-n': 0 is not in the range 1<=x<=1000: see 'beo events --help'"),
     Case("doctor again", "got unexpected extra argument (again): see 'beo doctor --help'"),
-    Case("head", "missing argument '{{init|join|token|leave}}'. Choose from: init, join, token, leave: see 'beo head --help'"),
+    Case(
+        "head",
+        "missing argument '{{init|join|token|leave}}'. Choose from: init, join, token, leave: see 'beo head --help'",
+    ),
     Case("token make", "no action 'make': see 'beo token --help'"),
 ]
 

@@ -107,11 +107,11 @@ def test_a_new_size_reaches_the_program_by_sigwinch(cluster: Cluster) -> None:
     program = """
         import os, signal
         print("size", *os.get_terminal_size(), flush=True)
-        while True:
+        size = None
+        while size != (40, 10):
             signal.sigwait([signal.SIGWINCH])
-            print("size", *os.get_terminal_size(), flush=True)
-            if os.get_terminal_size() == (40, 10):
-                break
+            size = os.get_terminal_size()
+            print("size", *size, flush=True)
     """
     blocked = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])\n{textwrap.dedent(program)}"
     with session(cluster, sys.executable, "-c", blocked, rows=24, columns=80) as person:

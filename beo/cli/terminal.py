@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from beo.cli.watch import Printer
 from beo.errors import UsageError
-from beo.follow import PIECE_BYTES, Source
+from beo.follow import NO_WINDOW, PIECE_BYTES, Source
 from beo.records import STDOUT, Record
 
 ESCAPE = ord("~")
@@ -155,19 +155,29 @@ class Terminal(Source):
         self._screen = screen
         self._escapes = Escapes()
         self._raw = False
+        self._window = NO_WINDOW
         self._handlers = {
-            signal.SIGWINCH: self._look,
+            signal.SIGWINCH: self._tell_change,
             signal.SIGTSTP: self._suspend,
             signal.SIGCONT: self._make_raw,
         }
-        self._look()
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The present (rows, columns).
+
+        The kernel is asked each time: of two handlers of SIGWINCH, one within the other, the later one ends first.
+        """
+        with suppress(OSError):
+            columns, rows = os.get_terminal_size(self.fd)
+            self._window = rows, columns
+        return self._window
 
     def __enter__(self) -> Terminal:
         """Make the terminal raw."""
         self._before = termios.tcgetattr(self.fd)
         self._handlers_before = {number: signal.signal(number, new) for number, new in self._handlers.items()}
         self._make_raw()
-        self._look()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,10 +212,7 @@ class Terminal(Source):
                 print("\n".join(lines), file=sys.stderr, flush=True)
         return kept
 
-    def _look(self, *_: object) -> None:
-        with suppress(OSError):
-            columns, rows = os.get_terminal_size(self.fd)
-            self.window = rows, columns
+    def _tell_change(self, *_: object) -> None:
         self.changed()
 
     def _make_raw(self, *_: object) -> None:
@@ -229,7 +236,7 @@ class Terminal(Source):
         os.kill(0, signal.SIGTSTP)  # as ^Z does: whoever waits for this program in the same job stops as well
         signal.signal(signal.SIGTSTP, self._suspend)
         self._make_raw()
-        self._look()
+        self.changed()
 
     def _is_foreground(self) -> bool:
         try:
