@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 OPENMPI := build/openmpi
 PYTEST := $(BIN)/python -m pytest -q
 # All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
-# `make test PARALLEL=` runs one test after another.
-PARALLEL := -n 3 --dist loadfile
+# Much of a test's time is waiting, so three take turns on two cores. Files come in the order of their names: those with
+# few long tests aren't left for the end. `make test PARALLEL=` runs one test after another.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # A whole run that hangs is ended; each test has its own, shorter limit in pyproject.toml.
 LIMIT := timeout --kill-after=10
 # pytest leaves with 5 where no test was selected, which is no failure of a test.
