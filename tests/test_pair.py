@@ -11,7 +11,7 @@ from beo.ha import acts as pacts
 from beo.ha import leading, pair
 from beo.ha.voters import ALIVE_S, holder
 from beo.headnode import acts
-from beo.votes import Accept, Append, Appended, HandOver, Part, Present, Promise
+from beo.votes import Accept, Append, Appended, HandOver, Part, Prepare, Present, Promise
 from tests.pairs import FSYNC_S, TICK_S, Two, of
 from tests.world import ACCOUNT
 
@@ -225,6 +225,47 @@ def test_voters_change_only_by_both_sets_and_both_heads(two: Two) -> None:
     old, new = ("n1/1", "n2/1", "n3/1"), ("n1/2", "n2/1", "n3/1")
     steps = [found for n, found in enumerate(values) if n == 0 or values[n - 1] != found]
     assert steps[-3:] == [(old,), (old, new), (new,)]
+
+
+def test_who_won_says_so_again_until_enough_have_taken_it(two: Two) -> None:
+    two.kill("A")
+    assert two.wait(lambda: two["B"].role == "won", A_WHILE_S)
+    two.cut("B", *two.voters)
+    two.run(A_WHILE_S)
+    assert two["B"].role == "won" and not two.acting, "all that it said is lost"
+    two.heal()
+    assert two.wait(lambda: two.acting == ["B"], 1.0)
+
+
+@pytest.mark.parametrize("role", ["candidate", "won"])
+def test_who_promises_a_higher_epoch_while_it_stands_stands_no_more(two: Two, role: str) -> None:
+    """Else two heads collect each other's promises, and each goes on alone with them."""
+    two.kill("A")
+    assert two.wait(lambda: two["B"].role == role and (role == "won" or two["B"]._trying), A_WHILE_S)
+    epoch = two["B"].epoch
+    two.cut("B", *two.voters)
+    two.deliver("A", Prepare("A", epoch + 1))
+    two.run(2 * FSYNC_S)
+    assert two["B"].role == "idle" and two["B"].acceptor.epoch == epoch + 1
+    promises = [message for message in of(Promise, two.said) if message.epoch == epoch + 1]
+    assert promises, "and only then it says so"
+    two.deliver("A", Promise("A", epoch, None))  # late, for what it stood for
+    two.tell("B", "n1", Promise("n1/1", epoch, None))
+    two.tell("B", "n2", Promise("n2/1", epoch, None))
+    two.run(0.05)
+    assert two["B"].role != "won" and not two.acting
+
+
+def test_the_voters_stay_the_same_when_the_other_head_gets_in_step(two: Two) -> None:
+    """A voter tells its highest value only: one of fresh voters would hide one that was chosen by the former."""
+    two.kill("B")
+    two.wait(lambda: two["A"].acceptor.acc.isr == ("A",) and two["A"].chosen)
+    alone = two["A"].acceptor.acc
+    two.kill("n1")
+    two.restart("n1", "B")
+    assert two.wait(lambda: two["A"].in_step, 10.0)
+    both = next(m.cfg for m in of(Accept, two.said) if m.cfg.order > alone.order and m.cfg.isr == ("A", "B"))
+    assert both.voters == alone.voters and "n1/1" in both.voters[0]
 
 
 def test_voters_are_spread_over_racks() -> None:
