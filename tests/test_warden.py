@@ -535,7 +535,7 @@ def test_weaker_walls_hold_an_ordinary_job_too(make_agent: AgentMaker, kind: str
 
 @pytest.mark.root
 def test_a_terminal_is_its_persons_and_tells_of_its_size(agent: Agent) -> None:
-    program = "stat -c %u:%a $(tty); echo x > $(tty); stty size; trap 'stty size; exit 9' WINCH; while :; do :; done"
+    program = "trap 'stty size; exit 9' WINCH; stat -c %u:%a $(tty); echo x > $(tty); stty size; while :; do :; done"
     person: dict[str, Any] = {"uid": 65_534, "gid": 65_534, "groups": []}
     agent.start(shell(program), stdin=True, terminal=[30, 100], **person)
     wait_for(lambda: (agent.poll(), agent.output())[1].endswith(b"30 100\r\n"), "its first words")

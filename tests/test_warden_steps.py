@@ -233,8 +233,8 @@ print("size", size, [rank["status"] for rank in ended["ranks"]], flush=True)
 def test_a_client_that_hangs_up_takes_its_step_along(two: Allocation, tmp_path: Path) -> None:
     stray = f"(setsid sleep 1002.{os.getpid()} &) ; exec sleep 1001.{os.getpid()}"
     step = run(["sh", "-c", f"echo up; {stray}"], ranks=4)
-    two.batch(tmp_path, f"{step} & client=$!; read word < {tmp_path}/fifo; kill -9 $client; echo killed; sleep 1000")
     os.mkfifo(tmp_path / "fifo")
+    two.batch(tmp_path, f"{step} & client=$!; read word < {tmp_path}/fifo; kill -9 $client; echo killed; sleep 1000")
     two.until_printed(b"up\n", 4)
     sleepers = wait_for(lambda: found if len(found := _named(f".{os.getpid()}")) == 8 else None, "ranks and strays")
     (tmp_path / "fifo").write_text("go\n")
