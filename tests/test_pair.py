@@ -388,6 +388,17 @@ def test_a_hand_over_that_comes_late_changes_nothing(two: Two) -> None:
     assert two.acting == ["A"]
 
 
+def test_a_hand_over_to_a_head_that_was_emptied_does_no_harm(two: Two) -> None:
+    two.kill("B")
+    two.boxes["B"].wipe()
+    two.restart("B")
+    assert two.wait(lambda: two["B"].log.last == two["A"].log.last, 10.0) and two["B"].acceptor.acc is None
+    two.deliver("A", HandOver("A", two["A"].epoch, two["A"].log.last))
+    assert two["B"].role == "idle"
+    two.settle()
+    assert two.primary == "A"
+
+
 def test_a_switchover_is_refused_where_the_other_is_not_in_step(two: Two) -> None:
     two.kill("B")
     two.run(1.0)

@@ -308,6 +308,8 @@ class Pair(Leader):
         self._say(ToHead(Parted(self.me, message.epoch, message.position.idx, have)))
 
     def _take_over_from(self, message: HandOver) -> None:
+        if self.acceptor.acc is None:
+            return  # its disk was emptied since it accepted that it is in step: the other one goes on
         if message.epoch == self.acceptor.epoch and self.role == "idle" and self.log.last == message.position:
             self.acceptor.release()
             self._down_from_s = self._now

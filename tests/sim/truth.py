@@ -12,6 +12,8 @@ from collections import Counter
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from beo import events as ev
 from beo import messages as ms
 from beo import votes
@@ -118,7 +120,10 @@ class Truth:
         """These are lost, and the level allows it: their indices, and the numbers of their jobs, are given again."""
         for entry in entries:
             self._committed.pop(entry.index, None)
-            event = ev.decode(entry.data)
+            try:
+                event = ev.decode(entry.data)
+            except msgspec.DecodeError:
+                continue  # torn or damaged: nobody acted on it, or nobody can tell
             if isinstance(event, ev.Submitted):
                 if event.key in self.released:
                     self.excused.add(event.key)
@@ -162,16 +167,17 @@ class Truth:
     def releases(self, host: HeadHost, key: str, job: int) -> None:
         """A head tells a client that its submission is job `job`: then it must be as safe as the level says."""
         level = self._sim.level
-        entry = next((one for one in self._where[key] if self._holds(host, one, durable=True)), None)
-        if entry is None:
+        entries = [one for one in self._where[key] if self._holds(host, one, durable=True)]
+        if not entries:
             raise Violation(f"{host.name} acknowledges {key}, which isn't durable there")
         other = self._sim.heads.get(host.other)
         newest = self._chosen[self._order[-1]] if self._order else None
         if other and newest and len(newest.isr) > 1 and level != "A":
             member = f"{other.name}/{other.incarnation}"
-            if level == "C" and not self._holds(other, entry, durable=True):
+            if level == "C" and not any(self._holds(other, one, durable=True) for one in entries):
                 raise Violation(f"{host.name} acknowledges {key}, which isn't durable on {other.name}, in step")
-            if level == "B" and other.runs and member in newest.isr and not self._holds(other, entry, durable=False):
+            must = level == "B" and other.runs and member in newest.isr
+            if must and not any(self._holds(other, one, durable=False) for one in entries):
                 raise Violation(f"{host.name} acknowledges {key}, which {other.name}, in step, hasn't received")
         if self.released.setdefault(key, job) != job and key not in self.excused:
             raise Violation(f"submission {key} is job {self.released[key]} and job {job}")
@@ -184,7 +190,8 @@ class Truth:
     def _holds(self, host: HeadHost, entry: Entry, durable: bool) -> bool:
         disk = host.disk
         if entry.index <= disk.cut.idx:
-            return True
+            value = (entry.epoch, entry.hash)  # cut off means committed; another one was there once, and is an orphan
+            return self._committed.get(entry.index, value) == value
         found = disk.locate(entry.index)
         return found is not None and found.hash == entry.hash and (not durable or entry.index <= disk.durable)
 

@@ -65,8 +65,8 @@ class Simulation:
         self._stream_s: float = words.pop("stream_s", 0.0)
         self._changes_max: int = words.pop("changes_max", 1_000_000)
         self.trouble_s: float = words.pop("trouble_s", TROUBLE_S)
-        assert not words, f"no such choice: {sorted(words)}"
         self.lease_s, silence_s = choose("times_s", (0.6, 0.4), (0.6, 0.4), (0.6, 0.6), (1.5, 0.5))
+        assert not words, f"no such choice: {sorted(words)}"
         self.settings = PairSettings(
             level=self.level,
             takeover=self.takeover,
