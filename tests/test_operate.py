@@ -371,6 +371,21 @@ def test_a_lost_node_is_forgotten_and_its_name_may_join_again(world: World) -> N
     assert world.job(world.submit()).state == "running"
 
 
+def test_late_words_of_a_forgotten_node_do_not_replace_the_one_that_has_joined_since(world: World) -> None:
+    node = world.node("n1")
+    late = ms.Join("n1", node.incarnation, node.boot, node.address, "key-n1", 4, 0, {}, ())
+    world.wait(30.0)
+    world.answer(ms.ForgetNodes("n1"), "root")
+    node.tell(late)
+    assert not world.state.nodes
+    node.reborn().come()
+    world.tick()
+    job = world.submit()
+    node.tell(late)
+    assert world.state.nodes["n1"].incarnation == node.incarnation and world.job(job).state == "running"
+    assert world.replays()
+
+
 def test_a_node_of_which_something_may_live_is_not_forgotten(world: World) -> None:
     world.node("n1")
     job = world.submit(requeue="confirm")

@@ -229,10 +229,10 @@ def declare_gone(state: State, user: User, name: str, now_s: float) -> _Decision
 
 
 def join(state: State, wish: ms.Join, now_s: float) -> list[ev.Event] | None:
-    """Take a node's introduction of itself; None: it was declared lost, or followed by another incarnation."""
-    known = state.nodes.get(wish.node)
-    if known and (wish.incarnation in known.dead or (wish.incarnation == known.incarnation and known.state != "up")):
+    """Take a node's introduction of itself; None: this incarnation of it is over."""
+    if state.is_dead(wish.node, wish.incarnation):
         return None
+    known = state.nodes.get(wish.node)
     if known and wish.incarnation == known.incarnation and not _differs(known, wish):
         return []
     if nodeset.expand(wish.node) != [wish.node]:

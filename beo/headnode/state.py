@@ -39,6 +39,7 @@ ATTEMPTS_MAX = 50  # a job that loses its nodes so often is itself the likely ca
 ATTEMPTS_KEPT = 8  # records of the last attempts per job; older ones are only counted
 SIGNALS_KEPT = 32  # per job: to be delivered again, and to recognise a repeated request
 DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
+PARTED_MAX = 10_000  # nodes that were forgotten: late words of theirs must not pass for those of a newcomer
 KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as long as its job's record
 KEYS_MAX = 1_000_000  # about 300 MB; beyond, the oldest are forgotten, and nothing as old as they is taken any more
 REVOKED_MAX = 10_000  # of the last keys that were revoked: a door must not let one in again
@@ -79,6 +80,7 @@ class Image(msgspec.Struct, array_like=True):
     born_s: float = 0.0
     down_s: float = 0.0
     takeovers: int = 0
+    parted: dict[str, list[str]] = {}
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -109,6 +111,7 @@ class State:
         self.born_s = 0.0  # wall clock
         self.down_s = 0.0  # in all: nobody acted
         self.takeovers = 0  # how often another head has begun to act than the one before
+        self.parted: dict[str, list[str]] = {}  # node that was forgotten -> its incarnations, the oldest first
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
@@ -150,6 +153,7 @@ class State:
                 self.born_s,
                 self.down_s,
                 self.takeovers,
+                self.parted,
             )
         )
 
@@ -171,6 +175,7 @@ class State:
         state.next_token, state._touched_from = image.next_token, image.index
         state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
         state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
+        state.parted = image.parted
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
@@ -204,6 +209,13 @@ class State:
     def waiting(self) -> int:
         """How many jobs wait, held ones too."""
         return len(self.queue) + self.held
+
+    def is_dead(self, name: str, incarnation: str) -> bool:
+        """Whether an incarnation of a node is over: lost, followed by another one, or forgotten with its node."""
+        node = self.nodes.get(name)
+        if not node:
+            return incarnation in self.parted.get(name, ())
+        return incarnation in node.dead or (incarnation == node.incarnation and node.state != "up")
 
     def live_parts(self, node: str) -> dict[tuple[int, int], tuple[Job, Attempt, PartState]]:
         """Return what is placed on a node and not over, by (job, attempt)."""
@@ -572,9 +584,11 @@ class State:
             event.facts,
             joined_s=event.time_s,
         )
-        if old:
-            if event.incarnation in old.dead or (event.incarnation == old.incarnation and old.state != "up"):
-                return
+        if self.is_dead(event.node, event.incarnation):
+            return
+        if not old:
+            node.dead = self.parted.pop(event.node, [])
+        else:
             node.used_slots, node.used_bytes, node.drain = old.used_slots, old.used_bytes, old.drain
             if event.incarnation == old.incarnation:
                 node.joined_s, node.dead = old.joined_s, old.dead
@@ -625,10 +639,13 @@ class State:
             node.drain = None
 
     def _node_forgotten(self, event: ev.NodeForgotten) -> None:
-        """Nothing of it lives, so that its incarnations may be forgotten with it: what comes back finds no work."""
+        """Nothing of it lives. Its incarnations are remembered: one's late words could replace the next that joins."""
         node = self.nodes.get(event.node)
         if node and node.incarnation == event.incarnation and node.state == "lost" and not self.jobs_with(node.name):
             del self.nodes[event.node]
+            self.parted[node.name] = [*node.dead[-(DEAD_KEPT - 1) :], node.incarnation]
+            if len(self.parted) > PARTED_MAX:
+                del self.parted[next(iter(self.parted))]
             self._revoke(self.node_keys.get(event.node, ""))
 
     def _forgotten(self, event: ev.Forgotten) -> None:

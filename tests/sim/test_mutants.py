@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.sim.clock import Violation
@@ -9,7 +13,9 @@ from tests.sim.mutants import MUTANTS, Mutant
 from tests.sim.world import Simulation
 
 QUICK = [mutant for mutant in MUTANTS if mutant.quick]
-OTHERS = [mutant for mutant in MUTANTS if not mutant.quick and not mutant.why]
+OTHERS = [mutant for mutant in MUTANTS if not mutant.quick and not mutant.by]
+ELSEWHERE = [mutant for mutant in MUTANTS if mutant.by]
+ROOT = Path(__file__).parents[2]
 
 
 def miss(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
@@ -38,3 +44,12 @@ def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant, monkeypatch: pyt
 @pytest.mark.parametrize("mutant", OTHERS, ids=lambda mutant: mutant.mutate.__name__)
 def test_a_guard_that_is_seldom_needed_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     miss(mutant, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ELSEWHERE, ids=lambda mutant: mutant.mutate.__name__)
+def test_a_guard_that_a_simulation_cannot_miss_has_a_test_that_does(mutant: Mutant) -> None:
+    words = ["-q", "-p", "no:cacheprovider", "-p", "tests.sim.spoil", "--spoil", mutant.mutate.__name__, mutant.by]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED and "passed" not in done.stdout, done.stdout
+    assert mutant.why

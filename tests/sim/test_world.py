@@ -40,6 +40,7 @@ def test_two_heads_keep_every_promise(first: int) -> None:
 
 
 FOUND = {
+    1275: "late words of a node that was forgotten replaced the one that had joined since, and a job ran twice",
     136: "a value was thought not to follow that was derived from a proposal",
     1685: "a torn entry was read as if it were whole",
     1833: "an entry that was cut off was taken for the one that was acknowledged",
