@@ -135,13 +135,18 @@ class Site:
         return wait_for(acting, "a primary")[-1]
 
     def await_step(self) -> None:
-        """Return when what is acknowledged is durable on both heads."""
+        """Return when what is acknowledged is durable on both heads, and either may go on: the workers vote."""
 
         def in_step() -> bool:
             views = [view for view in self.pair() if view]
-            return sorted(view.role for view in views) == ["primary", "standby"] and all(v.in_step for v in views)
+            voters = [voter for view in views if view.cfg for group in view.cfg.voters for voter in group]
+            return (
+                sorted(view.role for view in views) == ["primary", "standby"]
+                and all(view.in_step for view in views)
+                and not (self.workers and (not voters or any(voter.startswith("holder/") for voter in voters)))
+            )
 
-        wait_for(in_step, "both heads are in step", BACK_S)
+        wait_for(in_step, "both heads are in step, and who votes is a worker", BACK_S)
 
     def await_up(self) -> None:
         """Return when every node is up again."""
