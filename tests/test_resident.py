@@ -227,9 +227,13 @@ def waiting(place: Place, head: FakeHead) -> Iterator[Callable[[], "subprocess.P
 
 
 def server_of(place: Place) -> int:
-    """The child that serves the only verb under way: the one with a connection to a head's thread of this process."""
+    """The child that serves the only verb under way: the one that has the front's descriptors."""
     wait_for(lambda: len(place.children()) == 4, "one at work, and three ready")
-    return min(place.children(), key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().split()[21]))
+    (server,) = wait_for(
+        lambda: [pid for pid in place.children() if os.readlink(f"/proc/{pid}/fd/1") != os.devnull],
+        "one has the front's output",
+    )
+    return server
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGINT"])

@@ -124,9 +124,7 @@ def test_a_missing_working_directory_is_an_error_of_every_rank(agent: Agent) -> 
 def test_a_rank_gets_its_environment_its_folder_and_no_descriptor_of_ours(agent: Agent, tmp_path: Path) -> None:
     tmp = tmp_path / "tmp"
     result = agent.run(
-        shell(
-            'pwd; echo "$A $B"; ls /proc/$$/fd | tr "\\n" " "; ps -o sid= -p $$; : > "$TMPDIR/x"; stat -c %a "$TMPDIR"'
-        ),
+        shell('pwd; echo "$A $B"; ls /proc/$$/fd; ps -o sid= -p $$; : > "$TMPDIR/x"; stat -c %a "$TMPDIR"'),
         cwd="/usr",
         env={"PATH": os.environ["PATH"], "A": "1", "B": "1", "TMPDIR": str(tmp)},
         env_of={"0": {"B": "\udcff2"}},

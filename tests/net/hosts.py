@@ -256,8 +256,9 @@ def _world(pid: int) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
+    """Whether it does nothing more. D: within a vfork, say, whose child was stopped; it stops as soon as it can."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZXD"
     return True
 
 
