@@ -155,7 +155,9 @@ class Trouble:
     def _flip(self, head: HeadHost) -> None:
         """Not where the only whole journal is: no software brings that back."""
         sim = self._sim
-        if sim.truth.alone != head.name and head.replica and not any(h.disk.damaged for h in sim.heads.values()):
+        others = [host.disk for host in sim.heads.values() if host is not head]
+        is_elsewhere = any(disk.durable >= head.disk.durable and not disk.damaged for disk in others)
+        if sim.truth.alone != head.name and head.replica and is_elsewhere:
             sim.say(f"a bit flips on {head.name}")
             self._kill(head, 0.5)
             head.disk.flip()
