@@ -191,17 +191,22 @@ class Operator:
         sim.clock.after(sim.random.uniform(2.0, 8.0), self.steer)
 
     def mend(self) -> None:
-        """What needs a person: a damaged disk is wiped when the other head acts; manual heads are told to take over."""
+        """What needs a person.
+
+        A damaged disk is wiped when the other head acts, which is forced where one has nothing and nobody acts;
+        manual heads are told to take over.
+        """
         sim = self.sim
         acting = [head for head in sim.heads.values() if head.replica and sim.acts(head)]
         self._idle_s = 0.0 if acting else self._idle_s + 1.0
         for head in sim.heads.values():
             other = sim.heads.get(head.other)
-            if not head.disk.damaged or not head.powered or not other:
+            has_nothing = head.disk.damaged or head.disk.last.idx == 0
+            if not has_nothing or not head.powered or not other:
                 continue
-            if other in acting:
+            if other in acting and head.disk.damaged:
                 head.wipe()
-            elif self._idle_s > 6.0 and other.replica:
+            elif self._idle_s > 6.0 and other.replica and other.disk.last.idx:
                 self._say_to(other, ms.Steer("force"))
         if self._idle_s > 4.0 and (sim.healed or sim.takeover == "manual"):
             up = [head for head in sim.heads.values() if head.replica]
