@@ -254,4 +254,4 @@ def test_a_head_that_leaves_is_no_loss_and_another_may_come(tmp_path: Path) -> N
         assert lockfile.holder(cluster.lock("head B")) is None
         cluster.down()
         pairing.up(home, None, None, 2, said.append)
-        assert in_step(cluster)
+        wait_for(lambda: in_step(cluster), "both say that they are in step")
