@@ -27,6 +27,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from beo import config
+from beo.errors import NoHead
+from beo.worker import remains
 from tests.cluster import BEO, PATIENCE_S, ROOT, is_alive, kill, send, wait_for
 from tests.net.space import Space, do, missing
 from tests.net.switch import ANY, NOT_ARP, Switch, Way, some
@@ -101,6 +104,11 @@ class Host:
         """Cut its power: everything in it ends at once, and its folder stays."""
         self.lose_power()
         self._space.end()
+
+    def sweep(self) -> None:
+        """Remove what jobs had in /tmp when it lost its power: a worker's own is in its memory, hosts share one."""
+        with suppress(NoHead):
+            remains.remove(config.Home(self.beo_dir).cluster().cluster, [self.name])
 
     def lose_power(self) -> None:
         """The first half of a crash, which is to be called afterwards: so several hosts fall at one moment."""
@@ -240,6 +248,8 @@ class Network:
     def close(self) -> None:
         """End everything."""
         self.crash(*self.hosts)
+        for host in self.hosts:
+            host.sweep()
         self.switch.space.end()
         for process in self.commands:
             process.wait(PATIENCE_S)
