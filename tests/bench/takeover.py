@@ -24,12 +24,13 @@ from tests.bench.table import Row
 from tests.cluster import kill, send, wait_for
 from tests.history import now_ns
 from tests.net.hosts import Host, missing, network
-from tests.net.site import Site
+from tests.net.site import Site, said
 
 TIMES = 30  # each of kill, stop and cut
 SWITCHES = 30
 LONG_TIMES = 10
 JOBS = 100_000  # in the journal of the last measurement
+DISK_BYTES = 1 << 30  # of a head
 WINDOW = 64
 ORDER_S = 2.0  # of one order to submit, while the journal is filled
 IDLE_S = 5.0
@@ -122,6 +123,7 @@ def takeover_long(folder: Path) -> Iterator[Row]:
     if not _can():
         return
     with pair(folder) as site:
+        said(site.client, "drain", ",".join(host.name for host in site.workers))  # else the jobs run meanwhile
         _fill(site, folder)
         steady = Steady(site.client, folder / "steady")
         row = Row(f"head killed, {JOBS:,} jobs in the journal → the next submission is acknowledged", "ms")
@@ -138,7 +140,7 @@ def _can() -> bool:
 def pair(folder: Path, heads: int = 2, workers: int = 3) -> Iterator[Site]:
     """A cluster on hosts, in step where it has two heads."""
     with network(folder, 0) as net:
-        site = Site(net, folder, heads, workers, lambda _: HEAD)
+        site = Site(net, folder, heads, workers, lambda _: HEAD, disk_bytes=DISK_BYTES)
         if heads > 1:
             site.await_step()
         yield site

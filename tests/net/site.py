@@ -57,15 +57,17 @@ class Site:
         settings: Callable[[Host], str] = lambda _: SETTINGS,
         before: Callable[[Host], None] = lambda _: None,
         links: Collection[int] = (),
+        disk_bytes: int = DISK_BYTES,
     ) -> None:
         """Make and join them all. folder: where jobs and clients write what happened.
 
         settings: of each head. before: done on the host of each before it becomes one. links: as for `Network.add`.
+        disk_bytes: of each head's disk.
         """
         self.net = net
         self.folder = folder
         self.notes = folder / "notes"
-        self.heads = [net.add(links, DISK_BYTES) for _ in range(heads)]
+        self.heads = [net.add(links, disk_bytes) for _ in range(heads)]
         self.workers = [net.add(links) for _ in range(workers)]
         self.client = net.add(links)
         self.history = history.History(self.notes)
