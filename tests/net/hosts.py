@@ -138,11 +138,17 @@ class Host:
         if kinds:
             send(self.daemons(*kinds), signal.SIGSTOP)
             return
-        stopped: set[int] = set()
-        while fresh := set(self.pids) - stopped:
-            send(fresh, signal.SIGSTOP)
-            stopped |= fresh
-        wait_for(lambda: all(map(_is_stopped, [*self.pids, *self._waiting])), f"{self.name} is stopped")
+        wait_for(self._halt, f"{self.name} is stopped")
+
+    def _halt(self) -> bool:
+        """Send SIGSTOP to what still runs in it; say whether nothing does, and nobody outside waits for more."""
+        moving = [pid for pid in self.pids if not _is_stopped(pid)]
+        for pid in moving:
+            if _state(pid) == "D":  # within a vfork it stops only when its child, stopped just before, has begun
+                send(_children(pid), signal.SIGCONT)
+            else:
+                send([pid], signal.SIGSTOP)
+        return not moving and all(map(_is_stopped, self._waiting))
 
     def go_on(self) -> None:
         """Let it go on."""
@@ -266,10 +272,19 @@ def _world(pid: int) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether it does nothing more. D: within a vfork, say, whose child was stopped; it stops as soon as it can."""
+    return _state(pid) in "TZX"
+
+
+def _state(pid: int) -> str:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZXD"
-    return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def _ways(one: Host, other: Host, link: int) -> list[Way]:
