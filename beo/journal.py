@@ -111,7 +111,7 @@ class Journal:
             mark = self._read_mark(mark_path, database)
             if not exists:
                 _create(database, mark_path)
-            self._reader = Reader(self._folder)
+            self._reader = Reader(self._folder)  # before the upgrade: then no connection of that is the last to close
             files.callback(self._reader.close)
             if exists:
                 upgrade(self._folder, mark)

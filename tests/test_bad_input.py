@@ -301,6 +301,8 @@ OPERATING = [
         "head",
         "missing argument '{{init|join|token|leave}}'. Choose from: init, join, token, leave: see 'beo head --help'",
     ),
+    Case("head token pc1", "beo head token pc1 (only 'join' and 'leave' take a head): leave it out"),
+    Case("head leave --token T", "beo head leave --token (only 'join' takes one): leave it out"),
     Case("token make", "no action 'make': see 'beo token --help'"),
 ]
 

@@ -63,8 +63,10 @@ def head(
     'beo up' and 'beo down' start and end what this machine has of the cluster from then on.
     """
     home = config.home()
-    if (action not in ("join", "leave") and first) or (action != "join" and text):
-        raise UsageError(f"beo head {action} {first or '--token'}".rstrip(), "only 'join' takes that", "leave it")
+    if first and action not in ("join", "leave"):
+        raise UsageError(f"beo head {action} {first}", "only 'join' and 'leave' take a head", "leave it out")
+    if text and action != "join":
+        raise UsageError(f"beo head {action} --token", "only 'join' takes one", "leave it out")
     if action == "token":
         _make_token(expires, 1, "head", False, False)
     elif action == "join":
