@@ -86,6 +86,7 @@ def test_a_dead_or_stopped_head_is_done_without(pair: tuple[FakeHead, FakeHead],
 @pytest.mark.parametrize("harm", ["stop", "freeze"])
 def test_a_head_that_was_never_there_is_done_without(pair: tuple[FakeHead, FakeHead], harm: str) -> None:
     first, second = pair
+    first.on(m.Info, None)  # what it says once it goes on, when nobody listens any more
     getattr(first, harm)()
     second.on(m.Info, INFO)
     with Cluster(first.home) as cluster:

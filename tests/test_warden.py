@@ -171,8 +171,8 @@ def test_a_rank_that_fails_lets_the_others_go_on_and_one_that_is_killed_does_not
     env_of = {str(rank): {"R": str(rank)} for rank in range(3)}
     agent.start(program, ranks=[0, 1, 2], size=3, env_of=env_of, cwd=str(tmp_path))
     wait_for(lambda: (tmp_path / "1").exists() and (tmp_path / "2").exists(), "ranks 1 and 2")
-    pids = agent.pids()
-    os.kill(pids["2"], signal.SIGKILL)
+    wait_for(lambda: set(agent.pids()) == {"1", "2"}, "rank 0 has failed, the others go on")
+    os.kill(agent.pids()["2"], signal.SIGKILL)
     result = agent.wait("ended")["result"]
     assert [rank["status"] for rank in result["ranks"]] == [3, 137, 137]
     assert (result["reason"], result["culprit"], result["status"]) == ("rank 2 was killed by SIGKILL", 2, 137)
