@@ -308,6 +308,10 @@ class Cluster:
         self._known = self.home.learn(self._known or self.home.cluster(), control, bulk)
         return answer
 
+    def tree(self, patience_s: float | None = PATIENCE_S) -> str:
+        """Return where the tree of files is served, host:port; "" where it is just being started."""
+        return self._ask(m.AskTree(), m.TreeIs, patience_s).address
+
     def submit(
         self,
         job: spec.JobSpec,

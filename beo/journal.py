@@ -65,7 +65,8 @@ class Journal:
 
     `on_durable(index)` is called from the commit thread after each commit, with the last durable index (never lower
     than before, unless the tail was cut); `on_failure(error)` is called from there once, after which nothing is ever
-    written again and the process should end. Both must return quickly and not close the journal.
+    written again and the process should end. Both must return quickly and not close the journal. `before()` is called
+    from there before each commit: what belongs to these entries and is not in them is made durable by it.
 
     Opening reads and checks everything. It raises `DamagedJournal` if something acknowledged is missing or changed, and
     `BeoError` if another process has the folder open or it cannot be written. All methods but the two callbacks' are
@@ -77,12 +78,17 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, on_durable: Callable[[int], None], on_failure: Callable[[BaseException], None]
+        self,
+        path: Path,
+        on_durable: Callable[[int], None],
+        on_failure: Callable[[BaseException], None],
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the journal in folder `path`, creating it if there is none; see the class for errors."""
         self._folder = path.resolve()
         self._on_durable = on_durable
         self._on_failure = on_failure
+        self._before = before
         self._wake = threading.Condition()  # guards the six below
         self._queue: list[Entry | Stamp] = []
         self._committing = False
@@ -418,6 +424,7 @@ class Journal:
     def _run(self) -> None:
         try:
             while (batch := self._take()) is not None:
+                self._before()
                 self._commit(batch)
                 if batch:
                     self._on_durable(self.durable_index)

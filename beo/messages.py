@@ -245,6 +245,10 @@ class ListNodes(_Message, frozen=True):
     """→ NodesAre"""
 
 
+class AskTree(_Message, frozen=True):
+    """Where is the tree of files served? From then on it is. → TreeIs"""
+
+
 class ListEvents(_Message, frozen=True):
     """Journal entries with an index above `after` (0: the last `limit`), newest last. → EventsAre
 
@@ -391,6 +395,12 @@ class InfoIs(_Message, frozen=True):
     role: str = ""
     uid: int = -1  # whose jobs the client may submit; -1: anybody's
     heads: tuple[HeadView, ...] = ()  # all of them; none: only the one that answers
+
+
+class TreeIs(_Message, frozen=True):
+    """Where the tree of files is served, host:port; "": nowhere yet, it is being started."""
+
+    address: str
 
 
 class TokenView(msgspec.Struct, frozen=True, array_like=True):
@@ -1061,6 +1071,7 @@ class Exported(_Message, frozen=True):
 
 ClientRequest = Union[  # noqa: UP007
     Info,
+    AskTree,
     Submit,
     ListJobs,
     ShowJob,
@@ -1099,6 +1110,7 @@ HeadAnswer = Union[  # noqa: UP007
     Failed,
     Done,
     InfoIs,
+    TreeIs,
     SubmittedIs,
     JobsAre,
     DetailsAre,

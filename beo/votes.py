@@ -223,6 +223,7 @@ class Hello(_Message, frozen=True):
     role: str
     epoch: int
     voters: tuple[str, ...] = ()  # possible voters that it hears
+    tree: str = ""  # where its tree of files is served
 
 
 Ballot = Union[Promise, Accepted, Granted, Refuse]  # noqa: UP007

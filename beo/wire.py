@@ -154,7 +154,7 @@ class Server:
 
     def receive(self) -> list[tuple[bytes, str, int, bytes]]:
         """Return what has come: (peer, its public key, request id, body). Frames that aren't ours are dropped."""
-        self._judge()
+        self.judge()
         received = []
         for _ in range(RECEIVE_BATCH):
             if not _readable(self._router):
@@ -180,7 +180,8 @@ class Server:
         news, self._news = self._news, []
         return news
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
+        """Say which keys may connect, and read nothing else."""
         while _readable(self._zap):
             version, request, _domain, _address, _identity, mechanism, *credentials = self._zap.recv_multipart(_NOW)
             key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from beo import compaction, compactor, snapshots
 from beo import events as ev
-from beo import snapshots
+from beo.compaction import Compaction
 from beo.entries import Snapshot
 from beo.errors import BeoError
-from beo.headnode import compaction, compactor
-from beo.headnode.compaction import Compaction
 from beo.headnode.replay import replay
 from beo.headnode.state import State
 from beo.journal import Journal
@@ -86,7 +85,7 @@ def left(folder: Path) -> list[str]:
 def test_another_process_makes_the_state_that_the_head_has_byte_for_byte(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, 200)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         compacting.tick(journal.durable_index, 300, 0.0)
         assert not compacting._run, "with so many jobs, that isn't due yet"
         run_to_its_end(compacting, journal)
@@ -117,7 +116,7 @@ def test_another_process_makes_the_state_that_the_head_has_byte_for_byte(tmp_pat
 def test_commits_go_on_while_a_snapshot_of_a_large_state_is_made(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, 5_000)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         compacting.tick(journal.durable_index, 0, 0.0)
         assert compacting._run
         commits = 0
@@ -137,7 +136,7 @@ def test_a_process_that_is_killed_or_fails_costs_another_try_later(
 ) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, ENOUGH)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         upto = journal.durable_index
         compacting.tick(upto, 0, 1000.0)
         assert compacting._run
@@ -165,7 +164,7 @@ def test_a_process_that_is_killed_or_fails_costs_another_try_later(
 def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, ENOUGH)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         compacting.tick(journal.durable_index, 0, 0.0)
         assert compacting._run
         run = compacting._run
@@ -179,7 +178,7 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
 def test_a_snapshot_under_way_is_void_when_its_entries_are_cut(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, ENOUGH)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         compacting.tick(journal.durable_index, 0, 0.0)
         assert compacting._run
         run = compacting._run
@@ -194,7 +193,7 @@ def test_a_snapshot_under_way_is_void_when_its_entries_are_cut(tmp_path: Path) -
 def test_a_head_that_ends_takes_the_process_along(tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, watch):
         cluster(journal, watch, ENOUGH)
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         compacting.tick(journal.durable_index, 0, 0.0)
         assert compacting._run
         pid = compacting._run.pid
@@ -208,11 +207,11 @@ KILLED_HEAD = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from beo.headnode import compaction
+    from beo import compaction
     from beo.journal import Journal
     journal = Journal(Path(sys.argv[1]), print, print)
     compaction.ENTRIES_MIN = 10
-    compacting = compaction.Compaction(journal, Path(sys.argv[1]))
+    compacting = compaction.Compaction(journal, Path(sys.argv[1]), "beo.headnode.compactor")
     compacting.tick(journal.durable_index, 0, 0.0)
     print(compacting._run.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -228,7 +227,7 @@ def test_a_head_that_is_killed_takes_the_process_along_and_the_next_one_begins_a
     pid = int(ran.stdout)
     wait_for(lambda: not is_alive(pid), "it ends")
     with opened(tmp_path) as (journal, _):
-        compacting = Compaction(journal, tmp_path)
+        compacting = Compaction(journal, tmp_path, "beo.headnode.compactor")
         run_to_its_end(compacting, journal)
         assert journal.snapshot_index == journal.last_index and len(left(tmp_path)) == 1
 
@@ -256,7 +255,7 @@ FULL_DISK = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-    from beo.headnode import compaction
+    from beo import compaction
     from beo.journal import Journal
     from tests.cluster import wait_for
     from tests.test_compaction import cluster, happen, left, run_to_its_end, submissions
@@ -268,7 +267,7 @@ FULL_DISK = textwrap.dedent(
         cluster(journal, watch, 2_000)
         with open(folder / "filler", "wb") as filler:
             filler.write(bytes(60 << 20))
-        compacting = compaction.Compaction(journal, folder)
+        compacting = compaction.Compaction(journal, folder, "beo.headnode.compactor")
         run_to_its_end(compacting, journal)
         assert journal.snapshot_index == 0 and not left(folder)
         happen(journal, watch, *submissions(2_001, 2_010))
@@ -301,4 +300,4 @@ def test_a_snapshot_that_does_not_lead_to_its_entry_is_not_made(tmp_path: Path) 
         journal.adopt_snapshot(10)
         wait_for(lambda: not journal.is_adopting, "it counts")
         with pytest.raises(BeoError, match="entry 11 was replayed as"):
-            compactor.compact(tmp_path, journal.last_index)
+            compactor.compact(tmp_path, journal.last_index, replay)

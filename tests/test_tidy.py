@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
-    "table votes",
+    "table votes tree.words",
     1: "ha.telling "
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
@@ -27,17 +27,19 @@ FLOORS = {
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
+    "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
-    "reader snapshots upgrade headnode.compaction headnode.clerk ha.keep ha.orphans "
+    "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
+    "tree.tie tree.store tree.segments tree.volume tree.session tree.files "
     "worker.processes worker.disk worker.bounds worker.remains "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness "
-    "headnode.compactor "
+    "compactor headnode.compactor tree.compactor headnode.tree tree.server tree.leading tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
@@ -45,12 +47,14 @@ FLOORS = {
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room
-DOORS = {("headnode.replica", "ha")}  # a head is its state and its role: the one pure file where two rooms meet
+# A head is its state and its role; the log of the tree is copied from head to head as the journal is.
+DOORS = {("headnode.replica", "ha"), ("tree.copying", "ha"), ("tree.volume", "ha")}
 
 # What a pure file may import: nothing that reads a clock, rolls dice, or touches the world outside.
 PURE_IMPORTS = (
     "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq ipaddress "
-    "itertools json math msgspec operator re shlex string struct textwrap types typing zlib"
+    "itertools json math msgspec operator re shlex string struct textwrap types typing zlib "
+    "errno stat"  # numbers alone
 )
 PURE_NAMES = {"pathlib": {"PurePath", "PurePosixPath"}}  # of a module that is not pure as a whole
 PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}

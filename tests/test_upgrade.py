@@ -86,6 +86,6 @@ def test_the_standby_first_then_a_switchover_then_the_other(pair: Cluster, newer
     wait_for(alone, "the newer head to go on alone")
 
     upgrade(pair, first.name, newer)
-    view = primary(pair)
-    assert view.name == standby and view.other_version == "9.9.9"
+    wait_for(lambda: primary(pair).other_version == "9.9.9", "the other head to be of the next beo, in step")
+    assert primary(pair).name == standby
     pair.check(history, adopted=["runs"])

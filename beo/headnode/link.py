@@ -44,6 +44,7 @@ class Link:
         self._hello_s = 0.0
         self.why = ""  # the other head is not listened to
         self._known = False  # it has introduced itself
+        self.tree = ""  # where the other head's tree of files is served
 
     def register(self, poller: wire.Poller) -> None:
         """Add to a loop; call `receive` after each poll."""
@@ -114,6 +115,7 @@ class Link:
             if self.why:
                 log.info("head %s is listened to again", theirs.head)
             self.why, self._known = "", True
+            self.tree = theirs.tree
 
     def _shut(self, why: str) -> None:
         if self.why != why:

@@ -30,6 +30,7 @@ SELF = "self"  # everybody but workers, for himself
 
 RULES: dict[type, str] = {
     ms.Info: SEEN,
+    ms.AskTree: ALL,
     ms.Submit: SELF,
     ms.ListJobs: SEEN,
     ms.ShowJob: SEEN,

@@ -26,6 +26,7 @@ import msgspec
 from beo import __version__, birth, daemon, events, lockfile, snapshots, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
+from beo.compaction import Compaction
 from beo.config import Home, Place, home
 from beo.door import Door
 from beo.entries import Entry, Position
@@ -39,7 +40,6 @@ from beo.ha.resources import Resources, missing_programs
 from beo.headnode import acts, decide, permissions, views
 from beo.headnode.alive import Alive
 from beo.headnode.clerk import Clerk
-from beo.headnode.compaction import Compaction
 from beo.headnode.link import Link
 from beo.headnode.model import ENDED, HeadInfo
 from beo.headnode.replay import replay
@@ -47,6 +47,7 @@ from beo.headnode.replica import Effect, FetchSnapshot, Input, Me, Rebuilt, Repl
 from beo.headnode.sight import Sight
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
+from beo.headnode.tree import Tree
 from beo.journal import Journal
 from beo.snapshots import Stamp
 from beo.votes import Cfg
@@ -59,6 +60,7 @@ DISK_FREE_MIN_BYTES = 64 * 1024 * 1024  # below, no new job is taken: what runs 
 SWITCH_S = 0.0005
 FETCH_AGAIN_S = 10.0  # after a snapshot could not be read: what ails a disk rarely passes within less
 EVENTS_MAX = 1_000  # journal entries in one answer
+ENTRY_BYTES = 1 << 10  # what an entry of the tree's log that the other head may lack counts as
 UNKNOWN_BYTES = 1 << 60  # of output that the other head may lack: far more than lets it in step
 
 log = logging.getLogger("beo.head")
@@ -87,7 +89,7 @@ class Server:
         self._fetched: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._fetching = False
         self._journal = Journal(where.head, self._durable, self._failed)
-        self._compaction = Compaction(self._journal, where.head)
+        self._compaction = Compaction(self._journal, where.head, "beo.headnode.compactor")
         self._replica = self._make_replica(self._replay())
         if self.state.index and self.state.cluster != self._cluster:
             raise Conflict(
@@ -96,6 +98,7 @@ class Server:
                 "restore cluster.json or the head's folder so that both belong together",
             )
         self._keys = self._public_keys()
+        self._tree = Tree(where)
         self._server = self._listen(self._who.control)
         self._link = self._open_link()
         self._streams = Streams(self._who.bulk, self._secret, where.head / "output", Sight(lambda: self.state))
@@ -229,6 +232,7 @@ class Server:
         self._server.register(poller)
         self._link.register(poller)
         poller.register(self._waker.fileno(), wire.POLLIN)
+        poller.register(self._tree.fileno(), wire.POLLIN)
         self._streams.start()
         log.info("head %s listens at %s", self._who.name, self._server.address)
         self._begin()
@@ -242,6 +246,7 @@ class Server:
             poller.poll(max(0, int((next_tick_s - now_s) * 1000) + 1))
             self._take_all()
             self._waker.clear()
+            self._tree.hear()
             while not self._knocks.empty():
                 visitor, knock = self._knocks.get_nowait()
                 self._handle(acts.Knocked(visitor, knock, self._accounts.look(knock.uid)))
@@ -250,6 +255,7 @@ class Server:
             self._handle(acts.Turn())
             self._hear_disk()
             self._direct_streams()
+            self._direct_tree()
             role = self._replica.pair
             self._streams.act_until(role.acts_until_s)
             acting, follows = role.role == "primary", role.role == "idle" and bool(role.leader)
@@ -275,14 +281,25 @@ class Server:
         if other := self._other():
             self._link.connect(other.links)
             self._link.greet()
-        lag = self._streams.lag()
-        missing = 0 if lag.in_step or not other else max(1, lag.missing_bytes)
-        if other and not self._replica.pair.both:
-            missing = lag.missing_bytes if lag.missing_bytes >= 0 else UNKNOWN_BYTES
-        self._handle(Ticked(PairTick(0.0, missing, lag.stalled_s)))
+        self._handle(Ticked(PairTick(0.0, *self._lag(other is not None))))
         self._compact(now_s)
         self._note_heads()
         self._tell_facts()
+        self._tree.tick(self.state)
+
+    def _lag(self, is_pair: bool) -> tuple[int, float]:
+        """What the other head lacks of output and of files, in bytes, and for how long it has taken none of it."""
+        if not is_pair:
+            return 0, 0.0
+        output = self._streams.lag()
+        in_step, missing, stalled_s = self._tree.lag()
+        worst_s = max(output.stalled_s, stalled_s)
+        if self._replica.pair.both:
+            lacks = [max(1, output.missing_bytes) * (not output.in_step), max(1, missing) * (not in_step)]
+            return sum(lacks), worst_s
+        if output.missing_bytes < 0 or missing < 0:
+            return UNKNOWN_BYTES, worst_s
+        return output.missing_bytes + missing * ENTRY_BYTES, worst_s
 
     def _compact(self, now_s: float) -> None:
         """Have a snapshot made when it is due, of what can't be taken back, and forget what was cut behind one."""
@@ -293,7 +310,7 @@ class Server:
 
     def _tell_facts(self) -> None:
         facts, standings = self._replica.facts, self._resources.standings()
-        troubles = (self._link.why, self._streams.lag().trouble, *standings.troubles)
+        troubles = (self._link.why, self._streams.lag().trouble, self._tree.trouble, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
         facts.orphans = self._orphans.now()
         facts.config = {**self._own, **standings.facts, verify.CLOCK: f"{time.time():.3f}"}
@@ -328,6 +345,16 @@ class Server:
         else:
             self._streams.follow(epoch, address)
 
+    def _direct_tree(self) -> None:
+        """Let the process that serves the tree know what the role of now means."""
+        pair = self._replica.pair
+        leads = pair.role == "primary"
+        epoch = pair.epoch if leads else pair.acceptor.epoch
+        other = self._link.tree if leads and self._other() else ""
+        if self._link.tree:  # what one head has, the other needs, too
+            self._tree.want()
+        self._tree.direct(leads, epoch, other, leads and pair.both, pair.acts_until_s)
+
     def _other(self) -> HeadInfo | None:
         """Where the other head is, if there is one."""
         return self._place(self._replica.pair.other)
@@ -344,8 +371,9 @@ class Server:
         me, role = replica.me, replica.pair.role
         formats = (version.ENTRY_FORMAT, version.STATE_FORMAT)
         voters = replica.pair.audible(self._now().boot_s)
+        tree = self._tree.address
         return votes.Hello(
-            me.name, self._cluster, me.incarnation, *formats, me.version, role, replica.pair.epoch, voters
+            me.name, self._cluster, me.incarnation, *formats, me.version, role, replica.pair.epoch, voters, tree
         )
 
     def _take_all(self) -> None:
@@ -363,6 +391,7 @@ class Server:
             self._door.close()
         self._resources.close()
         self._streams.stop()
+        self._tree.close()
         self._clerk.close()
         self._server.close()
         self._link.close()
@@ -381,6 +410,9 @@ class Server:
             return
         if isinstance(message, ms.ListEvents) and self._replica.head:
             self._server.send(peer, request, ms.encode(self._events(key, message)))
+            return
+        if isinstance(message, ms.AskTree) and self._replica.pair.role == "primary":
+            self._server.send(peer, request, ms.encode(self._where_tree(key, message)))
             return
         if isinstance(message, ms.Submit) and self._disk_full and message.key not in self.state.keys:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
@@ -512,6 +544,14 @@ class Server:
             error = self._streams.output_error(detail.view.id)
             details.append(msgspec.structs.replace(detail, why=(*detail.why, error)) if error else detail)
         return ms.DetailsAre(tuple(details))
+
+    def _where_tree(self, key: str, message: ms.AskTree) -> ms.TreeIs | ms.Failed:
+        try:
+            permissions.check(self.state, decide.user_of(self.state, key), message)
+            self._tree.want()
+        except BeoError as error:
+            return decide.failure(error)
+        return ms.TreeIs(self._tree.address if self._tree.is_there else "")
 
     def _events(self, key: str, message: ms.ListEvents) -> ms.EventsAre | ms.Failed:
         try:

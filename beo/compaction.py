@@ -1,4 +1,4 @@
-"""When a snapshot is due, the head has another process make it (compactor.py), and this looks after that process."""
+"""When a snapshot of a journal is due, another process makes it (compactor.py), and this looks after that process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from beo.entries import Position
 from beo.errors import BeoError
 from beo.journal import Journal
 
-ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to the jobs on record: rarer with more of them
+ENTRIES_MIN = 10_000  # a snapshot costs time in proportion to what is on record: rarer with more of it
 RUN_S_MAX = 600.0  # a hundred times what 100,000 jobs take: longer, and it is stuck
 RETRY_S_MIN = 10.0  # after a failure, doubled with each further one: what failed was the disk, or is a mistake of ours
 RETRY_S_MAX = 600.0
 
-log = logging.getLogger("beo.head")
+log = logging.getLogger("beo.compaction")
 
 
 @dataclass(slots=True)
@@ -35,19 +35,20 @@ class Run:
 class Compaction:
     """The snapshots of one journal, for the thread that owns it. Whatever goes wrong costs another try later."""
 
-    def __init__(self, journal: Journal, folder: Path) -> None:
-        """Look after the journal in `folder`; nothing is started yet."""
+    def __init__(self, journal: Journal, folder: Path, module: str) -> None:
+        """Look after the journal in `folder`; nothing is started yet. module: see compactor.py."""
         self._journal = journal
         self._folder = folder
+        self._module = module
         self._run: Run | None = None
         self._failures = 0
         self._not_before_s = 0.0
 
-    def tick(self, committed: int, jobs: int, now_s: float) -> None:
-        """See how it goes; `committed`: up to which entry nothing can be taken back. `jobs`: how many are on record."""
+    def tick(self, committed: int, records: int, now_s: float) -> None:
+        """See how it goes. committed: up to where nothing can be taken back. records: how many the state has."""
         if self._run:
             self._look(self._run, now_s)
-        elif now_s >= self._not_before_s and self._is_due(committed, jobs):
+        elif now_s >= self._not_before_s and self._is_due(committed, records):
             self._begin(committed, now_s)
 
     def stop(self) -> None:
@@ -59,15 +60,15 @@ class Compaction:
             self._run = None
             self._journal.sweep()
 
-    def _is_due(self, committed: int, jobs: int) -> bool:
-        enough = max(ENTRIES_MIN, 2 * jobs)
+    def _is_due(self, committed: int, records: int) -> bool:
+        enough = max(ENTRIES_MIN, 2 * records)
         return committed - self._journal.snapshot_index >= enough and not self._journal.is_adopting
 
     def _begin(self, index: int, now_s: float) -> None:
         position = self._journal.position(index)
         if not position:
             return
-        words = [sys.executable, "-m", "beo.headnode.compactor", str(self._folder), str(index)]
+        words = [sys.executable, "-m", self._module, str(self._folder), str(index)]
         quiet = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
         try:
             pid = os.posix_spawn(

@@ -1,0 +1,466 @@
+"""Who serves the tree, as a pure core: questions in, changes for the log and answers out.
+
+It decides on the newest tree, of which a part may not be durable yet; every answer waits for what it was decided on.
+Besides the tree it knows what need not outlive this head: who waits for a lock, and what is open where (each session
+says that anew to a new head, and inodes without a name are kept until it has had time to).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from beo.tree import decide, locks
+from beo.tree.changes import Began, Change, Changed, Ended, Locked, Reaped
+from beo.tree.decide import READ, WRITE, Refuse, Room
+from beo.tree.locks import Held
+from beo.tree.state import State
+from beo.tree.words import (
+    CHANGING,
+    DATA_MAX_BYTES,
+    ENTRIES_MAX,
+    WHOLE,
+    Answer,
+    Ask,
+    AttrIs,
+    Begin,
+    Blocker,
+    BlockerIs,
+    CancelLock,
+    Close,
+    Done,
+    Failed,
+    Get,
+    Leave,
+    List,
+    Listing,
+    Lock,
+    Look,
+    Named,
+    Open,
+    Over,
+    Present,
+    Read,
+    Space,
+    Target,
+    TargetIs,
+    Unlock,
+    Write,
+    Written,
+)
+
+SILENT_S = 15.0  # then a session that holds something is over: five times what it may be silent for
+FORGET_S = 3_600.0  # then a session that holds nothing is over
+GRACE_S = 30.0  # after which a new head believes that it knows everything that is open
+REAPED_MAX = 1_000  # inodes in one entry
+SESSIONS_MAX = 20_000  # a hundred for each of 200 nodes
+WAITING_MAX = 10_000  # for locks
+OPEN_MAX = 1_000_000  # inodes that one session says are open
+EXPIRE_EVERY_S = 1.0
+
+
+# ---- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """This change is the log's next entry; the core's tree has it already."""
+
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Answer a question."""
+
+    peer: bytes
+    number: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class SayData:
+    """Answer a question with bytes of an inode that has `length`."""
+
+    peer: bytes
+    number: int
+    ino: int
+    offset: int
+    size: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaySpace:
+    """Answer a question with the room that there is."""
+
+    peer: bytes
+    number: int
+
+
+Speech = Say | SayData | SaySpace
+Effect = Append | Speech
+
+
+class _Client:
+    """What this head knows of a session."""
+
+    def __init__(self, now_s: float) -> None:
+        self.heard_s = now_s
+        self.open: dict[int, int] = {}  # inode -> number of the question that opened it last
+
+
+class _Waiting(msgspec.Struct):
+    """Who waits for a lock."""
+
+    peer: bytes
+    ask: Ask
+    lock: Lock
+
+
+class Core:
+    """The server of one tree, for as long as this head leads."""
+
+    def __init__(self, state: State, now_s: float) -> None:
+        """Serve this tree from now on."""
+        self.state = state
+        self.room = Room()
+        self._began_s = now_s
+        self._clients = {session: _Client(now_s) for session in state.sessions}
+        self._opened: dict[int, dict[str, bool]] = {}  # inode -> sessions that have it open
+        self._waiting: dict[int, deque[_Waiting]] = {}  # inode -> who waits for a lock on it, in order
+        self._held: deque[tuple[int, Speech]] = deque()  # (entry that it waits for, what to say then)
+        self._expire_s = now_s
+        self._out: list[Effect] = []
+        self._answers: dict[type, Callable[[bytes, Ask], Answer | Speech | None]] = {
+            Look: self._look,
+            Get: self._get,
+            List: self._list,
+            Target: self._target,
+            Read: self._read,
+            Space: lambda peer, ask: SaySpace(peer, ask.number),
+            Open: self._open,
+            Close: self._close,
+            Lock: self._lock,
+            Blocker: self._blocker,
+            Unlock: self._unlock,
+            CancelLock: self._cancel,
+            Present: self._present,
+            Leave: self._leave,
+        }
+        for kind in CHANGING:
+            self._answers[kind] = self._change
+
+    def ask(self, peer: bytes, ask: Ask, now_s: float, now_ns: int) -> list[Effect]:
+        """Take a question; return what follows from it."""
+        self._out = []
+        self._now_s, self._now_ns = now_s, now_ns
+        answer = self._begin(ask) if isinstance(ask.question, Begin) else self._answer(peer, ask)
+        if answer is not None:
+            self._say(peer, ask, answer)
+        return self._out
+
+    def durable(self, index: int) -> list[Speech]:
+        """Everything up to an entry is durable where it has to be: return what may be said now."""
+        said = []
+        while self._held and self._held[0][0] <= index:
+            said.append(self._held.popleft()[1])
+        return said
+
+    def tick(self, now_s: float, now_ns: int) -> list[Effect]:
+        """Let time pass: sessions end, and inodes that nobody has any more go."""
+        self._out = []
+        self._now_s, self._now_ns = now_s, now_ns
+        if now_s >= self._expire_s:
+            self._expire_s = now_s + EXPIRE_EVERY_S
+            for session, client in list(self._clients.items()):
+                holds = bool(client.open) or self._has_locks(session)
+                if now_s - client.heard_s > (SILENT_S if holds else FORGET_S):
+                    self._end(session)
+        if now_s - self._began_s >= GRACE_S or not self._clients_before():
+            free = [ino for ino in self.state.loose if ino not in self._opened][:REAPED_MAX]
+            if free:
+                self._append(Reaped("", 0, 0, now_ns, tuple(free)))
+        return self._out
+
+    # ---- one question
+
+    def _answer(self, peer: bytes, ask: Ask) -> Answer | Speech | None:
+        client = self._clients.get(ask.session)
+        if client is None:
+            return Over()
+        client.heard_s = self._now_s
+        handler = self._answers.get(type(ask.question))
+        if handler is None:
+            return Failed(errno.ENOSYS)
+        try:
+            return handler(peer, ask)
+        except Refuse as refused:
+            return Failed(refused.errno)
+
+    def _say(self, peer: bytes, ask: Ask, answer: Answer | Speech) -> None:
+        speech = answer if isinstance(answer, Speech) else Say(peer, ask.number, answer)
+        self._held.append((self.state.index, speech))
+
+    def _append(self, change: Change) -> int:
+        about = self.state.apply(change)
+        self._out.append(Append(change))
+        return about
+
+    def _known(self, ask: Ask) -> int | None:
+        """Return what a question came to, if it was answered before; None where it is new."""
+        session = self.state.sessions[ask.session]
+        return session.answered.get(ask.number)
+
+    def _change(self, peer: bytes, ask: Ask) -> Answer:
+        about = self._known(ask)
+        if about is None:
+            change = decide.decide(self.state, ask, self._now_ns, self.room)
+            if change is not None:
+                about = self._append(change)
+            else:
+                about = getattr(ask.question, "ino", 0)
+        if isinstance(ask.question, decide.NAMES_ONLY):
+            return Done()
+        if about not in self.state.inodes:  # it was done, and then somebody took it away
+            return Failed(errno.ESTALE)
+        attr = self.state.attr(about)
+        return Written(attr) if isinstance(ask.question, Write) else AttrIs(attr)
+
+    # ---- reading
+
+    def _look(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Look)
+        ino = decide.find(self.state, ask.caller, ask.question.parent, ask.question.name)
+        return AttrIs(self.state.attr(ino))
+
+    def _get(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Get)
+        decide.inode(self.state, ask.question.ino)
+        return AttrIs(self.state.attr(ask.question.ino))
+
+    def _list(self, peer: bytes, ask: Ask) -> Answer:
+        wish = ask.question
+        assert isinstance(wish, List)
+        found = decide.folder(self.state, wish.ino)
+        decide.check(ask.caller, found, READ)
+        if wish.limit < 1:
+            raise Refuse(errno.EINVAL)
+        assert found.children is not None
+        entries: list[Named] = []
+        for name, (ino, place) in found.children.items():
+            if place <= wish.after:
+                continue
+            if len(entries) == min(wish.limit, ENTRIES_MAX):
+                return Listing(tuple(entries), found.parent, False)
+            entries.append(Named(name, place, self.state.attr(ino)))
+        return Listing(tuple(entries), found.parent, True)
+
+    def _target(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Target)
+        found = decide.inode(self.state, ask.question.ino)
+        if not found.target:
+            raise Refuse(errno.EINVAL)
+        return TargetIs(found.target)
+
+    def _read(self, peer: bytes, ask: Ask) -> Speech:
+        wish = ask.question
+        assert isinstance(wish, Read)
+        found = decide.inode(self.state, wish.ino)
+        decide.check(ask.caller, found, READ)
+        if found.is_dir:
+            raise Refuse(errno.EISDIR)
+        if not found.is_file or wish.offset < 0 or not 0 <= wish.size <= DATA_MAX_BYTES:
+            raise Refuse(errno.EINVAL)
+        return SayData(peer, ask.number, wish.ino, wish.offset, wish.size, found.size)
+
+    # ---- sessions
+
+    def _begin(self, ask: Ask) -> Answer:
+        if ask.session not in self._clients:
+            if not 16 <= len(ask.session) <= 64:
+                return Failed(errno.EINVAL)
+            if len(self._clients) >= SESSIONS_MAX:
+                return Failed(errno.EUSERS)
+            self._append(Began(ask.session, ask.number, ask.settled, self._now_ns))
+            self._clients[ask.session] = _Client(self._now_s)
+        return Done()
+
+    def _present(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Present)
+        client = self._clients[ask.session]
+        said = dict.fromkeys(ask.question.inos[:OPEN_MAX], ask.number)
+        for ino in [ino for ino in client.open if ino not in said and client.open[ino] < ask.number]:
+            self._shut(ask.session, ino)
+        for ino in said:
+            if ino in self.state.inodes:
+                self._opened.setdefault(ino, {})[ask.session] = True
+                client.open[ino] = max(client.open.get(ino, 0), ask.number)
+        return Done()
+
+    def _leave(self, peer: bytes, ask: Ask) -> Answer:
+        self._end(ask.session)
+        return Done()
+
+    def _end(self, session: str) -> None:
+        for ino in list(self._clients[session].open):
+            self._shut(session, ino)
+        del self._clients[session]
+        locked = [ino for ino, held in self.state.locks.items() if any(lock.owner[0] == session for lock in held)]
+        self._append(Ended(session, 0, 0, self._now_ns))
+        for ino, waiting in list(self._waiting.items()):
+            self._waiting[ino] = deque(one for one in waiting if one.ask.session != session)
+        for ino in locked:
+            self._grant(ino)
+
+    def _has_locks(self, session: str) -> bool:
+        return any(lock.owner[0] == session for held in self.state.locks.values() for lock in held)
+
+    def _clients_before(self) -> bool:
+        """Whether there are sessions from before this head led that have not been heard of yet."""
+        return any(client.heard_s <= self._began_s for client in self._clients.values())
+
+    # ---- what is open
+
+    def _open(self, peer: bytes, ask: Ask) -> Answer:
+        wish = ask.question
+        assert isinstance(wish, Open)
+        found = decide.inode(self.state, wish.ino)
+        if wish.truncate:
+            decide.check(ask.caller, found, WRITE)
+            if self._known(ask) is None and found.is_file:
+                change = Changed(ask.session, ask.number, ask.settled, self._now_ns, wish.ino, size=0)
+                self._append(change)
+        client = self._clients[ask.session]
+        if len(client.open) >= OPEN_MAX:
+            raise Refuse(errno.ENFILE)
+        self._opened.setdefault(wish.ino, {})[ask.session] = True
+        client.open[wish.ino] = max(client.open.get(wish.ino, 0), ask.number)
+        return AttrIs(self.state.attr(wish.ino))
+
+    def _close(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Close)
+        if self._clients[ask.session].open.get(ask.question.ino, 0) < ask.number:  # else it was opened again since
+            self._shut(ask.session, ask.question.ino)
+        return Done()
+
+    def _shut(self, session: str, ino: int) -> None:
+        self._clients[session].open.pop(ino, None)
+        holders = self._opened.get(ino, {})
+        holders.pop(session, None)
+        if not holders:
+            self._opened.pop(ino, None)
+
+    # ---- locks
+
+    def _lock(self, peer: bytes, ask: Ask) -> Answer | None:
+        wish = ask.question
+        assert isinstance(wish, Lock)
+        decide.inode(self.state, wish.ino)
+        if wish.kind not in locks.KINDS or not 0 <= wish.start <= wish.end <= WHOLE:
+            raise Refuse(errno.EINVAL)
+        if self._known(ask) is not None:
+            return Done()
+        if wish.kind != locks.UNLOCK and (barrier := self._barrier(ask, wish)):
+            if not wish.wait:
+                return Failed(errno.EAGAIN)
+            return self._queue(peer, ask, wish, barrier)
+        self._put_lock(ask, wish)
+        return Done()
+
+    def _barrier(self, ask: Ask, wish: Lock) -> Held | None:
+        return locks.blocker(self.state.locks.get(wish.ino, ()), _held(ask, wish))
+
+    def _put_lock(self, ask: Ask, wish: Lock) -> None:
+        by = (ask.session, ask.number, ask.settled, self._now_ns)
+        self._append(Locked(*by, wish.ino, wish.owner, wish.kind, wish.start, wish.end, wish.whole, wish.pid))
+        self._grant(wish.ino)
+
+    def _queue(self, peer: bytes, ask: Ask, wish: Lock, barrier: Held) -> Answer | None:
+        waiting = self._waiting.setdefault(wish.ino, deque())
+        for one in waiting:
+            if (one.ask.session, one.ask.number) == (ask.session, ask.number):
+                one.peer = peer  # asked again, over another connection
+                return None
+        if not wish.whole and self._would_wait_for_itself((ask.session, wish.owner), barrier):
+            return Failed(errno.EDEADLK)
+        if sum(map(len, self._waiting.values())) >= WAITING_MAX:
+            return Failed(errno.ENOLCK)
+        waiting.append(_Waiting(peer, ask, wish))
+        return None
+
+    def _would_wait_for_itself(self, owner: locks.Owner, barrier: Held) -> bool:
+        """Whether the owner of a lock in the way waits, directly or not, for a lock of this owner."""
+        seen: set[locks.Owner] = set()
+        current = barrier.owner
+        while current not in seen:
+            seen.add(current)
+            one = next((one for queue in self._waiting.values() for one in queue if _owner(one) == current), None)
+            if one is None or one.lock.whole:
+                return False
+            next_barrier = self._barrier(one.ask, one.lock)
+            if next_barrier is None:
+                return False
+            if next_barrier.owner == owner:
+                return True
+            current = next_barrier.owner
+        return False
+
+    def _grant(self, ino: int) -> None:
+        """Give locks to who waits for them and is in nobody's way any more, in the order in which they asked."""
+        for one in list(self._waiting.get(ino, ())):
+            queue = self._waiting.get(ino)
+            if queue is None or one not in queue or self._barrier(one.ask, one.lock):
+                continue
+            queue.remove(one)
+            if not queue:
+                del self._waiting[ino]
+            self._put_lock(one.ask, one.lock)
+            self._say(one.peer, one.ask, Done())
+
+    def _unlock(self, peer: bytes, ask: Ask) -> Answer:
+        wish = ask.question
+        assert isinstance(wish, Unlock)
+        owner = (ask.session, wish.owner)
+        for one in list(self._waiting.get(wish.ino, ())):
+            if _owner(one) == owner and one.lock.whole == wish.whole:
+                self._fail_waiting(wish.ino, one)
+        held = self.state.locks.get(wish.ino, ())
+        if any(lock.owner == owner and lock.whole == wish.whole for lock in held):
+            self._put_lock(ask, Lock(wish.ino, wish.owner, locks.UNLOCK, whole=wish.whole))
+        return Done()
+
+    def _cancel(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, CancelLock)
+        for ino, waiting in list(self._waiting.items()):
+            for one in list(waiting):
+                if one.ask.session == ask.session and one.ask.number == ask.question.number:
+                    self._fail_waiting(ino, one)
+        return Done()
+
+    def _fail_waiting(self, ino: int, one: _Waiting) -> None:
+        queue = self._waiting[ino]
+        queue.remove(one)
+        if not queue:
+            del self._waiting[ino]
+        self._say(one.peer, one.ask, Failed(errno.EINTR))
+
+    def _blocker(self, peer: bytes, ask: Ask) -> Answer:
+        wish = ask.question
+        assert isinstance(wish, Blocker)
+        decide.inode(self.state, wish.ino)
+        lock = Lock(wish.ino, wish.owner, wish.kind, wish.start, wish.end)
+        found = self._barrier(ask, lock)
+        return BlockerIs(found.kind, found.start, found.end, found.pid) if found else BlockerIs(locks.UNLOCK)
+
+
+def _held(ask: Ask, wish: Lock) -> Held:
+    return Held((ask.session, wish.owner), wish.kind, wish.start, wish.end, wish.whole, wish.pid)
+
+
+def _owner(one: _Waiting) -> locks.Owner:
+    return one.ask.session, one.lock.owner

@@ -1,0 +1,267 @@
+"""A client's session with the tree: questions to whichever head serves it, any number of them at a time.
+
+What was asked and not answered is asked again where the connection ends, or another head serves the tree; that is
+harmless, as each question has a number of its own. Whoever asks notices nothing but the time that it takes.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from beo import wire
+from beo.errors import BeoError
+from beo.tree import words as w
+
+PRESENT_EVERY_S = 3.0  # a session that holds something is over after five times that
+SILENT_S = 1.0  # after so long without an answer, it is asked where the tree is now
+AGAIN_S = 5.0  # after so long, it is asked again over the same connection: an answer may have found no room
+LOCATE_AGAIN_S = 0.05
+UNDER_WAY_MAX = 1_000  # questions that are on the wire; more wait here
+
+ROOT_CALLER = w.Caller(0, 0)
+Locate = Callable[[], str]
+
+
+class Session:
+    """One session. For one thread, in whose poll loop it lives: `register`, `receive` after each poll, `next_at`."""
+
+    def __init__(self, locate: Locate, key: str, secret: str) -> None:
+        """locate() returns the address of the tree, "" where it isn't served now; it may block, and raise BeoError.
+
+        key: the heads' public one; secret: ours.
+        """
+        self._locate, self._key, self._secret = locate, key, secret
+        self._context = wire.new_context()
+        self._connection: wire.Connection | None = None
+        self._pollers: list[wire.Poller] = []
+        self._waker = wire.Waker()
+        self._found: queue.SimpleQueue[str | BeoError] = queue.SimpleQueue()
+        self._locating = False
+        self._address = ""
+        self._id = secrets.token_hex(16)
+        self._number = 0
+        self._asked: dict[int, tuple[w.Caller, w.Question]] = {}  # not answered yet, in order
+        self._sent: dict[int, bool] = {}  # of these, what is on the wire of this connection
+        self._answers: list[tuple[int, w.Answer]] = []
+        self._opens: dict[int, int] = {}
+        self._locked: dict[int, bool] = {}  # inodes on which a lock was granted to this session
+        self._lost: dict[int, bool] = {}  # inodes whose locks were lost with an earlier session of ours
+        self._own: dict[int, bool] = {}  # questions that nobody but this file has asked
+        self._heard_s = self._sent_s = self._present_s = time.monotonic()
+        self._locate_s = 0.0
+        self.failure: BeoError | None = None  # why no head can be asked, as of the last try
+        self._put(ROOT_CALLER, w.Begin(), own=True)
+        self._find()
+
+    def register(self, poller: wire.Poller) -> None:
+        """Add to a loop."""
+        self._pollers.append(poller)
+        poller.register(self._waker.fileno(), wire.POLLIN)
+        if self._connection:
+            self._connection.register(poller)
+
+    @property
+    def next_at(self) -> float:
+        """When `receive` is to be called at the latest, as of time.monotonic."""
+        if self._answers:
+            return 0.0
+        return min(self._present_s + PRESENT_EVERY_S, time.monotonic() + SILENT_S / 4 if self._asked else float("inf"))
+
+    @property
+    def under_way(self) -> int:
+        """How many questions are not answered yet."""
+        return len(self._asked)
+
+    def ask(self, caller: w.Caller, question: w.Question) -> int:
+        """Ask, and return the number under which `receive` will give the answer."""
+        ino = getattr(question, "ino", 0)
+        if ino in self._lost and not isinstance(question, w.Close | w.Get):
+            return self._at_once(w.Failed(errno.EIO))
+        if isinstance(question, w.Open):
+            self._opens[ino] = self._opens.get(ino, 0) + 1
+        elif isinstance(question, w.Close):
+            left = self._opens.get(ino, 1) - 1
+            if left > 0:
+                self._opens[ino] = left
+                return self._at_once(w.Done())
+            self._opens.pop(ino, None)
+            if self._lost.pop(ino, None):
+                return self._at_once(w.Done())
+        number = self._put(caller, question)
+        self._flush()
+        return number
+
+    def receive(self) -> list[tuple[int, w.Answer]]:
+        """Return what has been answered, by number; do what time asks for."""
+        self._waker.clear()
+        now = time.monotonic()
+        self._take_found(now)
+        if self._connection:
+            self._read(self._connection, now)
+        if self._connection and (self._connection.renewed or self._connection.broken):
+            self._again()
+            self._find()
+        silent_s = now - max(self._heard_s, self._sent_s) if self._asked else 0.0
+        if silent_s > SILENT_S:
+            self._find()
+        if silent_s > AGAIN_S:
+            self._sent_s = now
+            self._again()
+        if now - self._present_s > PRESENT_EVERY_S:
+            self._present()
+        self._flush()
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None:
+        """End the session, without waiting for anything."""
+        if self._connection and not self._asked:
+            self._put(ROOT_CALLER, w.Leave(), own=True)
+            self._flush()
+            time.sleep(0.001)  # what was put into the socket's hands leaves with another thread
+        self._drop()
+        self._context.destroy(linger=50)
+        for poller in self._pollers:
+            poller.unregister(self._waker.fileno())
+
+    # ---- questions
+
+    def _put(self, caller: w.Caller, question: w.Question, own: bool = False) -> int:
+        self._number += 1
+        self._asked[self._number] = caller, question
+        if own:
+            self._own[self._number] = True
+        return self._number
+
+    def _at_once(self, answer: w.Answer) -> int:
+        self._number += 1
+        self._answers.append((self._number, answer))
+        return self._number
+
+    def _flush(self) -> None:
+        """Send what is not on the wire yet, in order."""
+        if not self._connection or len(self._sent) == len(self._asked):
+            return
+        settled = min(self._asked) - 1
+        for number, (caller, question) in self._asked.items():
+            if number in self._sent:
+                continue
+            if len(self._sent) >= UNDER_WAY_MAX:
+                return
+            word = w.Ask(self._id, number, settled, caller, question)
+            if not self._connection.send(number, w.encode(word)):
+                return  # nobody is there: it is looked for again after a while
+            self._sent[number] = True
+            self._sent_s = time.monotonic()
+
+    def _present(self) -> None:
+        self._present_s = time.monotonic()
+        if not any(isinstance(question, w.Present) for _, question in self._asked.values()):
+            self._put(ROOT_CALLER, w.Present(tuple(self._opens)), own=True)
+
+    # ---- answers
+
+    def _read(self, connection: wire.Connection, now: float) -> None:
+        while received := connection.receive():
+            number, body = received
+            if number not in self._asked:
+                continue  # to a question that was asked twice
+            answer = w.answer_decoder.decode(body)
+            self._heard_s = now
+            if isinstance(answer, w.Elsewhere):
+                self._sent.pop(number, None)
+                self._drop()
+                self._find()
+                return
+            if isinstance(answer, w.Over):
+                self._begin_anew()
+                return
+            _, question = self._asked.pop(number)
+            self._sent.pop(number, None)
+            if isinstance(question, w.Lock) and isinstance(answer, w.Done):
+                self._locked[question.ino] = True
+            if isinstance(question, w.Open) and not isinstance(answer, w.AttrIs):
+                self._forget_open(question.ino)
+            if not self._own.pop(number, False):
+                self._answers.append((number, answer))
+
+    def _forget_open(self, ino: int) -> None:
+        self._opens[ino] = self._opens.get(ino, 1) - 1
+        if self._opens[ino] <= 0:
+            del self._opens[ino]
+
+    def _begin_anew(self) -> None:
+        """The head gave this session up: what it had locked may be another's, and nobody may write as if not."""
+        self._lost.update(self._locked)
+        self._locked.clear()
+        for number in list(self._asked):
+            if not self._own.pop(number, False):
+                self._answers.append((number, w.Failed(errno.EIO)))
+        self._asked.clear()
+        self._sent.clear()
+        self._id = secrets.token_hex(16)
+        self._put(ROOT_CALLER, w.Begin(), own=True)
+        self._put(ROOT_CALLER, w.Present(tuple(self._opens)), own=True)
+
+    # ---- where the tree is
+
+    def _find(self) -> None:
+        now = time.monotonic()
+        if self._locating or now < self._locate_s:
+            return
+        self._locating = True
+        self._locate_s = now + LOCATE_AGAIN_S
+        threading.Thread(target=self._look, name="locate", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            self._found.put(self._locate())
+        except BeoError as error:
+            self._found.put(error)
+        self._waker.wake()
+
+    def _take_found(self, now: float) -> None:
+        while not self._found.empty():
+            self._locating = False
+            found = self._found.get()
+            if isinstance(found, BeoError):
+                self.failure = found
+                continue
+            self.failure = None
+            if not found:
+                continue
+            if found != self._address or not self._connection:
+                self._drop()
+                self._address = found
+                self._connection = wire.Connection(found, self._key, self._secret, self._context)
+                for poller in self._pollers:
+                    self._connection.register(poller)
+                self._sent_s = now
+                self._again()
+        if not self._connection and not self._locating:
+            self._find()
+
+    def _again(self) -> None:
+        """Ask everything again, and say first what is open: it may be another head that hears it."""
+        self._sent.clear()
+        begins = [number for number, (_, question) in self._asked.items() if isinstance(question, w.Begin)]
+        if not begins and self._opens:
+            asked = self._asked
+            self._number += 1
+            # Its number is newer than theirs, and still it is sent first: the order in the dictionary is what counts.
+            self._asked = {self._number: (ROOT_CALLER, w.Present(tuple(self._opens))), **asked}
+            self._own[self._number] = True
+        self._flush()
+
+    def _drop(self) -> None:
+        if self._connection:
+            for poller in self._pollers:
+                self._connection.unregister(poller)
+            self._connection.close()
+        self._connection = None
+        self._sent.clear()

@@ -1,0 +1,283 @@
+"""One head's copy of the tree, on its disk: journal, segments and store, and the tree that they come to.
+
+An entry is appended (or copied from the other head), becomes durable, and is *committed* once it is durable on every
+head that is in step. Only then its bytes go to their places in the store, so a tail that the other head never had can
+be taken back. What is appended and not yet in the store is kept in memory, too.
+
+An inode is *stale* while its bytes here are not what the log says: this head lagged so far behind that the other one
+no longer had the data of all entries, and has to fetch the inode as a whole. Which ones are is written down first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from beo.compaction import Compaction
+from beo.config import write_durably
+from beo.entries import Entry, Position
+from beo.errors import BeoError, DamagedJournal, Internal, reason
+from beo.ha.log import Log
+from beo.journal import Journal
+from beo.tree import changes
+from beo.tree.changes import INLINE_MAX_BYTES, Change, Reaped, Wrote, digest_of
+from beo.tree.replay import replay
+from beo.tree.segments import Segments
+from beo.tree.state import State
+from beo.tree.store import Store
+
+SYNC_EVERY_S = 5.0  # what isn't synced has to be written again after a crash
+SYNC_OBJECTS_MAX = 200  # then it is synced sooner, as each costs the disk a turn
+RETRY_S = 0.5  # after the store's disk was full
+RESERVE_BYTES = 64 << 20  # kept free: what was taken must find its place in the store, and the head needs its journal
+
+log = logging.getLogger("beo.tree")
+
+
+class Volume:
+    """The tree in one folder. For one thread, but for the callbacks, which come from another."""
+
+    def __init__(
+        self, folder: Path, on_durable: Callable[[int], None], on_failure: Callable[[BaseException], None]
+    ) -> None:
+        """Open it, or make it; raises BeoError where it is damaged or can't be."""
+        self._folder = folder
+        self.segments = Segments(folder / "data")
+        self.journal = Journal(folder / "log", on_durable, on_failure, self.segments.sync)
+        self.segments.truncate_after(self.journal.last_index)  # what follows never became an entry
+        self.store = Store(folder / "objects")
+        self._stale_path = folder / "stale"
+        self.stale = self._read_stale()
+        self.state = self._replay()
+        cut = self.journal.position(self.journal.oldest_index - 1)
+        last = self.journal.position(self.journal.last_index)
+        assert cut and last
+        self.log = Log(cut, last, self._entries, self.journal.position)
+        self.committed = self.store.applied
+        if self.store.applied < cut.idx or self.store.applied > last.idx:
+            what = f"the objects in {folder} are as of entry {self.store.applied}"
+            why = f"the log there holds entries {cut.idx + 1} to {last.idx}"
+            raise DamagedJournal(what, why, "restore both, or let this head begin anew with 'beo ha rejoin --wipe'")
+        self._pending: deque[tuple[int, Change]] = deque()  # behind what is in the store; data and all
+        self.pending_bytes = 0
+        self._load_pending()
+        self._compaction = Compaction(self.journal, folder / "log", "beo.tree.compactor")
+        self._sync_s = self._retry_s = 0.0
+        self.full = False  # the store's disk is: what is committed waits for room
+
+    # ---- growing
+
+    def append(self, epoch: int, change: Change) -> Entry:
+        """Make a change, which the tree has already, the next entry. Raises BeoError or OSError: end then."""
+        lean, data = _divided(change)
+        if data:
+            self.segments.put(self.log.last.idx + 1, data)
+        entry = self.log.append(epoch, changes.encode(lean))
+        self.journal.append_copy(entry)
+        self._wait_for_store(entry.index, change)
+        return entry
+
+    def copy(self, entries: Sequence[Entry], data: dict[int, bytes | None]) -> list[int]:
+        """Take entries of the other head, which the log has already; return the inodes that are stale by that.
+
+        data: what belongs to them, by index; None where the other head no longer has it.
+        """
+        found = [(entry, changes.decode(entry.data)) for entry in entries]
+        gone = [
+            change.ino
+            for entry, change in found
+            if isinstance(change, Wrote) and change.digest and data[entry.index] is None
+        ]
+        self.mark_stale(gone)
+        for entry, change in found:
+            if isinstance(change, Wrote) and change.digest:
+                piece = data[entry.index]
+                if piece is not None:
+                    self.segments.put(entry.index, piece)
+                    change = msgspec.structs.replace(change, data=piece)
+            self.state.apply(change)
+            self.journal.append_copy(entry)
+            self._wait_for_store(entry.index, change)
+        return gone
+
+    def back(self, position: Position) -> None:
+        """Take back everything behind a position, which the log has done already."""
+        if position.idx < self.store.applied:
+            why = f"the objects are as of entry {self.store.applied}"
+            raise Internal(f"entries from {position.idx + 1} on can't be taken back", why, "look at both heads")
+        self.journal.truncate_after(position.idx)
+        self.segments.truncate_after(position.idx)
+        self.state = self._replay()
+        while self._pending and self._pending[-1][0] > position.idx:
+            self.pending_bytes -= _size(self._pending.pop()[1])
+
+    def install(self, position: Position, snapshot: bytes) -> None:
+        """Let the other head's tree stand for all; what differs of the bytes is stale."""
+        new, old = State.decode(snapshot), self.state
+        stale = [
+            ino
+            for ino, found in new.inodes.items()
+            if found.is_file
+            and found.version
+            and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.committed)
+        ]
+        gone = [ino for ino in self.store.inos() if ino not in new.inodes]
+        self.mark_stale(stale)
+        self.journal.install(position, snapshot)
+        self.log.install(position)
+        self.segments.truncate_after(0)
+        self._pending.clear()
+        self.pending_bytes = 0
+        self.state = new
+        for ino in gone:
+            self.store.drop(ino)
+        self.store.mark(position.idx)
+        self.committed = position.idx
+
+    # ---- what can't be taken back
+
+    def commit(self, index: int) -> None:
+        """Everything up to an entry is durable wherever it has to be: its bytes go to the store."""
+        self.committed = max(self.committed, min(index, self.journal.durable_index))
+        if self.full and time.monotonic() < self._retry_s:
+            return
+        while self._pending and self._pending[0][0] <= self.committed:
+            number, change = self._pending[0]
+            if isinstance(change, Wrote) and change.digest and not change.data:
+                self.store.applied = number  # stale: the bytes are fetched
+            else:
+                try:
+                    self.store.apply(number, change)
+                except OSError as error:
+                    self._wait_for_room(error)
+                    return
+            self._pending.popleft()
+            self.pending_bytes -= _size(change)
+            if isinstance(change, Reaped):
+                self._fresh(change.inos)
+        self.full = False
+        if not self._pending:
+            self.store.applied = self.committed
+
+    def tick(self, now_s: float) -> None:
+        """Let time pass: sync the store, forget what it has, have snapshots made."""
+        if now_s >= self._sync_s or self.store.unsynced > SYNC_OBJECTS_MAX:
+            self._sync_s = now_s + SYNC_EVERY_S
+            self.store.sync()
+            self.segments.forget(self.store.marked)
+        self._compaction.tick(min(self.store.marked, self.committed), len(self.state.inodes), now_s)
+        if self.journal.oldest_index != self.log.cut.idx + 1:
+            cut = self.journal.position(self.journal.oldest_index - 1)
+            if cut:
+                self.log.cut = cut
+
+    def room_bytes(self) -> int:
+        """Return how much more this head can take."""
+        _, free, _, files = self.store.space()
+        return max(0, free - RESERVE_BYTES - 2 * self.pending_bytes) if files > 1_000 else 0
+
+    def data(self, index: int) -> bytes | None:
+        """Return what belongs to an entry beside it; None where it is forgotten."""
+        return self.segments.get(index) if self.segments.size(index) else None
+
+    def has_data(self, index: int) -> bool:
+        """Whether something belongs to an entry beside it, be it here or forgotten."""
+        for entry in self.log.entries(index, 1, 1):
+            change = changes.decode(entry.data)
+            return isinstance(change, Wrote) and bool(change.digest)
+        return False
+
+    # ---- stale inodes
+
+    def mark_stale(self, inos: Sequence[int]) -> None:
+        """Write down that these inodes have to be fetched."""
+        if any(ino not in self.stale for ino in inos):
+            self.stale.update(dict.fromkeys(inos, True))
+            self._write_stale()
+
+    def fetched(self, inos: Sequence[int], gone: bool = False) -> None:
+        """These inodes are as they should be: they are here whole, or gone."""
+        if gone:
+            for ino in inos:
+                self.store.drop(ino)
+        self.store.sync_objects()
+        self.store.sync()  # so that what came without its data is behind the mark
+        for ino in inos:
+            self.stale.pop(ino, None)
+        self._write_stale()
+
+    def _fresh(self, inos: Sequence[int]) -> None:
+        if any(self.stale.pop(ino, None) for ino in inos):
+            self._write_stale()
+
+    def _write_stale(self) -> None:
+        write_durably(self._stale_path, msgspec.json.encode(list(self.stale)), 0o600)
+
+    def _read_stale(self) -> dict[int, bool]:
+        try:
+            return dict.fromkeys(msgspec.json.decode(self._stale_path.read_bytes(), type=list[int]), True)
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as error:
+            why = reason(error)
+            raise DamagedJournal(f"{self._stale_path} is damaged", why, "let this head begin anew") from None
+
+    def close(self) -> None:
+        """End cleanly."""
+        self._compaction.stop()
+        self.store.sync()
+        self.journal.close()
+        self.store.close()
+        self.segments.close()
+
+    # ----
+
+    def _replay(self) -> State:
+        return replay(*self.journal.load())
+
+    def _entries(self, first: int, limit: int) -> Sequence[Entry]:
+        return self.journal.entries(first, limit)
+
+    def _load_pending(self) -> None:
+        """Find again what is not in the store yet."""
+        index = self.store.applied + 1
+        while index <= self.journal.last_index:
+            for entry in self.journal.entries(index, 1_000):
+                change = changes.decode(entry.data)
+                if isinstance(change, Wrote) and change.digest and change.ino not in self.stale:
+                    data = self.segments.get(entry.index)
+                    if digest_of(data) != change.digest:
+                        what = f"the data of entry {entry.index} is not what was written"
+                        raise DamagedJournal(what, "", "restore it, or let this head begin anew")
+                    change = msgspec.structs.replace(change, data=data)
+                self._wait_for_store(entry.index, change)
+                index = entry.index + 1
+
+    def _wait_for_store(self, index: int, change: Change) -> None:
+        self._pending.append((index, change))
+        self.pending_bytes += _size(change)
+
+    def _wait_for_room(self, error: OSError) -> None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        if not self.full:
+            log.error("files wait for room: %s", BeoError("the tree's disk is full", reason(error), "free space there"))
+        self.full = True
+        self._retry_s = time.monotonic() + RETRY_S
+
+
+def _divided(change: Change) -> tuple[Change, bytes]:
+    """Return a change as the journal keeps it, and the data that goes beside it."""
+    if not isinstance(change, Wrote) or len(change.data) <= INLINE_MAX_BYTES:
+        return change, b""
+    return msgspec.structs.replace(change, data=b"", digest=digest_of(change.data)), change.data
+
+
+def _size(change: Change) -> int:
+    return 100 + len(change.data) if isinstance(change, Wrote) else 100
