@@ -1,0 +1,643 @@
+"""A mounted tree, as its kernel and its server see it: requests of the one become questions to the other. Pure.
+
+Every request of the kernel gets exactly one reply, when the answers that it needs have come; any number of requests are
+under way at a time. Nothing is remembered here of files and names, only who waits for what, what is open, and who may
+have a lock.
+
+How fresh a node's view is, is `Policy`. As it stands each read, write and look is one question, so all nodes see the
+same at every moment, but for one thing: *mappings*. Files are opened for direct I/O, and mmap(2) goes by the kernel's
+page cache nevertheless. On one node read, write and mappings agree: the kernel writes a mapping's changed pages back
+before it reads or writes the same bytes directly, and drops its pages behind a direct write. Between nodes a mapping is
+as of when its pages came: they are dropped when the file is mapped anew, and when an fstat here finds another time of
+change or size. Changed pages are sent as whole pages at msync, fsync, munmap and close, so two nodes that change bytes
+of one page through mappings overwrite each other's, as with NFS.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from beo.tree import kernel, words
+
+MAX_PAGES: Final = words.DATA_MAX_BYTES // 4096  # of a request
+BACKGROUND_MAX: Final = 64  # requests at a time that no one waits for: pages read ahead, and written back
+BLOCK_BYTES: Final = 4096  # that room is counted in
+PREFERRED_BYTES: Final = 128 << 10  # st_blksize: stdio and cp go by it, and a question costs as much with one byte
+PLACES_FROM: Final = 2  # in READDIR 1 is behind ".", 2 behind "..", and place n of the tree is n + 2
+NAME_GUESS_BYTES: Final = 16  # of a name in a directory with its padding, to ask for as many as the kernel has room for
+ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked would wait for ever
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_KINDS = {kernel.LOCK_READ: "r", kernel.LOCK_WRITE: "w", kernel.LOCK_NONE: "u"}
+_KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+_O_TRUNC, _O_APPEND, _O_EXCL = 0o1000, 0o2000, 0o200  # as Linux has them on x86 and Arm
+
+# What is done with whatever of these the kernel can.
+_WANTED = (
+    kernel.ASYNC_READ
+    | kernel.POSIX_LOCKS
+    | kernel.FLOCK_LOCKS
+    | kernel.ATOMIC_O_TRUNC
+    | kernel.BIG_WRITES
+    | kernel.AUTO_INVAL_DATA
+    | kernel.ASYNC_DIO
+    | kernel.PARALLEL_DIROPS
+    | kernel.MAX_PAGES
+    | kernel.INIT_EXT
+    | kernel.DIRECT_IO_ALLOW_MMAP
+)
+_PLUS = kernel.DO_READDIRPLUS | kernel.READDIRPLUS_AUTO
+
+_ANSWERS: dict[type, type] = {
+    words.Look: words.AttrIs,
+    words.Get: words.AttrIs,
+    words.List: words.Listing,
+    words.Target: words.TargetIs,
+    words.Read: words.DataIs,
+    words.Space: words.SpaceIs,
+    words.Make: words.AttrIs,
+    words.Link: words.AttrIs,
+    words.Remove: words.Done,
+    words.Rename: words.Done,
+    words.Set: words.AttrIs,
+    words.Write: words.Written,
+    words.Allocate: words.AttrIs,
+    words.Open: words.AttrIs,
+    words.Close: words.Done,
+    words.Lock: words.Done,
+    words.Blocker: words.BlockerIs,
+    words.Unlock: words.Done,
+    words.CancelLock: words.Done,
+}
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What the kernel may remember, and so may be stale: for how long names (entry_s) and what is known of inodes
+    (attr_s), whether a file's pages are kept from one open to the next, and whether reads and writes pass them by."""
+
+    entry_s: float = 0.0
+    attr_s: float = 0.0
+    keep_cache: bool = False
+    direct: bool = True
+
+    @property
+    def open_flags(self) -> int:
+        """What the kernel is told of an open file."""
+        flags = kernel.FOPEN_KEEP_CACHE if self.keep_cache else 0
+        # Writers of one file needn't wait for each other's answers: the server puts them in an order.
+        return flags | (kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES if self.direct else 0)
+
+    @property
+    def init_flags(self) -> int:
+        """What the kernel is told at the beginning: entries of directories come with what is known of each only if that
+        may be remembered; otherwise the kernel would forget it on the spot and ask again."""
+        return _WANTED | (_PLUS if self.entry_s > 0 and self.attr_s > 0 else 0)
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Ask the tree's server. number: of the question, never used twice."""
+
+    number: int
+    caller: words.Caller
+    question: words.Question
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Write this to the kernel, in one piece. body: comes behind data, apart so that it need not be copied."""
+
+    data: bytes
+    body: bytes = b""
+
+
+class Notify(msgspec.Struct, frozen=True):
+    """Write this to the kernel too, but from another thread: the kernel takes locks for it that may be held by
+    somebody who waits for one of our replies."""
+
+    data: bytes
+
+
+Effect = Ask | Reply | Notify
+_Then = Callable[[kernel.Request, object], list[Effect]]
+_Failed = Callable[[kernel.Request, int], list[Effect]]
+
+
+class _Waiting(msgspec.Struct):
+    """A question under way. failed: what to do instead of replying with the errno."""
+
+    request: kernel.Request
+    answer: type
+    then: _Then
+    failed: _Failed
+
+
+class _Barrier(msgspec.Struct):
+    """Who waits for writes."""
+
+    numbers: set[int]
+    then: Callable[[], list[Effect]]
+
+
+class Mount:
+    """One mounted tree. Its numbers of inodes are the kernel's."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        """policy: what the kernel may remember."""
+        self.policy = policy or Policy()
+        self.flags = 0  # what was agreed with the kernel
+        self.opened: dict[int, int] = {}  # inode -> how many times it is open here, or about to be
+        self._closing: dict[int, list[Callable[[], list[Effect]]]] = {}  # inode -> who wants to open it meanwhile
+        self._number = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._writing: dict[int, set[int]] = {}  # inode -> the questions that write it
+        self._barriers: list[_Barrier] = []
+        self._lockers: set[tuple[int, int]] = set()  # (inode, owner) that may have a lock of fcntl
+        self._lock_waits: dict[int, int] = {}  # unique of a request that waits for a lock -> its question
+
+    @property
+    def pending(self) -> int:
+        """How many questions are under way."""
+        return len(self._waiting)
+
+    def from_kernel(self, data: bytes | memoryview, now_s: float) -> list[Effect]:
+        """Take what one read of /dev/fuse gave. now_s: for leases, which are to come."""
+        try:
+            request = kernel.parse(data)
+        except kernel.Malformed as error:
+            # A reply to nobody would be taken for a notification.
+            answered = error.unique and kernel.is_answered(error.opcode)
+            return [Reply(kernel.error(error.unique, errno.EINVAL))] if answered else []
+        handler = _HANDLERS.get(type(request.op))
+        return handler(self, request, request.op) if handler else [_no(request, errno.ENOSYS)]
+
+    def from_tree(self, number: int, answer: words.Answer, now_s: float) -> list[Effect]:
+        """Take the answer to question `number`; one that nobody waits for is nothing."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is None:
+            return []
+        request = waiting.request
+        if not isinstance(answer, waiting.answer):
+            effects = waiting.failed(request, _errno(answer))
+        else:
+            try:
+                effects = waiting.then(request, answer)
+            except struct.error:  # a number that the kernel has no room for
+                effects = [_no(request, errno.EIO)]
+        return effects + self._written(request.ino, number)
+
+    def changed(self, ino: int) -> list[Effect]:
+        """What the kernel remembers of an inode, and of its bytes, no longer holds."""
+        return [Notify(kernel.invalid_inode(ino))]
+
+    def renamed(self, parent: int, name: bytes) -> list[Effect]:
+        """What the kernel remembers of a name no longer holds."""
+        return [Notify(kernel.invalid_entry(parent, name))]
+
+    # ---- asking
+
+    def _ask(
+        self,
+        request: kernel.Request,
+        question: words.Question,
+        then: _Then | None = None,
+        failed: _Failed | None = None,
+    ) -> list[Effect]:
+        """Ask, and go on with `then`; without it the reply is just yes."""
+        self._number += 1
+        self._waiting[self._number] = _Waiting(request, _ANSWERS[type(question)], then or _yes, failed or _no_list)
+        return [Ask(self._number, words.Caller(request.uid, request.gid, checked=True), question)]
+
+    # ---- the beginning
+
+    def _init(self, request: kernel.Request, op: kernel.Init) -> list[Effect]:
+        if op.major < kernel.MAJOR or (op.major == kernel.MAJOR and op.minor < kernel.MINOR_MIN):
+            return [_no(request, errno.EPROTO)]
+        minor = min(op.minor, kernel.MINOR) if op.major == kernel.MAJOR else kernel.MINOR  # a newer one asks again
+        self.flags = op.flags & self.policy.init_flags
+        return _told(
+            request,
+            kernel.init_out(minor, self.flags, op.max_readahead, words.DATA_MAX_BYTES, MAX_PAGES, BACKGROUND_MAX),
+        )
+
+    # ---- names and inodes
+
+    def _lookup(self, request: kernel.Request, op: kernel.Lookup) -> list[Effect]:
+        return _named(request, op.name) or self._ask(request, words.Look(request.ino, op.name), self._entry)
+
+    def _getattr(self, request: kernel.Request, op: kernel.Getattr) -> list[Effect]:
+        return self._ask(request, words.Get(request.ino), self._attr)
+
+    def _setattr(self, request: kernel.Request, op: kernel.Setattr) -> list[Effect]:
+        valid = op.valid
+        question = words.Set(
+            request.ino,
+            mode=op.mode & words.PERMISSIONS if valid & kernel.FATTR_MODE else None,
+            uid=op.uid if valid & kernel.FATTR_UID else None,
+            gid=op.gid if valid & kernel.FATTR_GID else None,
+            size=op.size if valid & kernel.FATTR_SIZE else None,
+            atime_ns=_time(valid, kernel.FATTR_ATIME, kernel.FATTR_ATIME_NOW, op.atime_ns),
+            mtime_ns=_time(valid, kernel.FATTR_MTIME, kernel.FATTR_MTIME_NOW, op.mtime_ns),
+        )
+        if question == words.Set(request.ino):
+            return self._ask(request, words.Get(request.ino), self._attr)
+        return self._ask(request, question, self._attr)
+
+    def _readlink(self, request: kernel.Request, op: kernel.Readlink) -> list[Effect]:
+        return self._ask(request, words.Target(request.ino), self._target)
+
+    def _symlink(self, request: kernel.Request, op: kernel.Symlink) -> list[Effect]:
+        if len(op.target) > words.TARGET_MAX_BYTES:
+            return [_no(request, errno.ENAMETOOLONG)]
+        return self._make(request, op.name, stat.S_IFLNK | 0o777, target=op.target)
+
+    def _mknod(self, request: kernel.Request, op: kernel.Mknod) -> list[Effect]:
+        return self._make(request, op.name, op.mode & ~op.umask, rdev=op.rdev)
+
+    def _mkdir(self, request: kernel.Request, op: kernel.Mkdir) -> list[Effect]:
+        return self._make(request, op.name, stat.S_IFDIR | stat.S_IMODE(op.mode & ~op.umask))
+
+    def _make(
+        self, request: kernel.Request, name: bytes, mode: int, target: bytes = b"", rdev: int = 0
+    ) -> list[Effect]:
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG  # mknod(2) has it so
+        question = words.Make(request.ino, name, mode, target, rdev)
+        return _named(request, name) or self._ask(request, question, self._entry)
+
+    def _unlink(self, request: kernel.Request, op: kernel.Unlink) -> list[Effect]:
+        return _named(request, op.name) or self._ask(request, words.Remove(request.ino, op.name))
+
+    def _rmdir(self, request: kernel.Request, op: kernel.Rmdir) -> list[Effect]:
+        return _named(request, op.name) or self._ask(request, words.Remove(request.ino, op.name, dir=True))
+
+    def _rename(self, request: kernel.Request, op: kernel.Rename) -> list[Effect]:
+        keep, exchange = bool(op.flags & kernel.RENAME_NOREPLACE), bool(op.flags & kernel.RENAME_EXCHANGE)
+        if op.flags & ~(kernel.RENAME_NOREPLACE | kernel.RENAME_EXCHANGE) or (keep and exchange):
+            return [_no(request, errno.EINVAL)]
+        question = words.Rename(request.ino, op.name, op.new_parent, op.new_name, keep, exchange)
+        return _named(request, op.name, op.new_name) or self._ask(request, question)
+
+    def _link(self, request: kernel.Request, op: kernel.Link) -> list[Effect]:
+        return _named(request, op.name) or self._ask(request, words.Link(op.ino, request.ino, op.name), self._entry)
+
+    def _statfs(self, request: kernel.Request, op: kernel.Statfs) -> list[Effect]:
+        return self._ask(request, words.Space(), self._space)
+
+    # ---- what is answered about them
+
+    def _entry(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.AttrIs)
+        return _told(request, kernel.entry_out(_facts(answer.attr), self.policy.entry_s, self.policy.attr_s))
+
+    def _attr(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.AttrIs)
+        return _told(request, kernel.attr_out(_facts(answer.attr), self.policy.attr_s))
+
+    def _target(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.TargetIs)
+        return _told(request, answer.target[: words.TARGET_MAX_BYTES])
+
+    def _space(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.SpaceIs)
+        total, free = answer.total_bytes // BLOCK_BYTES, answer.free_bytes // BLOCK_BYTES
+        room = kernel.statfs_out(total, free, answer.files, answer.free_files, BLOCK_BYTES, words.NAME_MAX_BYTES)
+        return _told(request, room)
+
+    # ---- directories
+
+    def _readdir(self, request: kernel.Request, op: kernel.Readdir) -> list[Effect]:
+        fixed = kernel.DIRENTPLUS_BYTES if op.plus else kernel.DIRENT_BYTES
+        limit = min(max(1, op.size // (fixed + NAME_GUESS_BYTES)), words.ENTRIES_MAX)
+        return self._ask(request, words.List(request.ino, max(0, op.offset - PLACES_FROM), limit), self._listing)
+
+    def _listing(self, request: kernel.Request, answer: object) -> list[Effect]:
+        op = request.op
+        assert isinstance(answer, words.Listing) and isinstance(op, kernel.Readdir)
+        parts: list[bytes] = []
+        room = op.size
+        for part in self._dirents(request.ino, op, answer):
+            if len(part) > room:
+                break
+            parts.append(part)
+            room -= len(part)
+        else:
+            return _told(request, b"".join(parts))
+        return _told(request, b"".join(parts)) if parts else [_no(request, errno.EINVAL)]  # as ext4 has it
+
+    def _dirents(self, ino: int, op: kernel.Readdir, listing: words.Listing) -> list[bytes]:
+        """The entries as the kernel reads them: "." and ".." are of our making, and of them nothing more is said."""
+        times = self.policy.entry_s, self.policy.attr_s
+        dots = [(ino, 1, b"."), (listing.parent, 2, b"..")][op.offset :]
+        if not op.plus:
+            return [kernel.dirent(dot, place, stat.S_IFDIR, name) for dot, place, name in dots] + [
+                kernel.dirent(entry.attr.ino, entry.place + PLACES_FROM, entry.attr.mode, entry.name)
+                for entry in listing.entries
+            ]
+        return [kernel.direntplus(None, dot, place, stat.S_IFDIR, name, times) for dot, place, name in dots] + [
+            kernel.direntplus(
+                _facts(entry.attr), entry.attr.ino, entry.place + PLACES_FROM, entry.attr.mode, entry.name, times
+            )
+            for entry in listing.entries
+        ]
+
+    # ---- files
+
+    def _open(self, request: kernel.Request, op: kernel.Open) -> list[Effect]:
+        return self._ask_open(request, words.Open(request.ino, truncate=bool(op.flags & _O_TRUNC)), self._is_open)
+
+    def _ask_open(self, request: kernel.Request, question: words.Open, then: _Then) -> list[Effect]:
+        """The server knows only whether a node has a file open, so it is told of the last close alone; and no open may
+        pass a close by, since the close would be the later one for the server if it had to be sent again."""
+        ino = question.ino
+
+        def failed(whose: kernel.Request, why: int) -> list[Effect]:
+            return [_no(whose, why), *self._close(whose, ino, _nothing)]
+
+        def ask() -> list[Effect]:
+            self.opened[ino] = self.opened.get(ino, 0) + 1
+            return self._ask(request, question, then, failed)
+
+        if ino in self._closing:
+            self._closing[ino].append(ask)
+            return []
+        return ask()
+
+    def _close(self, request: kernel.Request, ino: int, then: _Then) -> list[Effect]:
+        count = self.opened.pop(ino, 0)
+        if count > 1:
+            self.opened[ino] = count - 1
+        if count != 1:
+            return then(request, None)
+
+        def closed(whose: kernel.Request, _: object) -> list[Effect]:
+            effects = then(whose, None)
+            for open_again in self._closing.pop(ino):
+                effects += open_again()
+            return effects
+
+        self._closing[ino] = []
+        return self._ask(request, words.Close(ino), closed, closed)
+
+    def _is_open(self, request: kernel.Request, answer: object) -> list[Effect]:
+        op = request.op
+        assert isinstance(answer, words.AttrIs) and isinstance(op, kernel.Open)
+        body = kernel.open_out(request.ino, self.policy.open_flags)
+        # Who empties a file may not keep its set-id bits. The kernel sees to that when it truncates on its own.
+        if op.flags & _O_TRUNC and request.uid and (mode := _without_ids(answer.attr.mode)) is not None:
+            return self._ask(request, words.Set(request.ino, mode=mode), lambda whose, _: _told(whose, body))
+        return _told(request, body)
+
+    def _create(self, request: kernel.Request, op: kernel.Create) -> list[Effect]:
+        """A file that somebody else has made meanwhile is not opened, as nobody has looked whether that is allowed:
+        ESTALE makes the kernel look it up and try anew."""
+
+        def there(whose: kernel.Request, why: int) -> list[Effect]:
+            return [_no(whose, errno.ESTALE if why == errno.EEXIST and not op.flags & _O_EXCL else why)]
+
+        question = words.Make(request.ino, op.name, stat.S_IFREG | stat.S_IMODE(op.mode & ~op.umask))
+        return _named(request, op.name) or self._ask(request, question, self._made, there)
+
+    def _made(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.AttrIs)
+        return self._ask_open(request, words.Open(answer.attr.ino), self._created)
+
+    def _created(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.AttrIs)
+        entry = kernel.entry_out(_facts(answer.attr), self.policy.entry_s, self.policy.attr_s)
+        return _told(request, entry + kernel.open_out(answer.attr.ino, self.policy.open_flags))
+
+    def _release(self, request: kernel.Request, op: kernel.Release) -> list[Effect]:
+        """The kernel makes nobody wait for the reply."""
+        effects: list[Effect] = []
+        if op.release_flags & kernel.RELEASE_FLOCK_UNLOCK:
+            effects += self._ask(request, words.Unlock(request.ino, op.lock_owner, whole=True), _nothing, _nothing)
+        return effects + self._close(request, request.ino, _yes)
+
+    def _read(self, request: kernel.Request, op: kernel.Read) -> list[Effect]:
+        if op.size > words.DATA_MAX_BYTES:
+            return [_no(request, errno.EINVAL)]
+        return self._ask(request, words.Read(request.ino, op.offset, op.size), self._data)
+
+    def _data(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.DataIs) and isinstance(request.op, kernel.Read)
+        data = answer.data[: request.op.size]
+        return [Reply(kernel.header(request.unique, len(data)), data)]
+
+    def _write(self, request: kernel.Request, op: kernel.Write) -> list[Effect]:
+        if len(op.data) > words.DATA_MAX_BYTES:
+            return [_no(request, errno.EINVAL)]
+        # Pages of a mapping have their place, however the file was opened.
+        append = bool(op.flags & _O_APPEND) and not op.write_flags & kernel.WRITE_CACHE
+        asked = self._ask(request, words.Write(request.ino, op.offset, op.data, append), self._is_written)
+        self._writing.setdefault(request.ino, set()).add(self._number)
+        return asked
+
+    def _is_written(self, request: kernel.Request, answer: object) -> list[Effect]:
+        op = request.op
+        assert isinstance(answer, words.Written) and isinstance(op, kernel.Write)
+        body = kernel.write_out(len(op.data))
+        if op.write_flags & kernel.WRITE_KILL_SUIDGID and (mode := _without_ids(answer.attr.mode)) is not None:
+            return self._ask(request, words.Set(request.ino, mode=mode), lambda whose, _: _told(whose, body))
+        return _told(request, body)
+
+    def _fallocate(self, request: kernel.Request, op: kernel.Fallocate) -> list[Effect]:
+        if op.mode & ~(kernel.FALLOC_KEEP_SIZE | kernel.FALLOC_PUNCH_HOLE):
+            return [_no(request, errno.EOPNOTSUPP)]
+        keep, punch = bool(op.mode & kernel.FALLOC_KEEP_SIZE), bool(op.mode & kernel.FALLOC_PUNCH_HOLE)
+        return self._ask(request, words.Allocate(request.ino, op.offset, op.size, keep, punch))
+
+    # ---- what waits for writes
+
+    def _fsync(self, request: kernel.Request, op: kernel.Fsync) -> list[Effect]:
+        return self._behind_writes(request.ino, lambda: _yes(request))
+
+    def _flush(self, request: kernel.Request, op: kernel.Flush) -> list[Effect]:
+        """POSIX has it that whoever closes any descriptor of a file gives up all his locks there; behind the writes
+        that they guard."""
+
+        def give_up() -> list[Effect]:
+            if (request.ino, op.lock_owner) not in self._lockers:
+                return _yes(request)
+            self._lockers.remove((request.ino, op.lock_owner))
+            return self._ask(request, words.Unlock(request.ino, op.lock_owner))
+
+        return self._behind_writes(request.ino, give_up)
+
+    def _behind_writes(self, ino: int, then: Callable[[], list[Effect]]) -> list[Effect]:
+        """Go on when all writes of a file that are under way are answered. Their errors are their writers' to hear;
+        those of mappings' pages the kernel keeps for the next fsync or close."""
+        writing = self._writing.get(ino)
+        if not writing:
+            return then()
+        self._barriers.append(_Barrier(set(writing), then))
+        return []
+
+    def _written(self, ino: int, number: int) -> list[Effect]:
+        writing = self._writing.get(ino)
+        if not writing or number not in writing:
+            return []
+        writing.remove(number)
+        if not writing:
+            del self._writing[ino]
+        for barrier in self._barriers:
+            barrier.numbers.discard(number)
+        ready = [barrier for barrier in self._barriers if not barrier.numbers]
+        self._barriers = [barrier for barrier in self._barriers if barrier.numbers]
+        return [effect for barrier in ready for effect in barrier.then()]
+
+    # ---- locks
+
+    def _lock(self, request: kernel.Request, op: kernel.Lock) -> list[Effect]:
+        kind = _KINDS[op.kind]
+        if op.test:
+            question = words.Blocker(request.ino, op.owner, kind, op.start, op.end)
+            return self._ask(request, question, self._blocker)
+        if kind != "u" and not op.flock:
+            self._lockers.add((request.ino, op.owner))
+        wait = op.wait and kind != "u"
+        asked = self._ask(
+            request,
+            words.Lock(request.ino, op.owner, kind, op.start, op.end, op.flock, wait, op.pid or request.pid),
+            self._locked,
+            self._not_locked,
+        )
+        if wait:
+            self._lock_waits[request.unique] = self._number
+        return asked
+
+    def _locked(self, request: kernel.Request, answer: object) -> list[Effect]:
+        self._lock_waits.pop(request.unique, None)
+        return _yes(request)
+
+    def _not_locked(self, request: kernel.Request, why: int) -> list[Effect]:
+        self._lock_waits.pop(request.unique, None)
+        return [_no(request, why)]
+
+    def _blocker(self, request: kernel.Request, answer: object) -> list[Effect]:
+        assert isinstance(answer, words.BlockerIs)
+        kind = _KIND_NUMBERS.get(answer.kind, kernel.LOCK_WRITE)
+        return _told(request, kernel.lk_out(kind, answer.start, answer.end, answer.pid))
+
+    def _interrupt(self, request: kernel.Request, op: kernel.Interrupt) -> list[Effect]:
+        """Whoever waits for a lock may be waiting for hours; all else ends by itself. It comes behind the request it is
+        about, so one that isn't there was answered meanwhile."""
+        number = self._lock_waits.pop(op.target, None)
+        return [] if number is None else self._ask(request, words.CancelLock(number), _nothing, _nothing)
+
+    # ---- what needs no question
+
+    def _ignore(self, request: kernel.Request, op: object) -> list[Effect]:
+        return []
+
+    def _agree(self, request: kernel.Request, op: object) -> list[Effect]:
+        return _yes(request)
+
+    def _opendir(self, request: kernel.Request, op: kernel.Opendir) -> list[Effect]:
+        return _told(request, kernel.open_out(0, 0))
+
+
+def _no(request: kernel.Request, why: int) -> Reply:
+    return Reply(kernel.error(request.unique, why))
+
+
+def _no_list(request: kernel.Request, why: int) -> list[Effect]:
+    return [_no(request, why)]
+
+
+def _yes(request: kernel.Request, answer: object = None) -> list[Effect]:
+    return [Reply(kernel.error(request.unique, 0))]
+
+
+def _nothing(request: kernel.Request, answer: object) -> list[Effect]:
+    return []
+
+
+def _told(request: kernel.Request, body: bytes) -> list[Effect]:
+    return [Reply(kernel.reply(request.unique, body))]
+
+
+def _named(request: kernel.Request, *names: bytes) -> list[Effect]:
+    """The reply if a name is too long, or nothing."""
+    too_long = any(len(name) > words.NAME_MAX_BYTES for name in names)
+    return [_no(request, errno.ENAMETOOLONG)] if too_long else []
+
+
+def _errno(answer: object) -> int:
+    """Why an answer is none, so that the kernel takes it. ENOSYS would make it never ask the like again."""
+    why = answer.errno if isinstance(answer, words.Failed) else errno.EIO
+    if why == errno.ENOSYS:
+        return errno.EOPNOTSUPP
+    return why if 0 < why <= ERRNO_MAX else errno.EIO
+
+
+def _time(valid: int, given: int, now: int, time_ns: int) -> int | None:
+    if valid & now:
+        return -1
+    if not valid & given:
+        return None
+    return -2 if time_ns == -1 else time_ns  # the last nanosecond of 1969 is taken for "now"
+
+
+def _without_ids(mode: int) -> int | None:
+    """Permissions without the set-id bits that a write takes; None: there are none. Without the right to execute, the
+    group's bit means something else."""
+    left = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        left &= ~stat.S_ISGID
+    return None if left == mode else left & words.PERMISSIONS
+
+
+def _facts(attr: words.Attr) -> kernel.Facts:
+    return kernel.Facts(
+        ino=attr.ino,
+        mode=attr.mode,
+        nlink=attr.nlink,
+        uid=attr.uid,
+        gid=attr.gid,
+        size=attr.size,
+        blocks=attr.blocks,
+        rdev=attr.rdev,
+        atime_ns=attr.atime_ns,
+        mtime_ns=attr.mtime_ns,
+        ctime_ns=attr.ctime_ns,
+        block_bytes=PREFERRED_BYTES,
+    )
+
+
+_HANDLERS: dict[type, Callable[..., list[Effect]]] = {
+    kernel.Init: Mount._init,
+    kernel.Lookup: Mount._lookup,
+    kernel.Forget: Mount._ignore,
+    kernel.Getattr: Mount._getattr,
+    kernel.Setattr: Mount._setattr,
+    kernel.Readlink: Mount._readlink,
+    kernel.Symlink: Mount._symlink,
+    kernel.Mknod: Mount._mknod,
+    kernel.Mkdir: Mount._mkdir,
+    kernel.Unlink: Mount._unlink,
+    kernel.Rmdir: Mount._rmdir,
+    kernel.Rename: Mount._rename,
+    kernel.Link: Mount._link,
+    kernel.Open: Mount._open,
+    kernel.Create: Mount._create,
+    kernel.Read: Mount._read,
+    kernel.Write: Mount._write,
+    kernel.Statfs: Mount._statfs,
+    kernel.Release: Mount._release,
+    kernel.Flush: Mount._flush,
+    kernel.Fsync: Mount._fsync,
+    kernel.Opendir: Mount._opendir,
+    kernel.Readdir: Mount._readdir,
+    kernel.Releasedir: Mount._agree,
+    kernel.Fsyncdir: Mount._agree,
+    kernel.Lock: Mount._lock,
+    kernel.Interrupt: Mount._interrupt,
+    kernel.NotifyReply: Mount._ignore,
+    kernel.Fallocate: Mount._fallocate,
+    kernel.Destroy: Mount._agree,
+}
