@@ -260,6 +260,10 @@ class Connection:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors to poll for reading instead; whoever does must call `receive` until it gives None."""
+        return [int(self._socket.getsockopt(zmq.FD)), int(self._monitor.getsockopt(zmq.FD))]
+
     def unregister(self, poller: zmq.Poller) -> None:
         """Take out of a loop, before close."""
         poller.unregister(self._socket)

@@ -41,6 +41,7 @@ SAMPLES: dict[str, Any] = {
     "SetPriority": ms.SetPriority((str(JOB),), 5),
     "Signal": ms.Signal(JOB, 9, "key"),
     "ListNodes": ms.ListNodes(),
+    "AskTree": ms.AskTree(),
     "ListEvents": ms.ListEvents(),
     "ListHistory": ms.ListHistory((str(JOB),)),
     "DeclareGone": ms.DeclareGone("n1"),
@@ -84,7 +85,7 @@ SAMPLES: dict[str, Any] = {
 }
 BULK = {kind.__name__ for kind in get_args(ms.BulkRequest)}
 # The server answers it, from the journal: test_others_events_lack_their_words. The rest is the pair's: test_replica.py
-ELSEWHERE = {"ListEvents", "AskPair", "Steer", "Present", "Promise", "Accepted", "Granted", "Refuse"}
+ELSEWHERE = {"AskTree", "ListEvents", "AskPair", "Steer", "Present", "Promise", "Accepted", "Granted", "Refuse"}
 
 
 @pytest.fixture

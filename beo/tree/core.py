@@ -8,6 +8,7 @@ says that anew to a new head, and inodes without a name are kept until it has ha
 from __future__ import annotations
 
 import errno
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -251,14 +252,11 @@ class Core:
         if wish.limit < 1:
             raise Refuse(errno.EINVAL)
         assert found.children is not None
-        entries: list[Named] = []
-        for name, (ino, place) in found.children.items():
-            if place <= wish.after:
-                continue
-            if len(entries) == min(wish.limit, ENTRIES_MAX):
-                return Listing(tuple(entries), found.parent, False)
-            entries.append(Named(name, place, self.state.attr(ino)))
-        return Listing(tuple(entries), found.parent, True)
+        children = list(found.children.items())  # in the order of their places
+        start = bisect_right(children, wish.after, key=lambda child: child[1][1])
+        page = children[start : start + min(wish.limit, ENTRIES_MAX)]
+        entries = tuple(Named(name, place, self.state.attr(ino)) for name, (ino, place) in page)
+        return Listing(entries, found.parent, start + len(page) == len(children))
 
     def _target(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Target)

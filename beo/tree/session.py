@@ -65,6 +65,10 @@ class Session:
         if self._connection:
             self._connection.register(poller)
 
+    def filenos(self) -> list[int]:
+        """Return the descriptors to poll for reading, as of now."""
+        return [self._waker.fileno(), *(self._connection.filenos() if self._connection else [])]
+
     @property
     def next_at(self) -> float:
         """When `receive` is to be called at the latest, as of time.monotonic."""
@@ -101,8 +105,6 @@ class Session:
         self._waker.clear()
         now = time.monotonic()
         self._take_found(now)
-        if self._connection:
-            self._read(self._connection, now)
         if self._connection and (self._connection.renewed or self._connection.broken):
             self._again()
             self._find()
@@ -115,6 +117,9 @@ class Session:
         if now - self._present_s > PRESENT_EVERY_S:
             self._present()
         self._flush()
+        # Reading comes last: to send may take notice of what has come, and then a poll would wait for more.
+        while self._connection and self._read(self._connection, now):
+            self._flush()
         answers, self._answers = self._answers, []
         return answers
 
@@ -166,7 +171,8 @@ class Session:
 
     # ---- answers
 
-    def _read(self, connection: wire.Connection, now: float) -> None:
+    def _read(self, connection: wire.Connection, now: float) -> bool:
+        """Take what has come; whether there is something to send now."""
         while received := connection.receive():
             number, body = received
             if number not in self._asked:
@@ -177,10 +183,10 @@ class Session:
                 self._sent.pop(number, None)
                 self._drop()
                 self._find()
-                return
+                return False
             if isinstance(answer, w.Over):
                 self._begin_anew()
-                return
+                return True
             _, question = self._asked.pop(number)
             self._sent.pop(number, None)
             if isinstance(question, w.Lock) and isinstance(answer, w.Done):
@@ -189,6 +195,7 @@ class Session:
                 self._forget_open(question.ino)
             if not self._own.pop(number, False):
                 self._answers.append((number, answer))
+        return len(self._sent) < min(len(self._asked), UNDER_WAY_MAX) and not connection.broken
 
     def _forget_open(self, ino: int) -> None:
         self._opens[ino] = self._opens.get(ino, 1) - 1

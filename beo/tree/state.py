@@ -188,10 +188,14 @@ class State(msgspec.Struct):
 
     # ---- names
 
-    def _name(self, parent: int, name: bytes, ino: int, now_ns: int) -> None:
+    def _name(self, parent: int, name: bytes, ino: int, now_ns: int, second: bool = False) -> None:
+        """Give an inode a name. Places only grow, and no two are alike, so a reader of the directory misses nothing.
+
+        second: another name was given by the same entry.
+        """
         folder = self.inodes[parent]
         assert folder.children is not None
-        folder.children[name] = (ino, self.index)  # places only grow, so a reader of the directory misses nothing
+        folder.children[name] = (ino, 2 * self.index + second)
         folder.mtime_ns = folder.ctime_ns = now_ns
         folder.size = len(folder.children)
 
@@ -257,7 +261,7 @@ class State(msgspec.Struct):
         one = self._unname(change.parent, change.name, now)
         other = self._unname(change.new_parent, change.new_name, now)
         self._name(change.new_parent, change.new_name, one, now)
-        self._name(change.parent, change.name, other, now)
+        self._name(change.parent, change.name, other, now, second=True)
         self._settle(one, change.parent, change.new_parent, now)
         self._settle(other, change.new_parent, change.parent, now)
         return one
