@@ -31,36 +31,37 @@ _MNT_DETACH = 2
     ],
 )
 @click.argument("folder")
+@click.argument("path", default="/")
 @option("--foreground", is_flag=True, help="Serve the mount in this process.")
-def mount(folder: str, foreground: bool) -> None:
-    """Show the tree as FOLDER, which must be an empty folder of this machine: every program can use it from there.
+def mount(folder: str, path: str, foreground: bool) -> None:
+    """Show the tree, or what of it is at PATH, as FOLDER: an empty folder of this machine, for every program to use.
 
     What a program has written is on the disks of all heads that are in step when its fsync or close returns, and other
     nodes see it at once. Workers do this by themselves for the folders that [files] mounts in beo.toml names. Only root
     can mount; everybody who has an account may use what is mounted, with his own rights. Without root the tree is
     there all the same, by 'beo put', 'beo get' and 'beo ls'.
     """
-    where, path = config.home(), Path(folder).absolute()
-    if not path.is_dir():
-        raise NotFound(str(path), "there is no such folder", f"make it with 'mkdir -p {folder}'")
-    if os.listdir(path) and mounted(path) != KIND:
-        raise UsageError(f"{path} is not empty", "what is in it would be hidden", "take an empty folder")
+    where, at = config.home(), Path(folder).absolute()
+    if not at.is_dir():
+        raise NotFound(str(at), "there is no such folder", f"make it with 'mkdir -p {folder}'")
+    if os.listdir(at) and mounted(at) != KIND:
+        raise UsageError(f"{at} is not empty", "what is in it would be hidden", "take an empty folder")
     where.cluster()
     if os.geteuid():
-        raise Refused(f"can't mount the tree at {path}", "only root can mount", "use 'beo put', 'beo get' and 'beo ls'")
+        raise Refused(f"can't mount the tree at {at}", "only root can mount", "use 'beo put', 'beo get' and 'beo ls'")
     if foreground:
-        attach(where, path)
+        attach(where, at, path)
         return
-    argv = (sys.executable, "-P", "-m", "beo.tree.attach", str(path))
+    argv = (sys.executable, "-P", "-m", "beo.tree.attach", str(at), path)
     log = where.logs / "mount.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     start = log.stat().st_size if log.exists() else 0
     process = Process(supervisor.spawn(argv, supervisor.environment(where), log))
     deadline = time.monotonic() + START_S
-    while mounted(path) != KIND:
+    while mounted(at) != KIND:
         if process.wait(LOOK_S) or time.monotonic() > deadline:
             told = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
-            raise BeoError(f"can't mount the tree at {path}", told[-1] if told else "it takes too long", f"see {log}")
+            raise BeoError(f"can't mount the tree at {at}", told[-1] if told else "it takes too long", f"see {log}")
 
 
 @click.command(cls=Verb, examples=[("beo umount /beo", "who still has files open there keeps it busy")])

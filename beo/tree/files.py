@@ -158,6 +158,9 @@ class Files:
         deadline_s = time.monotonic() + self._patience_s
         while not (answers := self._session.receive()):
             now = time.monotonic()
+            failure = self._session.failure
+            if failure and not isinstance(failure, NoHead):  # it is refused, or of a kind that no patience helps
+                raise failure
             if now > deadline_s:
                 raise self._session.failure or NoHead(
                     "the tree of files doesn't answer", f"tried for {self._patience_s:.0f} s", "see 'beo ha status'"
