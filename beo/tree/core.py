@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import msgspec
 
 from beo.tree import decide, locks
-from beo.tree.changes import Began, Change, Changed, Ended, Locked, Reaped
+from beo.tree.changes import Began, Change, Ended, Locked, Reaped
 from beo.tree.decide import READ, WRITE, Refuse, Room
 from beo.tree.locks import Held
-from beo.tree.state import State
+from beo.tree.state import Inode, State
 from beo.tree.words import (
     CHANGING,
     DATA_MAX_BYTES,
@@ -46,6 +46,7 @@ from beo.tree.words import (
     Over,
     Present,
     Read,
+    Set,
     Space,
     Target,
     TargetIs,
@@ -328,17 +329,25 @@ class Core:
         wish = ask.question
         assert isinstance(wish, Open)
         found = decide.inode(self.state, wish.ino)
-        if wish.truncate:
-            decide.check(ask.caller, found, WRITE)
-            if self._known(ask) is None and found.is_file:
-                change = Changed(ask.session, ask.number, ask.settled, self._now_ns, wish.ino, size=0)
-                self._append(change)
         client = self._clients[ask.session]
         if len(client.open) >= OPEN_MAX:
             raise Refuse(errno.ENFILE)
+        if wish.truncate:
+            self._empty(ask, found)
         self._opened.setdefault(wish.ino, {})[ask.session] = True
         client.open[wish.ino] = max(client.open.get(wish.ino, 0), ask.number)
         return AttrIs(self.state.attr(wish.ino))
+
+    def _empty(self, ask: Ask, found: Inode) -> None:
+        if found.is_dir:
+            raise Refuse(errno.EISDIR)
+        decide.check(ask.caller, found, WRITE)
+        if found.is_file and self._known(ask) is None:
+            assert isinstance(ask.question, Open)
+            wish = Set(ask.question.ino, size=0)
+            change = decide.decide(self.state, msgspec.structs.replace(ask, question=wish), self._now_ns, self.room)
+            assert change
+            self._append(change)
 
     def _close(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Close)
