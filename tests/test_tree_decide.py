@@ -1,4 +1,4 @@
-"""What the tree says to single questions, where it once said something else than Linux; test_tree_model.py asks at large."""
+"""What the tree says to single questions that it once answered unlike Linux; test_tree_model.py asks at large."""
 
 from __future__ import annotations
 
