@@ -363,7 +363,7 @@ def _check_size(found: Inode, size: int) -> None:
 
 
 def _stripped(caller: Caller, found: Inode) -> int | None:
-    """The mode without what lends an owner's or a group's rights, after a change of content or owner; None: as it is."""
+    """The mode without what lends an owner's or a group's rights, after a new content or owner; None: as it is."""
     mode = found.mode & ~stat.S_ISUID
     if mode & stat.S_IXGRP or (caller.uid and not _is_member(caller, found.gid)):
         mode &= ~stat.S_ISGID
