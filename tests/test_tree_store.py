@@ -17,7 +17,7 @@ from beo.errors import DamagedJournal
 from beo.tree import segments as segments_module
 from beo.tree import store as store_module
 from beo.tree import volume as volume_module
-from beo.tree.changes import Allocated, Change, Changed, Made, Reaped, Wrote
+from beo.tree.changes import Allocated, Change, Changed, Made, Reaped, Removed, Wrote
 from beo.tree.segments import Segments
 from beo.tree.store import Store
 from beo.tree.volume import Volume
@@ -271,10 +271,9 @@ def opened(folder: Path) -> Volume:
 def filled(folder: Path, count: int = 4, size: int = BIG) -> Volume:
     """A volume with one file that was written to, of which nothing is in the store yet."""
     volume = opened(folder)
-    for change in (
-        Made(*BY, ROOT, b"a", 0o100644, 0, 0),
-        *(Wrote(*BY, 2, number * size, size, piece(number, size)) for number in range(count)),
-    ):
+    log: list[Change] = [Made(*BY, ROOT, b"a", 0o100644, 0, 0)]
+    log += [Wrote(*BY, 2, number * size, size, piece(number, size)) for number in range(count)]
+    for change in log:
         volume.state.apply(change)
         volume.append(1, change)
     wait_for(lambda: volume.journal.durable_index == volume.journal.last_index, "the journal is durable")
@@ -313,7 +312,7 @@ def test_data_that_is_not_what_was_written_is_named_when_the_volume_is_opened(tm
 def test_a_store_that_is_not_of_this_log_is_named(tmp_path: Path) -> None:
     filled(tmp_path).close()
     (tmp_path / "objects" / "applied").write_bytes(b"77\n")
-    with pytest.raises(DamagedJournal, match="the objects in .* are as of entry 77"):
+    with pytest.raises(DamagedJournal, match=r"the objects in .* are as of entry 77"):
         opened(tmp_path)
 
 
@@ -368,9 +367,8 @@ def lagged(folder: Path, reaped: bool = False) -> Volume:
     """A volume that has got an entry without its data, as a head that lags gets it."""
     leader = filled(folder / "leader")
     if reaped:
-        from beo.tree.changes import Removed
-
-        for change in (Removed(*BY, ROOT, b"a"), Reaped(*BY, (2,))):
+        gone: list[Change] = [Removed(*BY, ROOT, b"a"), Reaped(*BY, (2,))]
+        for change in gone:
             leader.state.apply(change)
             leader.append(1, change)
     wait_for(lambda: leader.journal.durable_index == leader.journal.last_index, "it is durable")

@@ -52,12 +52,13 @@ class Want(_Word, frozen=True):
 
 
 class Condition(_Word, frozen=True):
-    """How a head that follows fares besides: how many inodes are stale, and what room it has left."""
+    """How a head that follows fares besides, as of entry `match`: how many inodes are stale, what room it has left."""
 
     epoch: int
     stale: int
     free_bytes: int
     total_bytes: int
+    match: int
     trouble: str = ""
 
 

@@ -94,7 +94,7 @@ class Follower:
             self._tell_s = now_s + TELL_EVERY_S
             total, _, _, _ = self._volume.store.space()
             room = self._volume.room_bytes()
-            word = Condition(self._epoch, len(self._volume.stale), room, total, self.trouble)
+            word = Condition(self._epoch, len(self._volume.stale), room, total, self._match(), self.trouble)
             self._reply(self._leader, copying.encode(word))
 
     def _match(self) -> int:

@@ -73,7 +73,9 @@ class Leader:
             # What nobody was told while this head went alone can't be missing there.
             return self._both and not self._alone, -1, now_s - self._sender.progress_s
         stale = self._condition.stale
-        in_step = self._both and not stale and self._sender.match >= self._alone
+        # Which inodes are stale is known by what it last said of them: that must be of after it had everything.
+        match = min(self._sender.match, self._condition.match)
+        in_step = self._both and not stale and match >= self._alone
         return in_step, self._sender.lag + stale, self._stuck_s(now_s)
 
     def _stuck_s(self, now_s: float) -> float:
