@@ -236,10 +236,13 @@ class Author:
         question = self.asked.pop(number, None)
         if question is None:
             return
+        if isinstance(answer, w.Elsewhere):
+            self.asked = dict(sorted({**self.asked, number: question}.items()))
+            return
         if isinstance(question, w.Make) and answer == w.Failed(errno.ESTALE):
             pass  # it was made, and by the time of the repeated question it was removed, as was asked for behind it
         else:
-            assert not isinstance(answer, w.Elsewhere | w.Over | w.Failed), (question, answer)
+            assert not isinstance(answer, w.Over | w.Failed), (question, answer)
         if number == 2:
             assert isinstance(answer, w.AttrIs)
             self.ino = answer.attr.ino
@@ -309,7 +312,7 @@ class World:
         self.both = both
         self.connect()
         head.part = Leader(head.volume, self.role(), self.answer)
-        head.part.direct(cast(Any, self.link), self.role())
+        head.part.direct(cast(Any, self.link), self.role(), cast(Any, None))
 
     def connect(self) -> None:
         """A new connection to the other head, if it is up; what was on its way over another one is lost."""
@@ -325,7 +328,7 @@ class World:
         leader = self.heads[self.leader].part
         if isinstance(leader, Leader):
             self.connect()
-            leader.direct(cast(Any, self.link), self.role())
+            leader.direct(cast(Any, self.link), self.role(), cast(Any, None))
 
     def reply(self, _: bytes, body: bytes) -> None:
         """The follower's words."""
@@ -366,6 +369,9 @@ class World:
     def switch_over(self) -> None:
         """The roles change, and both live on."""
         if self.joined and self.heads[self.other].is_up:
+            leader = self.heads[self.leader].part
+            assert isinstance(leader, Leader)
+            leader.close(cast(Any, None))
             self.heads[self.leader].part = None
             self.leader = self.other
             self.epoch += 2
@@ -468,11 +474,11 @@ class World:
         trouble: list[tuple[float, Callable[[], None]]] = [
             (0.15, self.kill_the_leader),
             (0.15, self.kill_the_follower),
-            (0.6, self.bring_back_the_follower),
+            (0.4, self.bring_back_the_follower),
             (0.1, self.go_alone),
             (0.1, self.switch_over),
             (0.1, self.cut),
-            (0.2, lambda: self.heads[self.leader].compact()),
+            (0.6, lambda: self.heads[self.leader].compact()),
         ]
         weights, actions = zip(*(calm + trouble), strict=True)
         (action,) = rng.choices(actions, weights)

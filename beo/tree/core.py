@@ -124,6 +124,11 @@ class _Waiting(msgspec.Struct):
     ask: Ask
     lock: Lock
 
+    @property
+    def number(self) -> int:
+        """The question's."""
+        return self.ask.number
+
 
 class Core:
     """The server of one tree, for as long as this head leads."""
@@ -173,6 +178,14 @@ class Core:
         while self._held and self._held[0][0] <= index:
             said.append(self._held.popleft()[1])
         return said
+
+    def unanswered(self) -> list[Speech | _Waiting]:
+        """Who waits for an answer: until something is durable, or for a lock. All are given up by this."""
+        waiting = [one for queue in self._waiting.values() for one in queue]
+        given_up = [*(speech for _, speech in self._held), *waiting]
+        self._held.clear()
+        self._waiting.clear()
+        return given_up
 
     def tick(self, now_s: float, now_ns: int) -> list[Effect]:
         """Let time pass: sessions end, and inodes that nobody has any more go."""
