@@ -14,7 +14,7 @@ from beo.entries import Entry, Position
 from beo.ha.log import Log
 from beo.votes import Append, Appended, Part, Parted
 
-UNDER_WAY_BYTES = 8 << 20  # of data, unanswered: a network of 1 Gbit/s takes it in 70 ms
+UNDER_WAY_BYTES = 8 << 20  # of entries and their data, unanswered: a network of 1 Gbit/s takes it in 70 ms
 MESSAGE_BYTES = 1 << 20
 FETCHED_MAX = 8  # pieces of stale inodes that are asked for at a time
 FETCHED_BYTES = 256 << 10  # in one piece
@@ -33,13 +33,14 @@ class Data(_Word, frozen=True):
 
 
 class Piece(_Word, frozen=True):
-    """Bytes of an inode as it is in the leader's store: `size` in all, -1 where it is gone."""
+    """Bytes of an inode as it is in the leader's store after entry `applied`: `size` in all, -1 where it is gone."""
 
     epoch: int
     ino: int
     offset: int
     size: int
     data: bytes
+    applied: int
 
 
 class Want(_Word, frozen=True):
@@ -52,12 +53,13 @@ class Want(_Word, frozen=True):
 
 
 class Condition(_Word, frozen=True):
-    """How a head that follows fares besides: how many inodes are stale, and what room it has left."""
+    """How a head that follows fares besides, as of entry `match`: how many inodes are stale, what room it has left."""
 
     epoch: int
     stale: int
     free_bytes: int
     total_bytes: int
+    match: int
     trouble: str = ""
 
 
@@ -110,11 +112,11 @@ class Window(Log):
             return found
         size = 0
         for entry in self._whole.entries(first, limit, limit_bytes):
-            beside = self._size_of(entry.index)
-            size += beside
+            takes = len(entry.data) + self._size_of(entry.index)
+            size += takes
             if found and size > MESSAGE_BYTES:
                 break
             found.append(entry)
-            self.under_way_bytes += beside - self._sent.get(entry.index, 0)
-            self._sent[entry.index] = beside
+            self.under_way_bytes += takes - self._sent.get(entry.index, 0)
+            self._sent[entry.index] = takes
         return found

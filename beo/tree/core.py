@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import msgspec
 
 from beo.tree import decide, locks
-from beo.tree.changes import Began, Change, Changed, Ended, Locked, Moved, Reaped, Removed
+from beo.tree.changes import Began, Change, Ended, Locked, Moved, Reaped, Removed
 from beo.tree.decide import READ, WRITE, Refuse, Room
 from beo.tree.locks import Held
-from beo.tree.state import State
+from beo.tree.state import Inode, State
 from beo.tree.words import (
     CHANGING,
     DATA_MAX_BYTES,
@@ -46,6 +46,7 @@ from beo.tree.words import (
     Over,
     Present,
     Read,
+    Set,
     Space,
     Target,
     TargetIs,
@@ -113,6 +114,7 @@ class _Client:
     def __init__(self, now_s: float) -> None:
         self.heard_s = now_s
         self.open: dict[int, int] = {}  # inode -> number of the question that opened it last
+        self.has_presented = False  # has said to this head what it has open
 
 
 class _Waiting(msgspec.Struct):
@@ -121,6 +123,11 @@ class _Waiting(msgspec.Struct):
     peer: bytes
     ask: Ask
     lock: Lock
+
+    @property
+    def number(self) -> int:
+        """The question's."""
+        return self.ask.number
 
 
 class Core:
@@ -135,7 +142,7 @@ class Core:
         self._opened: dict[int, dict[str, bool]] = {}  # inode -> sessions that have it open
         self._waiting: dict[int, deque[_Waiting]] = {}  # inode -> who waits for a lock on it, in order
         self._held: deque[tuple[int, Speech]] = deque()  # (entry that it waits for, what to say then)
-        self._expire_s = now_s
+        self._expire_s = self._ticked_s = now_s
         self._out: list[Effect] = []
         self._answers: dict[type, Callable[[bytes, Ask], Answer | Speech | None]] = {
             Look: self._look,
@@ -172,18 +179,35 @@ class Core:
             said.append(self._held.popleft()[1])
         return said
 
+    def unanswered(self) -> list[Speech | _Waiting]:
+        """Who waits for an answer: until something is durable, or for a lock. All are given up by this."""
+        waiting = [one for queue in self._waiting.values() for one in queue]
+        given_up = [*(speech for _, speech in self._held), *waiting]
+        self._held.clear()
+        self._waiting.clear()
+        return given_up
+
     def tick(self, now_s: float, now_ns: int) -> list[Effect]:
         """Let time pass: sessions end, and inodes that nobody has any more go."""
         self._out = []
         self._now_s, self._now_ns = now_s, now_ns
+        self._forgive(now_s - self._ticked_s - EXPIRE_EVERY_S)
+        self._ticked_s = now_s
         if now_s >= self._expire_s:
             self._expire_s = now_s + EXPIRE_EVERY_S
             for session, client in list(self._clients.items()):
-                holds = bool(client.open) or self._has_locks(session)
-                if now_s - client.heard_s > (SILENT_S if holds else FORGET_S):
+                silent_s = now_s - client.heard_s
+                if silent_s > FORGET_S or (silent_s > SILENT_S and (client.open or self._has_locks(session))):
                     self._end(session)
         self._reap()
         return self._out
+
+    def _forgive(self, slept_s: float) -> None:
+        """While this head slept, or took nothing in, nobody could be heard: that is no silence of theirs."""
+        if slept_s > 0:
+            self._began_s += slept_s
+            for client in self._clients.values():
+                client.heard_s += slept_s
 
     # ---- one question
 
@@ -192,6 +216,8 @@ class Core:
         if client is None:
             return Over()
         client.heard_s = self._now_s
+        if ask.number <= self.state.sessions[ask.session].settled:
+            return None  # a copy that comes late, over an earlier connection: its answer came long ago
         handler = self._answers.get(type(ask.question))
         if handler is None:
             return Failed(errno.ENOSYS)
@@ -285,11 +311,13 @@ class Core:
                 return Failed(errno.EUSERS)
             self._append(Began(ask.session, ask.number, ask.settled, self._now_ns))
             self._clients[ask.session] = _Client(self._now_s)
+            self._clients[ask.session].has_presented = True
         return Done()
 
     def _present(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Present)
         client = self._clients[ask.session]
+        client.has_presented = True
         said = dict.fromkeys(ask.question.inos[:OPEN_MAX], ask.number)
         for ino in [ino for ino in client.open if ino not in said and client.open[ino] < ask.number]:
             self._shut(ask.session, ino)
@@ -310,7 +338,8 @@ class Core:
         locked = [ino for ino, held in self.state.locks.items() if any(lock.owner[0] == session for lock in held)]
         self._append(Ended(session, 0, 0, self._now_ns))
         for ino, waiting in list(self._waiting.items()):
-            self._waiting[ino] = deque(one for one in waiting if one.ask.session != session)
+            for one in [one for one in waiting if one.ask.session == session]:
+                self._leave_queue(ino, one)
         for ino in locked:
             self._grant(ino)
 
@@ -321,13 +350,16 @@ class Core:
         free = [ino for ino in self.state.loose if ino not in self._opened][:REAPED_MAX]
         if free:
             self._append(Reaped("", 0, 0, self._now_ns, tuple(free)))
+        for ino in free:
+            for one in list(self._waiting.get(ino, ())):
+                self._fail_waiting(ino, one, errno.ESTALE)
 
     def _has_locks(self, session: str) -> bool:
         return any(lock.owner[0] == session for held in self.state.locks.values() for lock in held)
 
     def _clients_before(self) -> bool:
-        """Whether there are sessions from before this head led that have not been heard of yet."""
-        return any(client.heard_s <= self._began_s for client in self._clients.values())
+        """Whether there are sessions from before this head led that have not said yet what they have open."""
+        return not all(client.has_presented for client in self._clients.values())
 
     # ---- what is open
 
@@ -335,17 +367,25 @@ class Core:
         wish = ask.question
         assert isinstance(wish, Open)
         found = decide.inode(self.state, wish.ino)
-        if wish.truncate:
-            decide.check(ask.caller, found, WRITE)
-            if self._known(ask) is None and found.is_file:
-                change = Changed(ask.session, ask.number, ask.settled, self._now_ns, wish.ino, size=0)
-                self._append(change)
         client = self._clients[ask.session]
         if len(client.open) >= OPEN_MAX:
             raise Refuse(errno.ENFILE)
+        if wish.truncate:
+            self._empty(ask, found)
         self._opened.setdefault(wish.ino, {})[ask.session] = True
         client.open[wish.ino] = max(client.open.get(wish.ino, 0), ask.number)
         return AttrIs(self.state.attr(wish.ino))
+
+    def _empty(self, ask: Ask, found: Inode) -> None:
+        if found.is_dir:
+            raise Refuse(errno.EISDIR)
+        decide.check(ask.caller, found, WRITE)
+        if found.is_file and self._known(ask) is None:
+            assert isinstance(ask.question, Open)
+            wish = Set(ask.question.ino, size=0)
+            change = decide.decide(self.state, msgspec.structs.replace(ask, question=wish), self._now_ns, self.room)
+            assert change
+            self._append(change)
 
     def _close(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Close)
@@ -370,11 +410,10 @@ class Core:
             raise Refuse(errno.EINVAL)
         if self._known(ask) is not None:
             return Done()
-        if wish.kind != locks.UNLOCK and (barrier := self._barrier(ask, wish)):
-            if not wish.wait:
-                return Failed(errno.EAGAIN)
-            return self._queue(peer, ask, wish, barrier)
+        if wish.kind != locks.UNLOCK and self._barrier(ask, wish):
+            return self._queue(peer, ask, wish) if wish.wait else Failed(errno.EAGAIN)
         self._put_lock(ask, wish)
+        self._grant(wish.ino)
         return Done()
 
     def _barrier(self, ask: Ask, wish: Lock) -> Held | None:
@@ -383,60 +422,75 @@ class Core:
     def _put_lock(self, ask: Ask, wish: Lock) -> None:
         by = (ask.session, ask.number, ask.settled, self._now_ns)
         self._append(Locked(*by, wish.ino, wish.owner, wish.kind, wish.start, wish.end, wish.whole, wish.pid))
-        self._grant(wish.ino)
 
-    def _queue(self, peer: bytes, ask: Ask, wish: Lock, barrier: Held) -> Answer | None:
-        waiting = self._waiting.setdefault(wish.ino, deque())
-        for one in waiting:
+    def _queue(self, peer: bytes, ask: Ask, wish: Lock) -> Answer | None:
+        for one in self._waiting.get(wish.ino, ()):
             if (one.ask.session, one.ask.number) == (ask.session, ask.number):
                 one.peer = peer  # asked again, over another connection
                 return None
-        if not wish.whole and self._would_wait_for_itself((ask.session, wish.owner), barrier):
+        if not wish.whole and self._would_wait_for_itself(ask, wish):
             return Failed(errno.EDEADLK)
         if sum(map(len, self._waiting.values())) >= WAITING_MAX:
             return Failed(errno.ENOLCK)
-        waiting.append(_Waiting(peer, ask, wish))
+        self._waiting.setdefault(wish.ino, deque()).append(_Waiting(peer, ask, wish))
+        if wish.whole:
+            self._give_up_whole(ask, wish)
         return None
 
-    def _would_wait_for_itself(self, owner: locks.Owner, barrier: Held) -> bool:
-        """Whether the owner of a lock in the way waits, directly or not, for a lock of this owner."""
+    def _give_up_whole(self, ask: Ask, wish: Lock) -> None:
+        """Who waits for another kind of flock(2)'s lock gives up the one that he has: two such would never end."""
+        owner = (ask.session, wish.owner)
+        if any(lock.whole and lock.owner == owner for lock in self.state.locks.get(wish.ino, ())):
+            by = (ask.session, 0, 0, self._now_ns)
+            self._append(Locked(*by, wish.ino, wish.owner, locks.UNLOCK, 0, WHOLE, True, 0))
+            self._grant(wish.ino)
+
+    def _would_wait_for_itself(self, ask: Ask, wish: Lock) -> bool:
+        """Whether the owner of any lock in the way waits, directly or not, for a lock of this owner."""
+        waits: dict[locks.Owner, _Waiting] = {}
+        for queue in self._waiting.values():
+            for one in queue:
+                if not one.lock.whole:
+                    waits.setdefault(_owner(one), one)
         seen: set[locks.Owner] = set()
-        current = barrier.owner
-        while current not in seen:
-            seen.add(current)
-            one = next((one for queue in self._waiting.values() for one in queue if _owner(one) == current), None)
-            if one is None or one.lock.whole:
-                return False
-            next_barrier = self._barrier(one.ask, one.lock)
-            if next_barrier is None:
-                return False
-            if next_barrier.owner == owner:
+        ahead = self._owners_in_the_way(ask, wish)
+        while ahead:
+            current = ahead.pop()
+            if current == (ask.session, wish.owner):
                 return True
-            current = next_barrier.owner
+            if current not in seen and current in waits:
+                ahead += self._owners_in_the_way(waits[current].ask, waits[current].lock)
+            seen.add(current)
         return False
+
+    def _owners_in_the_way(self, ask: Ask, wish: Lock) -> list[locks.Owner]:
+        return [lock.owner for lock in locks.in_the_way(self.state.locks.get(wish.ino, ()), _held(ask, wish))]
 
     def _grant(self, ino: int) -> None:
         """Give locks to who waits for them and is in nobody's way any more, in the order in which they asked."""
-        for one in list(self._waiting.get(ino, ())):
-            queue = self._waiting.get(ino)
-            if queue is None or one not in queue or self._barrier(one.ask, one.lock):
-                continue
-            queue.remove(one)
-            if not queue:
-                del self._waiting[ino]
-            self._put_lock(one.ask, one.lock)
-            self._say(one.peer, one.ask, Done())
+        granted = True
+        while granted:  # again, as a lock that took the place of a stronger one may let others in
+            granted = False
+            for one in list(self._waiting.get(ino, ())):
+                if not self._barrier(one.ask, one.lock):
+                    granted = True
+                    self._leave_queue(ino, one)
+                    self._put_lock(one.ask, one.lock)
+                    self._say(one.peer, one.ask, Done())
 
     def _unlock(self, peer: bytes, ask: Ask) -> Answer:
         wish = ask.question
         assert isinstance(wish, Unlock)
+        if self._known(ask) is not None:
+            return Done()
         owner = (ask.session, wish.owner)
         for one in list(self._waiting.get(wish.ino, ())):
             if _owner(one) == owner and one.lock.whole == wish.whole:
-                self._fail_waiting(wish.ino, one)
+                self._fail_waiting(wish.ino, one, errno.EINTR)
         held = self.state.locks.get(wish.ino, ())
         if any(lock.owner == owner and lock.whole == wish.whole for lock in held):
             self._put_lock(ask, Lock(wish.ino, wish.owner, locks.UNLOCK, whole=wish.whole))
+            self._grant(wish.ino)
         return Done()
 
     def _cancel(self, peer: bytes, ask: Ask) -> Answer:
@@ -444,15 +498,18 @@ class Core:
         for ino, waiting in list(self._waiting.items()):
             for one in list(waiting):
                 if one.ask.session == ask.session and one.ask.number == ask.question.number:
-                    self._fail_waiting(ino, one)
+                    self._fail_waiting(ino, one, errno.EINTR)
         return Done()
 
-    def _fail_waiting(self, ino: int, one: _Waiting) -> None:
+    def _fail_waiting(self, ino: int, one: _Waiting, number: int) -> None:
+        self._leave_queue(ino, one)
+        self._say(one.peer, one.ask, Failed(number))
+
+    def _leave_queue(self, ino: int, one: _Waiting) -> None:
         queue = self._waiting[ino]
         queue.remove(one)
         if not queue:
             del self._waiting[ino]
-        self._say(one.peer, one.ask, Failed(errno.EINTR))
 
     def _blocker(self, peer: bytes, ask: Ask) -> Answer:
         wish = ask.question

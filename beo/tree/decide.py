@@ -153,11 +153,21 @@ def _check_old_name(name: bytes) -> None:
         raise Refuse(errno.ENOTEMPTY)
 
 
-def _check_change(caller: Caller, directory: Inode) -> None:
-    """May names be made in and taken from a directory? One that was removed is a ghost: nothing may be made in it."""
-    check(caller, directory, WRITE | ENTER)
+def _check_making(caller: Caller, directory: Inode) -> None:
+    """May a name be made in a directory? One that was removed is a ghost: nothing may be made in it."""
     if not directory.nlink:
         raise Refuse(errno.ENOENT)
+    check(caller, directory, WRITE)
+
+
+def _check_taking(caller: Caller, directory: Inode, found: Inode, as_dir: bool) -> None:
+    """May a name be taken from a directory, or given to another inode, as that of a directory or of something else?"""
+    check(caller, directory, WRITE)
+    _check_sticky(caller, directory, found)
+    if as_dir and not found.is_dir:
+        raise Refuse(errno.ENOTDIR)
+    if found.is_dir and not as_dir:
+        raise Refuse(errno.EISDIR)
 
 
 def _check_sticky(caller: Caller, directory: Inode, found: Inode) -> None:
@@ -183,12 +193,12 @@ def _check_room(state: State, uid: int, room: Room, size_bytes: int, inodes: int
 
 def _make(state: State, caller: Caller, make: Make, by: _By, room: Room) -> Change:
     directory = folder(state, make.parent)
+    check(caller, directory, ENTER)
     _check_new_name(make.name)
     assert directory.children is not None
     if make.name in directory.children:
-        check(caller, directory, ENTER)
         raise Refuse(errno.EEXIST)
-    _check_change(caller, directory)
+    _check_making(caller, directory)
     kind = stat.S_IFMT(make.mode)
     if kind not in _TYPES or make.mode != kind | make.mode & PERMISSIONS or not 0 <= make.rdev < 1 << 32:
         raise Refuse(errno.EINVAL)
@@ -215,11 +225,12 @@ def _make(state: State, caller: Caller, make: Make, by: _By, room: Room) -> Chan
 def _link(state: State, caller: Caller, link: Link, by: _By) -> Change:
     found = inode(state, link.ino)
     directory = folder(state, link.parent)
+    check(caller, directory, ENTER)
     _check_new_name(link.name)
     assert directory.children is not None
     if link.name in directory.children:
         raise Refuse(errno.EEXIST)
-    _check_change(caller, directory)
+    _check_making(caller, directory)
     if found.is_dir:
         raise Refuse(errno.EPERM)
     if not found.nlink:
@@ -233,12 +244,7 @@ def _remove(state: State, caller: Caller, remove: Remove, by: _By) -> Change:
     directory = folder(state, remove.parent)
     _check_old_name(remove.name)
     found = inode(state, find(state, caller, remove.parent, remove.name))
-    _check_change(caller, directory)
-    _check_sticky(caller, directory, found)
-    if remove.dir and not found.is_dir:
-        raise Refuse(errno.ENOTDIR)
-    if found.is_dir and not remove.dir:
-        raise Refuse(errno.EISDIR)
+    _check_taking(caller, directory, found, remove.dir)
     if found.children:
         raise Refuse(errno.ENOTEMPTY)
     return Removed(*by, remove.parent, remove.name)
@@ -246,6 +252,8 @@ def _remove(state: State, caller: Caller, remove: Remove, by: _By) -> Change:
 
 def _rename(state: State, caller: Caller, move: Rename, by: _By) -> Change | None:
     old, new = folder(state, move.parent), folder(state, move.new_parent)
+    check(caller, old, ENTER)
+    check(caller, new, ENTER)
     for name in (move.name, move.new_name):
         if name in (b".", b".."):
             raise Refuse(errno.EBUSY)
@@ -260,31 +268,24 @@ def _rename(state: State, caller: Caller, move: Rename, by: _By) -> Change | Non
         raise Refuse(errno.ENOENT)
     if move.keep and there:
         raise Refuse(errno.EEXIST)
-    _check_change(caller, old)
-    _check_change(caller, new)
-    _check_sticky(caller, old, found)
     if _is_within(state, move.new_parent, ino):
         raise Refuse(errno.EINVAL)
-    if move.parent != move.new_parent and found.is_dir:
-        check(caller, found, WRITE)
-    if there:
-        target = state.inodes[there]
-        _check_sticky(caller, new, target)
-        if ino == there:
-            return None
-        if move.exchange:
-            if _is_within(state, move.parent, there):
-                raise Refuse(errno.EINVAL)
-            if move.parent != move.new_parent and target.is_dir:
-                check(caller, target, WRITE)
-        elif _is_within(state, move.parent, there):
-            raise Refuse(errno.ENOTEMPTY)
-        elif found.is_dir and not target.is_dir:
-            raise Refuse(errno.ENOTDIR)
-        elif target.is_dir and not found.is_dir:
-            raise Refuse(errno.EISDIR)
-        elif target.children:
-            raise Refuse(errno.ENOTEMPTY)
+    if there and _is_within(state, move.parent, there):
+        raise Refuse(errno.EINVAL if move.exchange else errno.ENOTEMPTY)
+    if ino == there:
+        return None
+    _check_taking(caller, old, found, found.is_dir)
+    target = state.inodes[there] if there else None
+    if target is None:
+        _check_making(caller, new)
+    else:
+        _check_taking(caller, new, target, (target if move.exchange else found).is_dir)
+    if move.parent != move.new_parent:  # then its ".." is another's
+        for moved in (found, target if move.exchange else None):
+            if moved and moved.is_dir:
+                check(caller, moved, WRITE)
+    if target and target.children and not move.exchange:
+        raise Refuse(errno.ENOTEMPTY)
     gains = found.is_dir and not (there and state.inodes[there].is_dir) and move.parent != move.new_parent
     if gains and new.nlink >= LINKS_MAX:
         raise Refuse(errno.EMLINK)
@@ -306,20 +307,21 @@ def _is_within(state: State, ino: int, directory: int) -> bool:
 def _set(state: State, caller: Caller, wish: Set, by: _By, room: Room) -> Change | None:
     found = inode(state, wish.ino)
     mode, uid, gid = wish.mode, wish.uid, wish.gid
+    if wish.size is not None:
+        _check_size(found, wish.size)
     if not caller.checked:
         _check_set(caller, found, wish)
-        if (uid, gid) != (None, None) and not found.is_dir and mode is None and found.mode & 0o111:
-            stripped = found.mode & ~_privileges(found.mode)
-            mode = stripped if stripped != found.mode else None
+        owned = (uid, gid) != (None, None) and not found.is_dir
+        if mode is None and (owned or (wish.size is not None and caller.uid)):
+            mode = _stripped(caller, found)
     for number in (uid, gid):
         if number is not None and not 0 <= number < (1 << 32) - 1:
             raise Refuse(errno.EINVAL)
     if mode is not None:
         mode = stat.S_IFMT(found.mode) | mode & PERMISSIONS
-        if caller.uid and not found.is_dir and not _is_member(caller, found.gid) and not caller.checked:
+        if caller.uid and not _is_member(caller, found.gid if gid is None else gid) and not caller.checked:
             mode &= ~stat.S_ISGID
     if wish.size is not None:
-        _check_size(found, wish.size)
         _check_room(state, found.uid, room, wish.size - found.size, 0)
     now_ns = by[3]
     times = [now_ns if ns == NOW else ns for ns in (wish.atime_ns, wish.mtime_ns)]
@@ -344,9 +346,9 @@ def _check_set(caller: Caller, found: Inode, wish: Set) -> None:
         raise Refuse(errno.EPERM)
     if wish.size is not None:
         check(caller, found, WRITE)
-    times = [ns for ns in (wish.atime_ns, wish.mtime_ns) if ns is not None]
-    if times and not owns:
-        if any(ns != NOW for ns in times):
+    times = wish.atime_ns, wish.mtime_ns
+    if times != (None, None) and not owns:
+        if times != (NOW, NOW):
             raise Refuse(errno.EPERM)
         check(caller, found, WRITE)
 
@@ -360,9 +362,12 @@ def _check_size(found: Inode, size: int) -> None:
         raise Refuse(errno.EFBIG)
 
 
-def _privileges(mode: int) -> int:
-    """The bits that a change of content or owner takes away: those that lend an owner's or a group's rights."""
-    return stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+def _stripped(caller: Caller, found: Inode) -> int | None:
+    """The mode without what lends an owner's or a group's rights, after a new content or owner; None: as it is."""
+    mode = found.mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP or (caller.uid and not _is_member(caller, found.gid)):
+        mode &= ~stat.S_ISGID
+    return mode if mode != found.mode else None
 
 
 def _write(state: State, caller: Caller, write: Write, by: _By, room: Room) -> Change | None:
@@ -378,8 +383,7 @@ def _write(state: State, caller: Caller, write: Write, by: _By, room: Room) -> C
     if len(write.data) > room.free_bytes:  # also what is written over takes room, in the log
         raise Refuse(errno.ENOSPC)
     _check_room(state, found.uid, room, max(0, end - found.size), 0)
-    stripped = found.mode & ~_privileges(found.mode) if caller.uid and not caller.checked else found.mode
-    mode = stripped if stripped != found.mode else None
+    mode = _stripped(caller, found) if caller.uid and not caller.checked else None
     return Wrote(*by, write.ino, offset, len(write.data), write.data, mode=mode)
 
 

@@ -94,7 +94,7 @@ class Follower:
             self._tell_s = now_s + TELL_EVERY_S
             total, _, _, _ = self._volume.store.space()
             room = self._volume.room_bytes()
-            word = Condition(self._epoch, len(self._volume.stale), room, total, self.trouble)
+            word = Condition(self._epoch, len(self._volume.stale), room, total, self._match(), self.trouble)
             self._reply(self._leader, copying.encode(word))
 
     def _match(self) -> int:
@@ -121,6 +121,7 @@ class Follower:
                 case Back():
                     log.warning("entries of the tree behind %d are not the leader's", act.position.idx)
                     self._volume.back(act.position)
+                    self._gone = min(self._gone, act.position.idx)
                 case Copied():
                     self._copied(act)
         if ok:
@@ -186,6 +187,9 @@ class Follower:
         if piece.ino not in self._volume.stale or not asked or asked[0] != piece.offset:
             return
         now_s = time.monotonic()
+        if piece.applied < self._volume.store.applied:  # what was done here since would be undone
+            self._want(piece.ino, piece.offset, now_s)
+            return
         if piece.size < 0:
             self._volume.fetched([piece.ino], gone=True)
             self._asked.pop(piece.ino)

@@ -23,6 +23,7 @@ from beo.tree.volume import Volume
 
 HEARTBEAT_S = 0.1  # to the other head, while there is nothing to copy
 ROOM_EVERY_S = 0.2
+BACKLOG_MAX_BYTES = 32 << 20  # more is not taken in before some of it is on the disk
 
 _ALL = Room()
 
@@ -55,14 +56,13 @@ class Leader:
 
     # ---- the other head
 
-    def direct(self, other: wire.Connection | None, role: Role) -> None:
+    def direct(self, other: wire.Connection | None, role: Role, poller: wire.Poller) -> None:
         """Take a changed role of the same epoch; other: a new connection, if the other head is elsewhere now."""
         if role.both and not self._both:
-            self._alone = self._volume.committed
+            self._alone = self._volume.log.last.idx  # of what is in the log, an earlier life may have said anything
         self._both = role.both
         if other or not role.other:
-            if self._other:
-                self._other.close()
+            self._hang_up(poller)
             self._other = other
             self._meet()
 
@@ -78,7 +78,9 @@ class Leader:
             # What nobody was told while this head went alone can't be missing there.
             return self._both and not self._alone, -1, now_s - self._sender.progress_s
         stale = self._condition.stale
-        in_step = self._both and not stale and self._sender.match >= self._alone
+        # Which inodes are stale is known by what it last said of them: that must be of after it had everything.
+        match = min(self._sender.match, self._condition.match)
+        in_step = self._both and not stale and match >= self._alone
         return in_step, self._sender.lag + stale, self._stuck_s(now_s)
 
     def _stuck_s(self, now_s: float) -> float:
@@ -116,11 +118,11 @@ class Leader:
             return  # it is asked for again
         found = state.inodes.get(want.ino)
         if found is None or not found.is_file:
-            other.send(0, copying.encode(Piece(self._epoch, want.ino, 0, -1, b"")))
+            other.send(0, copying.encode(Piece(self._epoch, want.ino, 0, -1, b"", store.applied)))
             return
         size = store.size(want.ino)
         data = store.read(want.ino, want.offset, copying.FETCHED_BYTES, size)
-        other.send(0, copying.encode(Piece(self._epoch, want.ino, want.offset, size, data)))
+        other.send(0, copying.encode(Piece(self._epoch, want.ino, want.offset, size, data, store.applied)))
 
     def _copy(self, other: wire.Connection) -> None:
         now_s = time.monotonic()
@@ -169,6 +171,11 @@ class Leader:
         """Take a question."""
         self._perform(self._core.ask(peer, ask, time.monotonic(), time.time_ns()))
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether no more is to be taken in before some of what was taken is on the disk."""
+        return self._volume.pending_bytes > BACKLOG_MAX_BYTES
+
     def turn(self) -> None:
         """Do what is to be done after what has come."""
         if self._other:
@@ -189,7 +196,8 @@ class Leader:
             if self._both and self._condition:
                 free = min(free, self._condition.free_bytes)
             self._core.room = msgspec.structs.replace(self._core.room, free_bytes=free)
-        self._perform(self._core.tick(now_s, time.time_ns()))
+        if not self.has_backlog:  # else nobody is heard, and nobody's silence counts
+            self._perform(self._core.tick(now_s, time.time_ns()))
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -226,7 +234,13 @@ class Leader:
         return w.SpaceIs(total, self._core.room.free_bytes, INODES_MAX, max(0, INODES_MAX - files))
 
     def close(self, poller: wire.Poller) -> None:
-        """Serve no more."""
+        """Serve no more; whoever waits for an answer is sent elsewhere, to ask again."""
+        for speech in (*self._ready, *self._core.unanswered()):
+            self._answer(speech.peer, speech.number, w.Elsewhere())
+        self._ready.clear()
+        self._hang_up(poller)
+
+    def _hang_up(self, poller: wire.Poller) -> None:
         if self._other:
             self._other.unregister(poller)
             self._other.close()

@@ -33,14 +33,17 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
         return self.whole == other.whole and self.start <= other.end and other.start <= self.end
 
 
+def in_the_way(held: Iterable[Held], wanted: Held) -> list[Held]:
+    """Return the locks in the way of another owner's, in the order of the bytes."""
+    found = (lock for lock in held if lock.owner != wanted.owner and lock.covers(wanted))
+    return sorted(
+        (lock for lock in found if WRITE in (lock.kind, wanted.kind)), key=lambda lock: (lock.start, lock.owner)
+    )
+
+
 def blocker(held: Iterable[Held], wanted: Held) -> Held | None:
     """Return the first lock in the way of another owner's, in the order of the bytes; None where none is."""
-    in_the_way = (
-        lock
-        for lock in held
-        if lock.owner != wanted.owner and lock.covers(wanted) and WRITE in (lock.kind, wanted.kind)
-    )
-    return min(in_the_way, key=lambda lock: (lock.start, lock.owner), default=None)
+    return next(iter(in_the_way(held, wanted)), None)
 
 
 def put(held: Iterable[Held], new: Held) -> list[Held]:

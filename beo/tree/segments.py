@@ -79,8 +79,8 @@ class Segments:
         head = _head.pack(index, len(data), _sum(index, len(data)))
         try:
             done = os.pwritev(segment.fd, [head, data], segment.size)
-            if done < len(head) + len(data):
-                os.pwrite(segment.fd, (head + data)[done:], segment.size + done)
+            while done < len(head) + len(data):  # a disk that fills takes a part first
+                done += os.pwrite(segment.fd, (head + data)[done:], segment.size + done)
         except OSError:
             segment.cut(segment.size)
             raise

@@ -31,7 +31,6 @@ from beo.tree.volume import Volume
 
 TICK_S = 0.05
 QUEUE_LENGTH_MAX = 1_024  # messages for one peer that doesn't read, of up to a MiB
-BACKLOG_MAX_BYTES = 32 << 20  # more is not taken in before some of it is on the disk
 PEER = "peer"  # the role of the other head's tree, which has the same key
 PORT_STEP = 3  # behind the control plane's port: the tree's, where it is free
 
@@ -140,13 +139,14 @@ class Server:
         if role.number == old.number:
             return
         if isinstance(self._part, Leader) and role.leads and role.epoch == old.epoch:
-            self._part.direct(self._connect(role.other) if role.other != old.other else None, role)
+            other = self._connect(role.other) if role.other != old.other else None
+            self._part.direct(other, role, self._poller)
             return
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
             self._part = Leader(self._volume, role, self._answer, self._room)
-            self._part.direct(self._connect(role.other), role)
+            self._part.direct(self._connect(role.other), role, self._poller)
         else:
             self._part = Follower(self._volume, role.epoch, self._reply)
 
@@ -163,7 +163,7 @@ class Server:
         self._part = None
 
     def _receive(self) -> None:
-        if self._volume.pending_bytes > BACKLOG_MAX_BYTES and isinstance(self._part, Leader):
+        if isinstance(self._part, Leader) and self._part.has_backlog:
             self._router.judge()
             return
         for peer, key, request, body in self._router.receive():

@@ -46,13 +46,13 @@ class Session:
         self._id = secrets.token_hex(16)
         self._number = 0
         self._asked: dict[int, tuple[w.Caller, w.Question]] = {}  # not answered yet, in order
-        self._sent: dict[int, bool] = {}  # of these, what is on the wire of this connection
+        self._sent: dict[int, float] = {}  # of these, what is on the wire of this connection, and since when
         self._answers: list[tuple[int, w.Answer]] = []
         self._opens: dict[int, int] = {}
         self._locked: dict[int, bool] = {}  # inodes on which a lock was granted to this session
         self._lost: dict[int, bool] = {}  # inodes whose locks were lost with an earlier session of ours
         self._own: dict[int, bool] = {}  # questions that nobody but this file has asked
-        self._heard_s = self._sent_s = self._present_s = time.monotonic()
+        self._heard_s = self._sent_s = self._present_s = self._late_s = time.monotonic()
         self._locate_s = 0.0
         self.failure: BeoError | None = None  # why no head can be asked, as of the last try
         self._put(ROOT_CALLER, w.Begin(), own=True)
@@ -114,6 +114,10 @@ class Session:
         if silent_s > AGAIN_S:
             self._sent_s = now
             self._again()
+        if now - self._late_s > SILENT_S:
+            self._late_s = now
+            for number in [number for number, sent_s in self._sent.items() if now - sent_s > AGAIN_S]:
+                del self._sent[number]  # others are answered, and this one waits, or its answer is lost
         if now - self._present_s > PRESENT_EVERY_S:
             self._present()
         self._flush()
@@ -161,8 +165,7 @@ class Session:
             word = w.Ask(self._id, number, settled, caller, question)
             if not self._connection.send(number, w.encode(word)):
                 return  # nobody is there: it is looked for again after a while
-            self._sent[number] = True
-            self._sent_s = time.monotonic()
+            self._sent[number] = self._sent_s = time.monotonic()
 
     def _present(self) -> None:
         self._present_s = time.monotonic()

@@ -134,7 +134,7 @@ class State(msgspec.Struct):
             about = self._do(change)
         except KeyError as error:
             raise Internal(f"entry {self.index} of the tree's log is about what isn't there", str(error), "") from None
-        if change.session and not isinstance(change, Ended):
+        if change.session and change.number and not isinstance(change, Ended):
             self._remember(change, about)
         return about
 

@@ -36,6 +36,7 @@ class Store:
         self._folder = folder
         self._open: OrderedDict[int, int] = OrderedDict()  # ino -> descriptor
         self._dirty: dict[int, bool] = {}
+        self._dropped: dict[int, bool] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for number in range(FOLDERS):
@@ -54,11 +55,7 @@ class Store:
         """Do what entry `index` does to bytes, if anything."""
         match change:
             case Wrote():
-                fd = self._fd(change.ino)
-                view, offset = memoryview(change.data), change.offset
-                while view:
-                    done = os.pwrite(fd, view, offset)
-                    view, offset = view[done:], offset + done
+                _write(self._fd(change.ino), change.data, change.offset)
                 self._dirty[change.ino] = True
             case Changed() if change.size is not None:
                 os.ftruncate(self._fd(change.ino), change.size)
@@ -80,9 +77,10 @@ class Store:
         """Make what was written durable."""
         for ino in self._dirty:
             os.fdatasync(self._fd(ino))
-        for number in {ino % FOLDERS for ino in self._dirty}:
+        for number in {ino % FOLDERS for ino in (*self._dirty, *self._dropped)}:
             sync_folder(self._folder / f"{number:02x}")
         self._dirty.clear()
+        self._dropped.clear()
 
     def mark(self, index: int) -> None:
         """Say that everything up to an entry is here, durably."""
@@ -127,6 +125,7 @@ class Store:
         if fd is not None:
             os.close(fd)
         self._dirty.pop(ino, None)
+        self._dropped[ino] = True
         self.path(ino).unlink(missing_ok=True)
 
     def put(self, ino: int, offset: int, data: bytes, size: int) -> None:
@@ -136,7 +135,7 @@ class Store:
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
         if data.strip(b"\0"):
-            os.pwrite(fd, data, offset)
+            _write(fd, data, offset)
         self._dirty[ino] = True
 
     def inos(self) -> list[int]:
@@ -194,5 +193,13 @@ class Store:
     def _zero(self, fd: int, offset: int, length: int) -> None:
         while length > 0:
             size = min(length, COPY_MAX_BYTES)
-            os.pwrite(fd, bytes(size), offset)
+            _write(fd, bytes(size), offset)
             offset, length = offset + size, length - size
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    """Write all of it: a disk that fills takes a part first."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

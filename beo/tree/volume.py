@@ -53,12 +53,14 @@ class Volume:
         self.segments.truncate_after(self.journal.last_index)  # what follows never became an entry
         self.store = Store(folder / "objects")
         self._stale_path = folder / "stale"
+        self._installing_path = folder / "installing"
         self.stale = self._read_stale()
         self.state = self._replay()
         cut = self.journal.position(self.journal.oldest_index - 1)
         last = self.journal.position(self.journal.last_index)
         assert cut and last
         self.log = Log(cut, last, self._entries, self.journal.position)
+        self._go_on_installing(cut.idx)
         self.committed = self.store.applied
         if self.store.applied < cut.idx or self.store.applied > last.idx:
             what = f"the objects in {folder} are as of entry {self.store.applied}"
@@ -125,20 +127,43 @@ class Volume:
             for ino, found in new.inodes.items()
             if found.is_file
             and found.version
-            and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.committed)
+            and (
+                ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.store.applied
+            )
         ]
-        gone = [ino for ino in self.store.inos() if ino not in new.inodes]
-        self.mark_stale(stale)
+        write_durably(self._installing_path, msgspec.json.encode((position.idx, stale)), 0o600)
         self.journal.install(position, snapshot)
         self.log.install(position)
-        self.segments.truncate_after(0)
         self._pending.clear()
         self.pending_bytes = 0
         self.state = new
+        self._installed(position.idx, stale)
+        self.committed = position.idx
+
+    def _installed(self, index: int, stale: list[int]) -> None:
+        """The journal is a snapshot of entry `index` now: let the store follow."""
+        self.segments.truncate_after(0)
+        self.mark_stale(stale)
+        gone = [ino for ino in (*self.store.inos(), *self.stale) if ino not in self.state.inodes]
         for ino in gone:
             self.store.drop(ino)
-        self.store.mark(position.idx)
-        self.committed = position.idx
+        self.store.sync_objects()
+        self.store.mark(index)
+        self._fresh(gone)
+        self._installing_path.unlink(missing_ok=True)
+
+    def _go_on_installing(self, cut: int) -> None:
+        """A process that ended while it installed a snapshot has left word of what is to be done, if it came so far."""
+        try:
+            index, stale = msgspec.json.decode(self._installing_path.read_bytes(), type=tuple[int, list[int]])
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            why = reason(error)
+            raise DamagedJournal(f"{self._installing_path} is damaged", why, "let this head begin anew") from None
+        if cut == index > self.store.applied:
+            self._installed(index, stale)
+        self._installing_path.unlink(missing_ok=True)
 
     # ---- what can't be taken back
 
@@ -159,7 +184,8 @@ class Volume:
                     return
             self._pending.popleft()
             self.pending_bytes -= _size(change)
-            if isinstance(change, Reaped):
+            if isinstance(change, Reaped) and any(ino in self.stale for ino in change.inos):
+                self.store.sync()  # so that nothing of them, which may never have come, is done again
                 self._fresh(change.inos)
         self.full = False
         if not self._pending:
@@ -242,7 +268,12 @@ class Volume:
         return replay(*self.journal.load())
 
     def _entries(self, first: int, limit: int) -> Sequence[Entry]:
-        return self.journal.entries(first, limit)
+        try:
+            return self.journal.entries(first, limit)
+        except BeoError:
+            if first >= self.journal.oldest_index:
+                raise
+            return []  # cut a moment ago, by the journal's own thread
 
     def _load_pending(self) -> None:
         """Find again what is not in the store yet."""
