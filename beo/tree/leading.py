@@ -50,14 +50,13 @@ class Leader:
 
     # ---- the other head
 
-    def direct(self, other: wire.Connection | None, role: Role) -> None:
+    def direct(self, other: wire.Connection | None, role: Role, poller: wire.Poller) -> None:
         """Take a changed role of the same epoch; other: a new connection, if the other head is elsewhere now."""
         if role.both and not self._both:
             self._alone = self._volume.committed
         self._both = role.both
         if other or not role.other:
-            if self._other:
-                self._other.close()
+            self.close(poller)
             self._other = other
             self._meet()
 

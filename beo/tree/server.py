@@ -137,13 +137,13 @@ class Server:
         if role.number == old.number:
             return
         if isinstance(self._part, Leader) and role.leads and role.epoch == old.epoch:
-            self._part.direct(self._connect(role.other) if role.other != old.other else None, role)
+            self._part.direct(self._connect(role.other) if role.other != old.other else None, role, self._poller)
             return
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
             self._part = Leader(self._volume, role, self._answer)
-            self._part.direct(self._connect(role.other), role)
+            self._part.direct(self._connect(role.other), role, self._poller)
         else:
             self._part = Follower(self._volume, role.epoch, self._reply)
 
