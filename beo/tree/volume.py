@@ -59,6 +59,8 @@ class Volume:
         last = self.journal.position(self.journal.last_index)
         assert cut and last
         self.log = Log(cut, last, self._entries, self.journal.position)
+        self._installing = folder / "installing"  # the entry of a snapshot whose taking has begun
+        self._end_install(cut.idx)
         self.committed = self.store.applied
         if self.store.applied < cut.idx or self.store.applied > last.idx:
             what = f"the objects in {folder} are as of entry {self.store.applied}"
@@ -125,20 +127,32 @@ class Volume:
             for ino, found in new.inodes.items()
             if found.is_file
             and found.version
-            and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.committed)
+            and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.store.applied)
         ]
-        gone = [ino for ino in self.store.inos() if ino not in new.inodes]
+        self.store.sync()
         self.mark_stale(stale)
+        write_durably(self._installing, b"%d\n" % position.idx, 0o600)
         self.journal.install(position, snapshot)
         self.log.install(position)
-        self.segments.truncate_after(0)
         self._pending.clear()
         self.pending_bytes = 0
         self.state = new
-        for ino in gone:
-            self.store.drop(ino)
-        self.store.mark(position.idx)
+        self._end_install(position.idx)
         self.committed = position.idx
+
+    def _end_install(self, cut: int) -> None:
+        """Let the rest be as the journal is, if that is a snapshot now which was being taken, be it before a crash."""
+        try:
+            begun = self._installing.read_bytes()
+        except FileNotFoundError:
+            return
+        if begun == b"%d\n" % cut and self.store.applied < cut:
+            self.segments.truncate_after(0)
+            for ino in self.store.inos():
+                if ino not in self.state.inodes:
+                    self.store.drop(ino)
+            self.store.mark(cut)
+        self._installing.unlink()
 
     # ---- what can't be taken back
 
@@ -183,15 +197,21 @@ class Volume:
         return max(0, free - RESERVE_BYTES - 2 * self.pending_bytes) if files > 1_000 else 0
 
     def data(self, index: int) -> bytes | None:
-        """Return what belongs to an entry beside it; None where it is forgotten."""
-        return self.segments.get(index) if self.segments.size(index) else None
+        """Return what belongs to an entry beside it; None where it is forgotten, or spoilt."""
+        if not self.segments.size(index):
+            return None
+        data = self.segments.get(index)
+        return data if digest_of(data) == self._digest(index) else None
 
     def has_data(self, index: int) -> bool:
         """Whether something belongs to an entry beside it, be it here or forgotten."""
+        return bool(self._digest(index))
+
+    def _digest(self, index: int) -> bytes:
         for entry in self.log.entries(index, 1, 1):
             change = changes.decode(entry.data)
-            return isinstance(change, Wrote) and bool(change.digest)
-        return False
+            return change.digest if isinstance(change, Wrote) else b""
+        return b""
 
     # ---- stale inodes
 
@@ -253,7 +273,7 @@ class Volume:
                 if isinstance(change, Wrote) and change.digest and change.ino not in self.stale:
                     data = self.segments.get(entry.index)
                     if digest_of(data) != change.digest:
-                        what = f"the data of entry {entry.index} is not what was written"
+                        what = f"the data of entry {entry.index} in {self._folder / 'data'} is not what was written"
                         raise DamagedJournal(what, "", "restore it, or let this head begin anew")
                     change = msgspec.structs.replace(change, data=data)
                 self._wait_for_store(entry.index, change)
