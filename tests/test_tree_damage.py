@@ -61,6 +61,25 @@ def test_the_trees_process_ends_with_its_head(cluster: Cluster) -> None:
     wait_for(lambda: not Path(f"/proc/{old}").exists() or tree_pid(cluster, "A") != old, "its end", 1.0)
 
 
+def test_who_was_quiet_while_the_tree_was_started_anew_says_first_what_he_has_open(cluster: Cluster) -> None:
+    hand, rival = Hand(cluster.home), Hand(cluster.home)
+    ino = hand.make("/quiet")
+    hand.ask(w.Open(ino))
+    hand.ask(w.Write(ino, 0, b"mine"))
+    hand.remove("/quiet")
+    old = tree_pid(cluster, "A")
+    assert old
+    kill([old])
+    await_another_tree(cluster, "A", old)
+    rival.ask(w.Get(w.ROOT))
+    time.sleep(0.3)  # the quiet one's connection is made anew meanwhile, by itself
+    for _ in range(3):
+        assert hand.bytes_at(ino, 0, 10) == b"mine"
+        time.sleep(0.1)
+    hand.close()
+    rival.close()
+
+
 # ---- what a spoilt disk comes to
 
 
@@ -145,3 +164,36 @@ def test_a_leader_whose_follower_is_nowhere_any_more_leaves_nothing_closed_in_it
     assert not poller.sockets
     volume.close()
     context.destroy(linger=0)
+
+
+# ---- who serves, without any disk
+
+
+def asked(core: Core, number: int, question: w.Question, settled: int = 0, now_s: float = 1.0) -> int:
+    """Ask, and return how many changes that made."""
+    ask = w.Ask("s" * 16, number, settled, w.Caller(0, 0), question)
+    return sum(isinstance(effect, Append) for effect in core.ask(b"peer", ask, now_s, 5))
+
+
+def test_a_question_that_comes_after_the_answer_to_its_repetition_is_not_done_again() -> None:
+    core = Core(State.new(), 0.0)
+    asked(core, 1, w.Begin())
+    asked(core, 2, w.Make(w.ROOT, b"file", 0o100644), 1)
+    assert asked(core, 3, w.Write(2, 0, b"line", append=True), 2) == 1
+    assert asked(core, 3, w.Write(2, 0, b"line", append=True), 2) == 0
+    assert asked(core, 4, w.Set(2, mode=0o600), 3) == 1
+    assert asked(core, 3, w.Write(2, 0, b"line", append=True), 2) == 0  # by a connection that was thought dead
+    assert core.state.inodes[2].size == 4
+
+
+def test_who_serves_was_stopped_himself_and_ends_no_session_for_that() -> None:
+    core = Core(State.new(), 0.0)
+    asked(core, 1, w.Begin())
+    asked(core, 2, w.Make(w.ROOT, b"file", 0o100644), 1)
+    asked(core, 3, w.Lock(2, 1, "w"), 2)
+    for now_s in (2.0, 3.0, 40.0, 40.05, 41.1):
+        core.tick(now_s, 5)
+    assert core.state.locks
+    for now_s in range(42, 60):
+        core.tick(now_s, 5)
+    assert not core.state.locks

@@ -177,6 +177,9 @@ class Core:
         self._out = []
         self._now_s, self._now_ns = now_s, now_ns
         if now_s >= self._expire_s:
+            if (late_s := now_s - self._expire_s) > EXPIRE_EVERY_S:  # this process was stopped: nobody could be heard
+                for client in self._clients.values():
+                    client.heard_s += late_s
             self._expire_s = now_s + EXPIRE_EVERY_S
             for session, client in list(self._clients.items()):
                 holds = bool(client.open) or self._has_locks(session)
@@ -195,6 +198,8 @@ class Core:
         if client is None:
             return Over()
         client.heard_s = self._now_s
+        if ask.number <= self.state.sessions[ask.session].settled:
+            return None  # it came by a slower way than its repetition, whose answer has arrived: not to be done again
         handler = self._answers.get(type(ask.question))
         if handler is None:
             return Failed(errno.ENOSYS)

@@ -160,7 +160,7 @@ class Server:
         self._part = None
 
     def _receive(self) -> None:
-        if self._volume.pending_bytes > BACKLOG_MAX_BYTES and isinstance(self._part, Leader):
+        if self._is_behind():
             self._router.judge()
             return
         for peer, key, request, body in self._router.receive():
@@ -182,6 +182,10 @@ class Server:
             elif ask.number == request:
                 self._part.ask(peer, msgspec.structs.replace(ask, caller=self._caller(known, ask.caller)))
 
+    def _is_behind(self) -> bool:
+        """Whether nobody is heard until more is on the disk."""
+        return self._volume.pending_bytes > BACKLOG_MAX_BYTES and isinstance(self._part, Leader)
+
     def _caller(self, known: Known, said: w.Caller) -> w.Caller:
         """For whom somebody may ask: a node for all, an admin for all as their modes allow, a user for himself."""
         if known.role == "worker":
@@ -200,7 +204,7 @@ class Server:
         self._router.send(peer, 0, body)
 
     def _tick(self, now_s: float) -> None:
-        if self._part:
+        if self._part and not self._is_behind():  # no session is over because it isn't heard
             self._part.tick(now_s)
         self._volume.tick(now_s)
         if now_s >= self._say_s:
