@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import shutil
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beo import wire
+from beo.config import Home
 from beo.errors import BeoError
+from beo.headnode import tree as headnode_tree
+from beo.headnode.state import State as HeadState
 from beo.tree import words as w
-from beo.tree import volume as volumes
 from beo.tree.changes import Began, Made, Wrote
 from beo.tree.core import Append, Core
 from beo.tree.leading import Leader
@@ -25,7 +28,7 @@ from beo.tree.tie import Role
 from beo.tree.volume import Volume
 from tests.cluster import Cluster, kill, running, wait_for
 from tests.scribes import Hand, Scribes
-from tests.volumes import await_another_tree, tree_of, tree_pid
+from tests.volumes import await_another_tree, tree_pid
 
 KILLS = 20
 FLIPS = 25
@@ -164,6 +167,38 @@ def test_a_leader_whose_follower_is_nowhere_any_more_leaves_nothing_closed_in_it
     assert not poller.sockets
     volume.close()
     context.destroy(linger=0)
+
+
+# ---- the head, which starts it
+
+
+def test_a_head_that_ends_waits_for_no_tree_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headnode_tree, "ARGV", ("-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(headnode_tree, "END_S", 0.2)
+    tree = headnode_tree.Tree(Home(tmp_path))
+    tree.want()
+    os.kill(tree._pid, signal.SIGSTOP)
+    tree.close()
+
+
+def test_a_head_that_can_start_no_tree_lives_on_and_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = os.posix_spawn
+    failing = iter([OSError(errno.EAGAIN, "no more processes")])
+
+    def fail(*words: Any, **options: Any) -> int:
+        for error in failing:
+            raise error
+        return spawn(*words, **options)
+
+    monkeypatch.setattr(headnode_tree, "ARGV", ("-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(os, "posix_spawn", fail)
+    tree = headnode_tree.Tree(Home(tmp_path))
+    tree.want()
+    tree.tick(HeadState())
+    assert tree._pid
+    tree.close()
 
 
 # ---- who serves, without any disk

@@ -53,7 +53,7 @@ class Leader:
     def direct(self, other: wire.Connection | None, role: Role, poller: wire.Poller) -> None:
         """Take a changed role of the same epoch; other: a new connection, if the other head is elsewhere now."""
         if role.both and not self._both:
-            self._alone = self._volume.committed
+            self._alone = self._volume.journal.durable_index  # of one that has just begun, more than `committed` knows
         self._both = role.both
         if other or not role.other:
             self.close(poller)
