@@ -1,7 +1,11 @@
-"""Two heads' copies of the tree, held against each other as they are on their disks while both are served."""
+"""Two heads' copies of the tree, held against each other as they are on their disks while both are served.
+
+python -m tests.volumes ONE OTHER: the same for whoever sees other disks; fails with what differs.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -93,3 +97,7 @@ def await_another_tree(cluster: Cluster, head: str, old: int | None) -> int:
     pid = wait_for(found, f"another tree of head {head} than {old}")
     assert pid
     return pid
+
+
+if __name__ == "__main__":
+    await_equal(Path(sys.argv[1]), Path(sys.argv[2]))
