@@ -18,14 +18,16 @@ import random
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from beo import config
 from beo.errors import BeoError
-from beo.tree import locks
+from beo.tree import locks, plans
 from beo.tree import words as w
 from beo.tree.files import Files
 from beo.tree.locate import Locator
@@ -46,22 +48,34 @@ class Hand(Files):
         """Begin a session of its own."""
         key = home.secret(secret)
         super().__init__(Session(Locator(home, patience_s), home.cluster().key, key), ROOT, patience_s)
+        self._begun: dict[int, w.Answer | None] = {}
 
     def ask(self, question: w.Question) -> w.Answer:
         """Ask and wait for the answer; a Failed is raised as OSError."""
-        return self._ask(question, type(question).__name__)
+        return self.do(plans.ask(question, type(question).__name__))
 
     def begin(self, question: w.Question) -> int:
         """Ask, and return the number for `wait`."""
-        return self._session.ask(self._caller, question)
+        number = self._session.ask(self._caller, question)
+        self._begun[number] = None
+        return number
 
     def wait(self, number: int) -> w.Answer:
         """Wait for the answer to a question."""
-        return self._wait(number, "")
+        while not (answer := self._begun[number]):
+            for other, said in self._receive():
+                self._answered(other, said, deque())
+        return plans.check(answer, "")
+
+    def _answered(self, number: int, answer: w.Answer, ended: deque[tuple[plans.Plan[Any], Any]]) -> None:
+        if number in self._begun:
+            self._begun[number] = answer
+        else:
+            super()._answered(number, answer, ended)
 
     def make(self, path: str) -> int:
         """Make an empty file; return its inode."""
-        parent, name = self._parent(path)
+        parent, name = self.do(plans.parent_of(path))
         answer = self.ask(w.Make(parent, name, 0o100666))
         assert isinstance(answer, w.AttrIs)
         return answer.attr.ino
@@ -214,7 +228,7 @@ class Scribe(threading.Thread):
 
     def faults(self, hand: Hand) -> list[str]:
         """What is otherwise than this one believes, as a hand sees it now."""
-        there = dict(hand.list(self._folder))
+        there = dict(hand.entries(self._folder))
         wrong = list(self.wrong)
         if sorted(there) != sorted([*self.files, *self.folders]):
             wrong.append(f"{self.name}: there is {sorted(there)}, not {sorted([*self.files, *self.folders])}")

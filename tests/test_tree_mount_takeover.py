@@ -104,7 +104,7 @@ def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Clust
             print(f"{name}: {counts[-1]} rounds, the longest took {float(out.split()[1]):.2f} s")
         assert min(counts) > 10
     hand = Hand(pair.home)
-    there = {name for name, _ in hand.list("/work")}
+    there = {name for name, _ in hand.entries("/work")}
     expected = {f"{name}-{k}" for name, count in zip(names, counts, strict=True) for k in range(count)}
     assert there == expected | {"held-one", "held-two", "shared"}
     for name, count in zip(names, counts, strict=True):

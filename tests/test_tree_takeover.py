@@ -136,7 +136,7 @@ def test_questions_under_way_are_done_exactly_once_when_the_head_dies(pair: Clus
     pair.kill(LOCKS[first])
     for number in numbers:
         hand.wait(number)  # raises FileExistsError or FileNotFoundError where it was done twice
-    there = [name for name, _ in hand.list("/once")]
+    there = [name for name, _ in hand.entries("/once")]
     assert sorted(there) == sorted(f"{what}{k}" for what in ("folder", "moved") for k in range(150))
     assert acting(pair) == other(first)
 
