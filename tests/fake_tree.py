@@ -294,6 +294,7 @@ class FakeTree:
         if q.punch:
             inside = range(q.offset, min(end, len(node.data)))
             node.data[inside.start : inside.stop] = bytes(len(inside))
+            node.mtime_ns = node.ctime_ns = self._now_ns
         elif end > len(node.data) and not q.keep_size:
             self._resize(node, end)
         return node

@@ -1,6 +1,7 @@
 """A mount without a kernel and without a tree: what it asks, and that every request gets its one reply."""
 
 import errno
+import os
 import stat
 import struct
 from typing import Any
@@ -196,9 +197,20 @@ def test_dots_dont_count_as_looked_up() -> None:
 # ---- files
 
 
+def test_who_only_reads_goes_by_kept_pages_and_who_writes_passes_them_by() -> None:
+    told = []
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND):
+        user = FakeKernel()
+        user.ask(fake.OPEN, struct.pack("=II", flags, 0), 7)
+        user.answer(AttrIs(FILE))
+        told.append(struct.unpack_from("=QI", user.reply()[1])[1])
+    assert told[0] == kernel.FOPEN_KEEP_CACHE
+    assert all(flags == kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES for flags in told[1:])
+
+
 def test_a_file_that_is_made_is_open() -> None:
     user = FakeKernel()
-    user.ask(fake.CREATE, fake.create(b"n", mode=0o100666, umask=0o22), 5)
+    user.ask(fake.CREATE, fake.create(b"n", flags=0o101, mode=0o100666, umask=0o22), 5)
     assert user.question() == words.Make(5, b"n", stat.S_IFREG | 0o644)
     user.answer(AttrIs(FILE))
     assert user.question() == words.Open(7) and not user.replies

@@ -5,7 +5,8 @@ under way at a time. Nothing is remembered here of files and names, only who wai
 have a lock.
 
 How fresh a node's view is, is `Policy`. As it stands each read, write and look is one question, so all nodes see the
-same at every moment, but for one thing: *mappings*. Files are opened for direct I/O, and mmap(2) goes by the kernel's
+same at every moment, but for one thing: *mappings*. Files are opened for direct I/O (those that are only read go by
+pages that are held against the file's time of change at each read), and mmap(2) goes by the kernel's
 page cache nevertheless. On one node read, write and mappings agree: the kernel writes a mapping's changed pages back
 before it reads or writes the same bytes directly, and drops its pages behind a direct write. Between nodes a mapping is
 as of when its pages came: they are dropped when the file is mapped anew, and when an fstat here finds another time of
@@ -36,6 +37,7 @@ ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked woul
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _KINDS = {kernel.LOCK_READ: "r", kernel.LOCK_WRITE: "w", kernel.LOCK_NONE: "u"}
 _KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+_O_ACCMODE, _O_RDONLY = 0o3, 0o0
 _O_TRUNC, _O_APPEND, _O_EXCL = 0o1000, 0o2000, 0o200  # as Linux has them on x86 and Arm
 
 # What is done with whatever of these the kernel can.
@@ -83,15 +85,22 @@ class Policy(msgspec.Struct, frozen=True):
 
     entry_s: float = 0.0
     attr_s: float = 0.0
-    keep_cache: bool = False
+    keep_cache: bool = True
     direct: bool = True
 
-    @property
-    def open_flags(self) -> int:
-        """What the kernel is told of an open file."""
-        flags = kernel.FOPEN_KEEP_CACHE if self.keep_cache else 0
+    def open_flags(self, flags: int) -> int:
+        """What the kernel is told of an open file; flags: how it was opened, as of open(2).
+
+        Who only reads goes by the kernel's pages: at each read it asks for the file's attributes (AUTO_INVAL_DATA, with
+        an attr_s of 0), and drops the pages where time of change or size are others than when they came. So what is
+        read is never older than the beginning of the read, and what is read again isn't fetched again. Who also writes
+        passes the pages by: with many writers of one file they would be dropped all the time.
+        """
+        told = kernel.FOPEN_KEEP_CACHE if self.keep_cache else 0
+        if not self.direct or (self.keep_cache and flags & _O_ACCMODE == _O_RDONLY):
+            return told
         # Writers of one file needn't wait for each other's answers: the server puts them in an order.
-        return flags | (kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES if self.direct else 0)
+        return kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES
 
     @property
     def init_flags(self) -> int:
@@ -386,7 +395,7 @@ class Mount:
     def _is_open(self, request: kernel.Request, answer: object) -> list[Effect]:
         op = request.op
         assert isinstance(answer, words.AttrIs) and isinstance(op, kernel.Open)
-        body = kernel.open_out(request.ino, self.policy.open_flags)
+        body = kernel.open_out(request.ino, self.policy.open_flags(op.flags))
         # Who empties a file may not keep its set-id bits. The kernel sees to that when it truncates on its own.
         if op.flags & _O_TRUNC and request.uid and (mode := _without_ids(answer.attr.mode)) is not None:
             return self._ask(request, words.Set(request.ino, mode=mode), lambda whose, _: _told(whose, body))
@@ -407,9 +416,10 @@ class Mount:
         return self._ask_open(request, words.Open(answer.attr.ino), self._created)
 
     def _created(self, request: kernel.Request, answer: object) -> list[Effect]:
-        assert isinstance(answer, words.AttrIs)
+        op = request.op
+        assert isinstance(answer, words.AttrIs) and isinstance(op, kernel.Create)
         entry = kernel.entry_out(_facts(answer.attr), self.policy.entry_s, self.policy.attr_s)
-        return _told(request, entry + kernel.open_out(answer.attr.ino, self.policy.open_flags))
+        return _told(request, entry + kernel.open_out(answer.attr.ino, self.policy.open_flags(op.flags)))
 
     def _release(self, request: kernel.Request, op: kernel.Release) -> list[Effect]:
         """The kernel makes nobody wait for the reply."""
