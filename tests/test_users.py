@@ -282,3 +282,39 @@ def test_a_cluster_of_one_user_works_and_refuses_others(place: Path, bob: Person
 
 def test_keyring_names_its_file_by_the_cluster() -> None:
     assert keyring.path_of("c" * 32).endswith(f"/beo/{'c' * 32}.secret")
+
+
+# ---- the tree of files
+
+
+def test_files_of_the_tree_are_their_owners_and_modes_say_who_else_may(
+    cluster: Cluster, ann: Person, bob: Person
+) -> None:
+    path = cluster.home.path
+    (ann.home / "note").write_text("of ann\n")
+    os.chown(ann.home / "note", ANN, ANN)
+
+    def done(person: Person, *words: str) -> str:
+        did = person.beo(path, *words)
+        assert did.returncode == 0, did.stderr
+        return did.stdout
+
+    def refused(person: Person, *words: str) -> str:
+        did = person.beo(path, *words)
+        assert did.returncode in (1, 77), did
+        return did.stderr
+
+    done(ann, "mkdir", "ann")
+    done(ann, "put", "note", "ann")
+    assert done(bob, "cat", "ann/note") == "of ann\n"
+    assert f"{ANN}" in done(bob, "ls", "-l", "ann")
+    assert "permission denied" in refused(bob, "put", "/etc/hostname", "ann")
+    assert "permission denied" in refused(bob, "rm", "ann/note")
+    assert "not permitted" in refused(bob, "rm", "-r", "ann"), "the tree's top is like /tmp: each has his own"
+    assert done(ann, "cat", "ann/note") == "of ann\n"
+
+    (ann.home / "secret").touch(0o600)
+    os.chown(ann.home / "secret", ANN, ANN)
+    done(ann, "put", "secret", "ann")
+    assert "permission denied" in refused(bob, "cat", "ann/secret")
+    done(ann, "rm", "-r", "ann")
