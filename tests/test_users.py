@@ -310,7 +310,7 @@ def test_files_of_the_tree_are_their_owners_and_modes_say_who_else_may(
     assert f"{ANN}" in done(bob, "ls", "-l", "ann")
     assert "permission denied" in refused(bob, "put", "/etc/hostname", "ann")
     assert "permission denied" in refused(bob, "rm", "ann/note")
-    assert "not permitted" in refused(bob, "rm", "-r", "ann"), "the tree's top is like /tmp: each has his own"
+    assert "not permitted" in refused(bob, "mv", "ann", "bobs"), "the tree's top is like /tmp: each has his own"
     assert done(ann, "cat", "ann/note") == "of ann\n"
 
     (ann.home / "secret").touch(0o600)
