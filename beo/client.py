@@ -222,14 +222,14 @@ class Cluster:
             self.info(LEARN_PATIENCE_S)
 
     def _connect(self, address: str) -> wire.Connection:
-        whom = (address, self.home.cluster().key, self._secret())
+        whom = (address, self.home.cluster().key, self.secret())
         for number, (known, connection) in enumerate(_ahead):
             if known == whom and not connection.refused:
                 del _ahead[number]
                 return connection
         return wire.Connection(*whom, _context())
 
-    def _secret(self) -> str:
+    def secret(self) -> str:
         """Our secret key; a user who has none gets one here, by knocking at the door."""
         path, secret = _identity(self.home)
         if not secret:
@@ -248,7 +248,7 @@ class Cluster:
         self._introduced = True
         from beo import door
 
-        door.knock(str(self.home.path), wire.public_of(self._secret()))
+        door.knock(str(self.home.path), wire.public_of(self.secret()))
         self.close()
         return True
 
@@ -534,7 +534,7 @@ class Cluster:
         """
         from beo import question
 
-        known, secret = self.home.cluster(), self._secret()
+        known, secret = self.home.cluster(), self.secret()
         found = question.look(known.heads, known.key, secret, m.AskPair(), m.PairIs, patience_s)
         told = {head.control for view in found.values() if isinstance(view, m.PairIs) for head in view.heads}
         if more := sorted(told - found.keys()):
@@ -560,7 +560,7 @@ class Cluster:
     def _order(self, heads: Sequence[str], wish: object) -> None:
         from beo import question
 
-        question.ask(heads, self.home.cluster().key, self._secret(), wish, m.Done, SUBMIT_PATIENCE_S)
+        question.ask(heads, self.home.cluster().key, self.secret(), wish, m.Done, SUBMIT_PATIENCE_S)
 
     def gone(self, node: str) -> None:
         """Give the operator's word that a silent node's machine is off, so that what ran there may run again."""

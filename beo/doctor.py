@@ -78,6 +78,7 @@ def machine(home: Home, contain: str, memory: str) -> list[Finding]:
         *_modes(home),
         *_limits(),
         *_network(home),
+        *_mounts(home),
     ]
 
 
@@ -100,6 +101,27 @@ def programs() -> list[Finding]:
     if not shutil.which("mpiexec") and not os.access(os.path.join(os.path.dirname(sys.executable), "mpiexec"), os.X_OK):
         found.append(Finding("mpiexec", "there is no mpiexec for batch scripts", f"{pip} install mpich"))
     return found
+
+
+def _mounts(home: Home) -> list[Finding]:
+    """Is the tree of files where the settings say?"""
+    try:
+        folders = list(home.config().files.mounts)
+    except BeoError:
+        return []  # that is told elsewhere
+    if not folders:
+        return []
+    if os.geteuid():
+        what = f"the tree of files isn't shown at {', '.join(folders)}: only root can mount"
+        return [Finding("files", what, "run beo as root, or use 'beo put' and 'beo get'")]
+    if not os.path.exists("/dev/fuse"):
+        return [Finding("files", "this machine has no /dev/fuse, so the tree can't be mounted", "modprobe fuse")]
+    from pathlib import Path  # none of both at the top: most machines mount nothing
+
+    from beo.tree.mount import KIND, mounted
+
+    missing = [folder for folder in folders if mounted(Path(folder)) != KIND]
+    return [Finding("files", f"no tree is mounted at {folder}", f"see {home.logs}/mount.log") for folder in missing]
 
 
 def _walls(contain: str, memory: str) -> list[Finding]:

@@ -8,6 +8,7 @@ several is in machines.py.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import signal
@@ -46,6 +47,7 @@ LIST_MAX = 10_000  # jobs counted at `down`
 HEAD_ARGV = ("-P", "-m", "beo.headnode.server")
 AGENT_ARGV = ("-P", "-m", "beo.worker.agent")
 WITNESS_ARGV = ("-P", "-m", "beo.ha.witness")
+MOUNT_ARGV = ("-P", "-m", "beo.tree.attach")
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -283,7 +285,8 @@ def _checked_slots(slots: int) -> int:
     return slots
 
 
-def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon]]:
+def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon], list[Daemon]]:
+    """The heads (or the witness), the agents, and who shows the tree as folders here."""
     argv = (sys.executable, *plan.head)
     heads = [Daemon("head", argv, home.head / "lock", home.logs / "head.log")]
     if plan.heads > 1:
@@ -303,7 +306,26 @@ def _daemons(home: Home, plan: Plan) -> tuple[list[Daemon], list[Daemon]]:
     if plan.witness:
         words = (sys.executable, *WITNESS_ARGV)
         heads = [Daemon("witness", words, supervisor.witness_lock(home), home.logs / "witness.log")]
-    return heads if plan.serves or plan.witness else [], agents
+        return heads, agents, []
+    return heads if plan.serves else [], agents, _mounts(home)
+
+
+def _mounts(home: Home) -> list[Daemon]:
+    if os.geteuid():  # only root can mount: 'beo doctor' says so
+        return []
+    try:
+        mounts = home.config().files.mounts
+    except BeoError:
+        return []  # a daemon that needs the settings says what is wrong with them
+    return [
+        Daemon(
+            f"mount {folder}",
+            (sys.executable, *MOUNT_ARGV, folder, path),
+            supervisor.mount_lock(home, folder),
+            home.logs / "mount.log",
+        )
+        for folder, path in mounts.items()
+    ]
 
 
 # ---- what runs --------------------------------------------------------------------------------------------------
@@ -434,8 +456,7 @@ def _check_daemons(home: Home, plan: Plan) -> None:
         raise BeoError("the supervisor ended", _last_line(output), f"see {output}")
     with suppress(OSError, msgspec.DecodeError):  # it is only news; without it there is still the time limit
         ends = msgspec.json.decode(supervisor.ends_path(home).read_bytes(), type=dict[str, supervisor.Ends])
-        heads, agents = _daemons(home, plan)
-        for daemon in (*heads, *agents):
+        for daemon in itertools.chain(*_daemons(home, plan)):
             its = ends.get(daemon.name, supervisor.Ends())
             if its.count >= ENDS_MAX:
                 why = f"it {its.how}, {its.count} times in a row: {_last_line(daemon.log) or 'its log is empty'}"

@@ -11,6 +11,7 @@ PAIR_LEASE_MIN_S = 0.1  # of two heads: below, one commit to a slow disk is a si
 PROGRAMS_MAX = 100  # run one after another on a promotion: more would take longer than anyone waits
 PROGRAM_KILL_S = 5.0  # from SIGTERM to SIGKILL, for one that takes too long
 LINKS_MAX = 8  # cables between two machines
+MOUNTS_MAX = 32  # folders at which one machine shows the tree: each is a process
 INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
@@ -164,6 +165,33 @@ def _check_address(text: str) -> None:
         raise ValueError(f"`address` is {text!r}: that is none a machine could be reached by")
 
 
+class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[files]: the tree of files that all nodes share.
+
+    backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
+    machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
+    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit.
+    """
+
+    backend: Literal["beo", "shared"] = "beo"
+    path: str = ""
+    mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
+    user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no path; msgspec says in which table."""
+        for path in (*self.mounts, *self.mounts.values()):
+            if not path.startswith("/") or ".." in path.split("/") or "\0" in path or ":" in path:
+                raise ValueError(f'`mounts` has {path!r}: write folders and paths in full, like "/beo" = "/"')
+        if any(not folder.strip("/") for folder in self.mounts):
+            raise ValueError('`mounts` has "/": that is the machine\'s own')
+        if (self.backend == "shared") != bool(self.path):
+            raise ValueError('`path` goes with `backend = "shared"`: it says where those files are')
+        if self.backend == "shared" and self.mounts:
+            raise ValueError('`mounts` are of `backend = "beo"`: a shared file system is mounted by the site')
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of beo.toml; every key has a default."""
 
@@ -171,3 +199,4 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker: WorkerConfig = WorkerConfig()
     users: UsersConfig = UsersConfig()
     ha: HaConfig = HaConfig()
+    files: FilesConfig = FilesConfig()

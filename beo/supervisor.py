@@ -38,12 +38,13 @@ NEEDS_LOOK_S = 0.1  # between two looks whether what a daemon needs is there
 LOOK_S = 5.0  # between two looks at the sizes of the logs, and whether the folder is still there
 
 AGENT_END_S = 10.0  # agents end their jobs in it; more than a job's usual grace of 5 s
+MOUNT_END_S = 5.0  # what was written last is answered in it
 HEAD_END_S = 5.0  # for a last write to the journal
 KILLED_END_S = 5.0  # after SIGKILL; only a process inside a hanging system call takes longer
-STOP_MAX_S = AGENT_END_S + HEAD_END_S + 3 * KILLED_END_S + 2.0  # all of it together, see `stop_max_s`
+STOP_MAX_S = AGENT_END_S + MOUNT_END_S + HEAD_END_S + 4 * KILLED_END_S + 2.0  # all of it together, see `stop_max_s`
 
 # What a shell or Python itself may have left ignored; a daemon starts with the defaults.
-DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent", "beo.ha.witness"})
+DAEMON_MODULES = frozenset({"beo.headnode.server", "beo.worker.agent", "beo.ha.witness", "beo.tree.attach"})
 _SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD]
 _SIGNALS += [signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ]
 
@@ -98,6 +99,17 @@ def heads(home: Home) -> list[Process]:
 def witness_lock(home: Home) -> Path:
     """The lock of this folder's witness."""
     return home.path / "witness" / "lock"
+
+
+def mount_lock(home: Home, folder: str) -> Path:
+    """The lock of who serves the tree at a folder of this machine."""
+    return home.path / "run" / f"mount{folder.replace('/', '-')}.lock"
+
+
+def mounts(home: Home) -> list[Process]:
+    """Return who serves the tree as a folder of this machine."""
+    found = (holding(lock) for lock in sorted((home.path / "run").glob("mount-*.lock")))
+    return [process for process in found if process]
 
 
 def agents(home: Home) -> list[Process]:
@@ -201,6 +213,7 @@ def bound(path: Path) -> None:
 def end(home: Home, agents: list[Process], heads: list[Process]) -> None:
     """End these processes in order, the head last, and then every warden of this folder: nothing stays behind."""
     _end(agents, signal.SIGINT, AGENT_END_S)
+    _end(mounts(home), signal.SIGTERM, MOUNT_END_S)  # when no job needs them, and while they can still be answered
     _end(heads, signal.SIGTERM, HEAD_END_S + _down_max_s(home))
     deadline = time.monotonic() + KILLED_END_S
     while (left := newborns(home) + wardens(home)) and time.monotonic() < deadline:
@@ -261,12 +274,14 @@ class _Watch:
 class Supervisor:
     """Keeps the daemons of one folder running until it is told to stop. All times are of time.monotonic."""
 
-    def __init__(self, home: Home, heads: Iterable[Daemon], agents: Iterable[Daemon]) -> None:
+    def __init__(
+        self, home: Home, heads: Iterable[Daemon], agents: Iterable[Daemon], mounts: Iterable[Daemon] = ()
+    ) -> None:
         """Take what to run, the heads that are here; nothing is started yet, but `Ends` are told."""
         self._home = home
         self._heads = [_Watch(head) for head in heads]
         self._agents = [_Watch(agent) for agent in agents]
-        self._watches = [*self._heads, *self._agents]
+        self._watches = [*self._heads, *map(_Watch, mounts), *self._agents]
         self._log = logging.getLogger("beo.supervisor")
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._tell()

@@ -49,6 +49,16 @@ def test_what_the_kernel_allows_too_little_of_is_found(
     assert finding.check == check and cure in finding.cure
 
 
+def test_a_tree_that_is_not_mounted_where_it_should_be_is_found(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.toml.write_text('[files.mounts]\n"/beo-of-a-test" = "/"\n')
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (finding,) = found(home)
+    assert finding.check == "files" and finding.cure in ("modprobe fuse", f"see {home.logs}/mount.log")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (finding,) = [one for one in found(home) if one.check == "files"]
+    assert "only root can mount" in finding.what and "beo put" in finding.cure
+
+
 def test_a_disk_that_fills_up_is_found(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_FREE_MIN_BYTES", 1 << 62)
     (finding,) = found(home)

@@ -450,11 +450,16 @@ class World:
 
     def ask(self) -> None:
         """Some ask something new, or again."""
+        for author in self.authors:
+            if len(author.asked) < 4 and self.rng.random() < 0.5:
+                author.go_on()
+        self.ask_all()
+
+    def ask_all(self) -> None:
+        """All ask what isn't answered."""
         part = self.heads[self.leader].part
         assert isinstance(part, Leader)
         for number, author in enumerate(self.authors):
-            if len(author.asked) < 4 and self.rng.random() < 0.5:
-                author.go_on()
             for ask in author.questions():
                 part.ask(b"%d" % number, ask)
 
@@ -489,15 +494,12 @@ class World:
         self.bring_back_the_follower()
         for _ in range(ENOUGH_TURNS):
             self.clock.now_s += 0.05
-            for number, author in enumerate(self.authors):
-                part = self.heads[self.leader].part
-                assert isinstance(part, Leader)
-                for ask in author.questions():
-                    part.ask(b"%d" % number, ask)
+            self.ask_all()
             self.turn_leader()
             self.deliver(False)
             for head in self.heads.values():
                 head.flush()
+                head.volume.tick(self.clock.now_s)
             self.turn_follower()
             self.deliver(False)
             if self.is_quiet():

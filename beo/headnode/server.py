@@ -548,6 +548,9 @@ class Server:
     def _where_tree(self, key: str, message: ms.AskTree) -> ms.TreeIs | ms.Failed:
         try:
             permissions.check(self.state, decide.user_of(self.state, key), message)
+            if self._config.files.backend == "shared":
+                what = f"this cluster's files are at {self._config.files.path} on every machine"
+                raise Conflict(what, "", "use them there, with ls and cp")
             self._tree.want()
         except BeoError as error:
             return decide.failure(error)

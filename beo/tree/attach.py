@@ -1,32 +1,47 @@
-"""The tree as a folder of this node: ``python -m beo.tree.attach FOLDER``, with BEO_DIR naming the cluster; as root.
+"""The tree as a folder of this node: ``python -m beo.tree.attach FOLDER [PATH]``, as root, with BEO_DIR set.
 
 Serves the mount until it is unmounted, or ended by SIGTERM. When it ends, however it ends, files that are open there
-give errors, and whoever starts it again mounts it anew.
+give errors, and whoever starts it again mounts it anew. PATH: what of the tree is shown, made if it isn't there.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import TypeVar
 
-from beo import wire
+import msgspec
+
+from beo import lockfile, supervisor, wire
 from beo.config import Home, home
-from beo.errors import BeoError
+from beo.errors import EXIT_FAILED, BeoError
 from beo.log import setup
+from beo.tree import plans
 from beo.tree import words as w
+from beo.tree.files import Files
 from beo.tree.locate import session
-from beo.tree.mount import serve
+from beo.tree.mount import KIND, mounted, serve
 from beo.tree.mounting import Mount
-from beo.tree.session import Session
+from beo.tree.session import ROOT_CALLER, Session
+
+ROOT_MODE = 0o755  # of a directory that is made to be mounted
+ROOT_PATIENCE_S = 600.0  # for a cluster that starts: who is started anew again and again takes more
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Link:
-    """A session as a mount's line: the numbers of the one, by those of the other."""
+    """A session as a mount's line: each one's numbers by those of the other, and a part of the tree as a whole one.
 
-    def __init__(self, made: Session) -> None:
-        """Ask by this session."""
+    To the kernel, what is mounted is inode 1, as the tree's own root is to whoever serves it.
+    """
+
+    def __init__(self, made: Session, root: int = w.ROOT) -> None:
+        """Ask by this session. root: the directory that is mounted."""
         self._session = made
+        self._root = root
         self._poller = wire.Poller()
         made.register(self._poller)
         self._theirs: dict[int, int] = {}  # number of the session -> number of the mount
@@ -45,6 +60,8 @@ class Link:
         """Ask."""
         if isinstance(question, w.CancelLock):
             question = w.CancelLock(self._ours.get(question.number, 0))
+        if self._root != w.ROOT:
+            question = _renamed(question, w.ROOT, self._root)
         ours = self._session.ask(caller, question)
         self._theirs[ours] = number
         self._ours[number] = ours
@@ -55,12 +72,22 @@ class Link:
         for ours, answer in self._session.receive():
             number = self._theirs.pop(ours)
             del self._ours[number]
+            if self._root != w.ROOT:
+                answer = _renamed(answer, self._root, w.ROOT)
+                if isinstance(answer, w.AttrIs | w.Written) and answer.attr.ino == self._root:
+                    answer = msgspec.structs.replace(answer, attr=msgspec.structs.replace(answer.attr, ino=w.ROOT))
             answers.append((number, answer))
         return answers
 
 
-def attach(where: Home, folder: Path) -> None:
-    """Mount the tree at a folder and serve it until it is unmounted or this process is to end."""
+def _renamed(word: T, old: int, new: int) -> T:
+    """Return a word that calls a directory by another number."""
+    fields = {name: new for name in ("ino", "parent", "new_parent") if getattr(word, name, None) == old}
+    return msgspec.structs.replace(word, **fields) if fields else word
+
+
+def attach(where: Home, folder: Path, path: str = "/") -> None:
+    """Mount a directory of the tree at a folder and serve it until it is unmounted or this process is to end."""
     ending = False
 
     def end(*_: object) -> None:
@@ -69,21 +96,33 @@ def attach(where: Home, folder: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    lock = lockfile.hold(supervisor.mount_lock(where, str(folder)))
+    if mounted(folder) != KIND:  # a predecessor's that died can't even be looked at
+        folder.mkdir(parents=True, exist_ok=True)
     made = session(where, where.secret("worker"))
     try:
-        serve(Mount(), Link(made), folder, lambda: ending)
+        serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending)
     finally:
         made.close()
+        os.close(lock)
+
+
+def _root(where: Home, path: str) -> int:
+    if not path.strip("/"):
+        return w.ROOT
+    with Files(session(where, where.secret("worker")), ROOT_CALLER, ROOT_PATIENCE_S) as files:
+        files.do(plans.make_folders(path, ROOT_MODE))
+        return files.stat(path).ino
 
 
 def main(arguments: list[str]) -> int:
     """Do that; 0 for a clean end."""
     setup("mount")
     try:
-        attach(home(), Path(arguments[0]).absolute())
-    except BeoError as error:
+        attach(home(), Path(arguments[0]).absolute(), *arguments[1:2])
+    except (BeoError, OSError) as error:
         print(f"beo: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, BeoError) else EXIT_FAILED
     return 0
 
 

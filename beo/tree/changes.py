@@ -6,7 +6,7 @@ A change says what became of a question: times, owners and modes are in it as th
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 
 import msgspec
 
@@ -122,12 +122,14 @@ class Ended(_Change, frozen=True):
 Change = Made | Linked | Removed | Moved | Changed | Wrote | Allocated | Reaped | Locked | Began | Ended
 
 INLINE_MAX_BYTES = 8_192  # of data in an entry itself: what costs the journal less than a second file would
-DIGEST_BYTES = 16  # 128 bits: against accidents, not against a forger
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return the digest of data that is kept beside an entry."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    """Return the digest of data that is kept beside an entry: its CRC, against accidents.
+
+    A cryptographic one takes as long as all else that is done with the data; who could forge it has the disk anyway.
+    """
+    return zlib.crc32(data).to_bytes(4)
 
 
 _encoder = msgspec.msgpack.Encoder()

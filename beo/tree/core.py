@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from beo.tree import decide, locks
-from beo.tree.changes import Began, Change, Ended, Locked, Reaped
+from beo.tree.changes import Began, Change, Ended, Locked, Moved, Reaped, Removed
 from beo.tree.decide import READ, WRITE, Refuse, Room
 from beo.tree.locks import Held
 from beo.tree.state import Inode, State
@@ -199,13 +199,7 @@ class Core:
                 silent_s = now_s - client.heard_s
                 if silent_s > FORGET_S or (silent_s > SILENT_S and (client.open or self._has_locks(session))):
                     self._end(session)
-        if now_s - self._began_s >= GRACE_S or not self._clients_before():
-            free = [ino for ino in self.state.loose if ino not in self._opened][:REAPED_MAX]
-            if free:
-                self._append(Reaped("", 0, 0, now_ns, tuple(free)))
-            for ino in free:
-                for one in list(self._waiting.get(ino, ())):
-                    self._fail_waiting(ino, one, errno.ESTALE)
+        self._reap()
         return self._out
 
     def _forgive(self, slept_s: float) -> None:
@@ -252,6 +246,8 @@ class Core:
             change = decide.decide(self.state, ask, self._now_ns, self.room)
             if change is not None:
                 about = self._append(change)
+                if isinstance(change, Removed | Moved):
+                    self._reap()
             else:
                 about = getattr(ask.question, "ino", 0)
         if isinstance(ask.question, decide.NAMES_ONLY):
@@ -346,6 +342,17 @@ class Core:
                 self._leave_queue(ino, one)
         for ino in locked:
             self._grant(ino)
+
+    def _reap(self) -> None:
+        """Let go what has no name and is open nowhere: at once, or somebody's quota would be full of nothing."""
+        if not self.state.loose or (self._now_s - self._began_s < GRACE_S and self._clients_before()):
+            return
+        free = [ino for ino in self.state.loose if ino not in self._opened][:REAPED_MAX]
+        if free:
+            self._append(Reaped("", 0, 0, self._now_ns, tuple(free)))
+        for ino in free:
+            for one in list(self._waiting.get(ino, ())):
+                self._fail_waiting(ino, one, errno.ESTALE)
 
     def _has_locks(self, session: str) -> bool:
         return any(lock.owner[0] == session for held in self.state.locks.values() for lock in held)

@@ -17,7 +17,7 @@ from beo.tree import copying
 from beo.tree import words as w
 from beo.tree.copying import Condition, Data, Piece, Want, Window
 from beo.tree.core import Append, Core, Effect, Say, SayData, SaySpace, Speech
-from beo.tree.decide import INODES_MAX
+from beo.tree.decide import INODES_MAX, Room
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
 
@@ -25,14 +25,18 @@ HEARTBEAT_S = 0.1  # to the other head, while there is nothing to copy
 ROOM_EVERY_S = 0.2
 BACKLOG_MAX_BYTES = 32 << 20  # more is not taken in before some of it is on the disk
 
+_ALL = Room()
+
 log = logging.getLogger("beo.tree")
 
 
 class Leader:
     """Who serves the tree, in one epoch. For one thread."""
 
-    def __init__(self, volume: Volume, role: Role, answer: Callable[[bytes, int, w.Answer], None]) -> None:
-        """Serve this volume; answer(peer, number, answer) sends."""
+    def __init__(
+        self, volume: Volume, role: Role, answer: Callable[[bytes, int, w.Answer], None], room: Room = _ALL
+    ) -> None:
+        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it."""
         self._volume = volume
         self._answer = answer
         self._epoch = role.epoch
@@ -41,6 +45,7 @@ class Leader:
         self.until_s = role.until_s
         self.trouble = ""
         self._core = Core(volume.state, time.monotonic())
+        self._core.room = room
         self._other: wire.Connection | None = None
         self._window = Window(volume.log, volume.segments.size)
         self._sender = Sender(self._window, time.monotonic())

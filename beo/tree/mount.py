@@ -218,6 +218,11 @@ class _Teller:
 # ---- what is mounted already
 
 
+def mounted(folder: Path) -> str:
+    """Return of which kind the file system is that is mounted at a folder (`KIND` for a tree), "" for none."""
+    return _mounted(folder)[0]
+
+
 def _clear(folder: Path) -> None:
     """Take dead mounts of trees away from a folder; one that lives is somebody else's."""
     for _ in range(MOUNTS_MAX):

@@ -23,6 +23,7 @@ from beo.birth import free_address
 from beo.config import Home, home, write_durably
 from beo.errors import Conflict
 from beo.tree import words as w
+from beo.tree.decide import Room
 from beo.tree.following import Follower
 from beo.tree.leading import Leader
 from beo.tree.tie import HEAD, SAY_EVERY_S, TREE, Known, Report, Role, Tie, read_keys
@@ -45,6 +46,8 @@ class Server:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lockfile.hold(self._folder / "lock")
         self._secret = where.secret("head")
+        files = where.config().files
+        self._room = Room(user_bytes_max=files.user_bytes_max, user_inodes_max=files.user_files_max)
         self._own = wire.public_of(self._secret)
         self._accounts = Accounts()
         self._keys: dict[str, Known] = {}
@@ -142,7 +145,7 @@ class Server:
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
-            self._part = Leader(self._volume, role, self._answer)
+            self._part = Leader(self._volume, role, self._answer, self._room)
             self._part.direct(self._connect(role.other), role, self._poller)
         else:
             self._part = Follower(self._volume, role.epoch, self._reply)

@@ -40,6 +40,8 @@ from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
 
+MOUNTS_S = 20.0  # for the tree to be mounted, before the node joins without it: a head that starts takes some seconds
+MOUNTS_LOOK_S = 0.05
 TICK_S = 0.05
 SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
@@ -641,7 +643,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mem", type=int, default=probe.memory_bytes(), metavar="BYTES", help="memory for jobs")
     parser.add_argument("--rack", default="", help="where it stands: voters are spread over racks")
     chosen = parser.parse_args(arguments)
-    return daemon.main("agent", lambda: Agent(home(), chosen.node, chosen.slots, chosen.mem, chosen.rack))
+
+    def make() -> Agent:
+        _wait_for_mounts(tuple(home().config().files.mounts))
+        return Agent(home(), chosen.node, chosen.slots, chosen.mem, chosen.rack)
+
+    return daemon.main("agent", make)
+
+
+def _wait_for_mounts(folders: tuple[str, ...]) -> None:
+    """No job is to find an empty folder where the tree should be; but a node without the tree is still a node."""
+    if not folders or os.geteuid():
+        return
+    from beo.tree.mount import KIND, mounted  # not at the top: most nodes need none of it
+
+    deadline_s = time.monotonic() + MOUNTS_S
+    while missing := [folder for folder in folders if mounted(Path(folder)) != KIND]:
+        if time.monotonic() > deadline_s:
+            log.error("no tree is mounted at %s: see log/mount.log", ", ".join(missing))
+            return
+        time.sleep(MOUNTS_LOOK_S)
 
 
 if __name__ == "__main__":

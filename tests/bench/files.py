@@ -1,0 +1,153 @@
+"""The tree of files beside tmpfs and the local disk: through the mount and by the verbs, with one head and with two.
+
+Everything that touches a mount is done by processes of its own. The mounts need root and /dev/fuse; without them only
+the verbs are measured. Both heads, the mount and whoever uses it share this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from beo.tree.mount import KIND, mounted
+from tests.bench.table import Row
+from tests.cluster import Cluster, running, wait_for
+
+REPEATS = 5
+SIZE_MB = 256
+FILES = 300
+TREE_FILES = 2_000
+CHILD_S = 120.0
+
+# Does one thing with plain system calls in the folder argv[2], and prints what it took.
+CHILD = """
+import json, os, sys, time
+what, folder, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+os.chdir(folder)
+piece = os.urandom(1 << 20)
+begun = time.perf_counter()
+if what == "write":
+    with open("big", "wb", buffering=0) as file:
+        for _ in range(n):
+            file.write(piece)
+        os.fsync(file.fileno())
+elif what == "read":
+    with open("big", "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+elif what == "random":
+    fd = os.open("big", os.O_RDONLY)
+    for number in range(n):
+        os.pread(fd, 4096, (number * 7919 % 60_000) * 4096)
+elif what == "small":
+    for number in range(n):
+        with open(f"f{number}", "wb", buffering=0) as file:
+            file.write(b"x" * 1000)
+        os.stat(f"f{number}")
+        os.unlink(f"f{number}")
+print(json.dumps(time.perf_counter() - begun))
+"""
+
+
+def files(folder: Path) -> Iterator[Row]:
+    """All of it."""
+    if os.geteuid() == 0 and os.path.exists("/dev/fuse"):
+        yield from _mounts(folder)
+    else:
+        print("the mount is not measured: that needs root and /dev/fuse", file=sys.stderr)
+    yield from _verbs(folder)
+
+
+def _child(what: str, folder: Path, n: int) -> float:
+    words = [sys.executable, "-c", CHILD, what, str(folder), str(n)]
+    done = subprocess.run(words, capture_output=True, check=True, timeout=CHILD_S)
+    took_s: float = json.loads(done.stdout)
+    return took_s
+
+
+@contextmanager
+def _tmpfs() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="beo-bench-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _mounted(folder: Path, heads: int) -> Iterator[tuple[Cluster, Path]]:
+    at = folder / f"at{heads}"
+    at.mkdir()
+    settings = f'[files.mounts]\n"{at}" = "/"\n'
+    with running(folder / f"beo{heads}", workers=1, heads=heads, settings=settings) as cluster:
+        wait_for(lambda: mounted(at) == KIND, "the mount")
+        yield cluster, at
+
+
+def _mounts(folder: Path) -> Iterator[Row]:
+    with _tmpfs() as ram, _mounted(folder, 1) as (_, one), _mounted(folder, 2) as (_, two):
+        for heads, at in ((1, one), (2, two)):
+            name = "one head" if heads == 1 else "two heads"
+            rows = {
+                "write": Row(f"{SIZE_MB} MiB written through the mount and synced, {name}", "MB/s", "tmpfs", "0.8 ×"),
+                "read": Row(f"the same read, {name}", "MB/s", "tmpfs", "0.8 ×"),
+                "random": Row(f"4 KiB read at random, {name}", "µs", "tmpfs"),
+                "small": Row(f"a file of 1 kB made, written, closed, looked at, removed, {name}", "ms", "tmpfs"),
+            }
+            for _ in range(REPEATS):
+                for what, row in rows.items():
+                    n = {"write": SIZE_MB, "read": SIZE_MB, "random": 1_000, "small": FILES}[what]
+                    for place, samples in ((at, row.beo), (ram, row.bare)):
+                        took_s = _child(what, place, n)
+                        scale = {"random": 1e6 / n, "small": 1e3 / n}.get(what)
+                        samples.append(took_s * scale if scale else SIZE_MB * 1.048576 / took_s)
+            yield from rows.values()
+
+
+def _verbs(folder: Path) -> Iterator[Row]:
+    source = folder / "source"
+    for number in range(TREE_FILES):
+        at = source / f"d{number % 20}"
+        at.mkdir(parents=True, exist_ok=True)
+        (at / f"f{number}").write_bytes(os.urandom(2_000))
+    big = folder / "big"
+    big.write_bytes(os.urandom(SIZE_MB << 20))
+    for heads in (1, 2):
+        name = "one head" if heads == 1 else "two heads"
+        many = Row(f"`beo put` of {TREE_FILES:,} files of 2 kB, {name}", "files/s", "cp to the disk")
+        put = Row(f"`beo put` of {SIZE_MB} MiB, {name}", "MB/s", "cp to the disk")
+        get = Row(f"`beo get` of {SIZE_MB} MiB, {name}", "MB/s", "cp to the disk")
+        with running(folder / f"verbs{heads}", workers=1, heads=heads) as cluster:
+            for number in range(REPEATS):
+                many.beo.append(TREE_FILES / _took(cluster, "put", str(source), f"/many{number}"))
+                put.beo.append(SIZE_MB * 1.048576 / _took(cluster, "put", str(big), "/big"))
+                get.beo.append(SIZE_MB * 1.048576 / _took(cluster, "get", "/big", str(folder / "got")))
+                copy_s = _copied(source, folder / "copy")
+                many.bare.append(TREE_FILES / copy_s)
+                for row in (put, get):
+                    row.bare.append(SIZE_MB * 1.048576 / _copied(big, folder / "copy"))
+        yield from (many, put, get)
+
+
+def _took(cluster: Cluster, *words: str) -> float:
+    begun = time.perf_counter()
+    env = {**cluster.env, "BEO_RESIDENT": "0"}
+    subprocess.run([sys.executable, "-m", "beo.front", *words], env=env, check=True, timeout=CHILD_S)
+    return time.perf_counter() - begun
+
+
+def _copied(source: Path, target: Path) -> float:
+    begun = time.perf_counter()
+    subprocess.run(["cp", "-r", str(source), str(target)], check=True, timeout=CHILD_S)
+    subprocess.run(["sync", "-f", str(target)], check=True, timeout=CHILD_S)
+    took_s = time.perf_counter() - begun
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink()
+    return took_s
