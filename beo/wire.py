@@ -345,7 +345,10 @@ class Connection:
                     return None
                 zmq.select([self._socket, self._monitor], [], [], left_s)
                 continue
-            frames = self._socket.recv_multipart(_NOW)
+            try:
+                frames = self._socket.recv_multipart(_NOW)
+            except zmq.Again:  # the connection ended just now, and what had come by it went with it
+                continue
             if len(frames) == 3 and is_understood(frames[0]) and len(frames[1]) == 8:
                 return _request.unpack(frames[1])[0], frames[2]
             if frames and is_ours(frames[0]) and not is_understood(frames[0]):

@@ -474,6 +474,9 @@ class Same(RuleBasedStateMachine):
         state = self.tree.state
         look_after(state)
         assert_same(self.tree)
+        for ino in [ino for ino in self.oracle.fds if ino not in state.inodes]:
+            assert ino not in self.held, "what is open stays"
+            self.oracle.gone(ino)
         inos = {}
         for ino, fd in self.oracle.fds.items():
             real, found = os.fstat(fd), state.attr(ino)

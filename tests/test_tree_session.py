@@ -56,7 +56,7 @@ Found = Callable[[], Wire]
 def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """A session that has begun."""
     Wire.made = []
-    monkeypatch.setattr(module.wire, "Connection", Wire)
+    monkeypatch.setattr("beo.wire.Connection", Wire)
     monkeypatch.setattr(module, "LOCATE_AGAIN_S", 0.0)
     found = Session(lambda: f"head:{len(Wire.made)}", "", "")
     connected(found, 1)

@@ -296,3 +296,13 @@ def test_a_client_learns_the_version_of_a_server_of_another_protocol(pair: tuple
     ours = f"this is protocol 1, beo {__version__}"
     cure = f"install beo 0.9.0 here, or beo {__version__} there"
     assert text == f"the head speaks protocol 2 (beo 0.9.0) ({ours}): {cure}"
+
+
+def test_a_message_that_goes_with_its_connection_just_before_it_is_read_is_none(
+    context: Context, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = wire.Connection("127.0.0.1:1", pair[0], pair[1], context)
+    said = iter([True])  # what a socket says that is about to lose its connection
+    monkeypatch.setattr(wire, "_readable", lambda socket: next(said, False))
+    assert connection.receive() is None
+    connection.close()

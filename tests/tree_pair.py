@@ -1,4 +1,4 @@
-"""Two heads' trees in one process, over a link that is not to be trusted, and clients that ask until they are answered.
+"""Two heads' trees in one process, over a link that is not to be trusted, with clients that ask until answered.
 
 Everything but the disks is in the hands of a generator of random numbers: when messages arrive, how often, when a disk
 has something, who is killed when, and whose turn it is to lead. Time is virtual.

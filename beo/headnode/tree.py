@@ -13,6 +13,7 @@ import sys
 import time
 
 from beo.config import Home
+from beo.errors import reason
 from beo.headnode.state import State
 from beo.tree import tie
 from beo.tree.tie import Known, Report, Role, Tie
@@ -22,6 +23,8 @@ HEALTHY_S = 10.0  # who lived for so long begins with no delay again
 DELAY_FIRST_S = 0.1  # before the second start in a row; the first comes at once
 DELAY_MAX_S = 5.0
 ARGV = ("-P", "-m", "beo.tree.server")
+END_S = 3.0  # for a clean end, which syncs its store: a stopped one has none, and the head must end in time
+WAIT_S = 0.01  # between two looks whether it has ended
 KEYS_EVERY_S = 0.5  # between two looks whether other keys are known
 
 
@@ -128,7 +131,13 @@ class Tree:
         """End the process, and wait for that."""
         if self._pid:
             os.kill(self._pid, signal.SIGTERM)
-            os.waitpid(self._pid, 0)
+            deadline_s = time.monotonic() + END_S
+            while not os.waitpid(self._pid, os.WNOHANG)[0]:
+                if time.monotonic() > deadline_s:  # what it has acknowledged is on the disk
+                    os.kill(self._pid, signal.SIGKILL)
+                    os.waitpid(self._pid, 0)
+                    break
+                time.sleep(WAIT_S)
         self._tie.close()
 
     def _keep_running(self, now_s: float) -> None:
@@ -137,16 +146,28 @@ class Tree:
             if not pid:
                 return
             self._pid = 0
-            self._ends = 1 if now_s - self._started_s > HEALTHY_S else self._ends + 1
-            wait_s = 0.0 if self._ends == 1 else min(DELAY_MAX_S, DELAY_FIRST_S * 2.0 ** min(self._ends - 2, 30))
-            self._start_s = now_s + wait_s
+            self._ended(now_s)
             log.warning("the tree's process ended with %d", os.waitstatus_to_exitcode(status))
         if now_s >= self._start_s:
             env = {**os.environ, "BEO_DIR": str(self._home.path)}
-            self._pid = os.posix_spawn(
-                sys.executable, (sys.executable, *ARGV), env, setsigmask=[], setsigdef=[signal.SIGTERM, signal.SIGINT]
-            )
             self._started_s = now_s
+            try:
+                self._pid = os.posix_spawn(
+                    sys.executable,
+                    (sys.executable, *ARGV),
+                    env,
+                    setsigmask=[],
+                    setsigdef=[signal.SIGTERM, signal.SIGINT],
+                )
+            except OSError as error:  # no memory or no process is left: no reason for the head to end
+                self._ended(now_s)
+                log.warning("the tree's process can't be started: %s", reason(error))
+
+    def _ended(self, now_s: float) -> None:
+        """It has ended, or never began: say when to start the next one."""
+        self._ends = 1 if now_s - self._started_s > HEALTHY_S else self._ends + 1
+        wait_s = 0.0 if self._ends == 1 else min(DELAY_MAX_S, DELAY_FIRST_S * 2.0 ** min(self._ends - 2, 30))
+        self._start_s = now_s + wait_s
 
     def _say(self, now_s: float) -> None:
         self._said_s = now_s

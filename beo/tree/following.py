@@ -40,6 +40,7 @@ class Follower:
         self._stash_bytes = 0
         self._commit = 0
         self._said = -1
+        self._told_stale = -1  # how many inodes, as the leader was told last
         self._tell_s = 0.0
         self.trouble = ""
         self._gone = volume.journal.last_index  # up to here entries may have come without what belongs to them
@@ -62,7 +63,8 @@ class Follower:
             self._asked.clear()
             self._last = -1
         self._taker.begin(word.epoch)
-        self._leader = peer
+        if peer != self._leader:
+            self._leader, self._told_stale = peer, -1
         try:
             match word:
                 case Data():
@@ -94,15 +96,21 @@ class Follower:
         """Let time pass."""
         if self._leader and now_s >= self._tell_s:
             self._tell_s = now_s + TELL_EVERY_S
-            total, _, _, _ = self._volume.store.space()
-            room = self._volume.room_bytes()
-            word = Condition(self._epoch, len(self._volume.stale), room, total, self._match(), self.trouble)
-            self._reply(self._leader, copying.encode(word))
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told_stale = len(self._volume.stale)
+        total, _, _, _ = self._volume.store.space()
+        room = self._volume.room_bytes()
+        word = Condition(self._epoch, self._told_stale, room, total, self._match(), self.trouble)
+        self._reply(self._leader, copying.encode(word))
 
     def _match(self) -> int:
         return min(self._taker.agreed_with(self._epoch), self._volume.journal.durable_index)
 
     def _answer(self, ok: bool, hint: int) -> None:
+        if self._told_stale != len(self._volume.stale):  # first: who has all entries may lack bytes of them
+            self._tell()
         word = votes.Appended("", self._epoch, 0.0, self._match(), ok, hint, self._life)
         self._reply(self._leader, copying.encode(word))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from beo import wire
-from beo.errors import BeoError
+from beo.errors import BeoError, Internal
 from beo.tree import words as w
 
 PRESENT_EVERY_S = 3.0  # a session that holds something is over after five times that
@@ -97,6 +97,7 @@ class Session:
             self._locked.pop(ino, None)  # an owner of locks gives them up as he closes, and nobody else is left
             if self._lost.pop(ino, None):
                 return self._at_once(w.Done())
+        self._notice_end()
         number = self._put(caller, question)
         self._flush()
         return number
@@ -106,9 +107,7 @@ class Session:
         self._waker.clear()
         now = time.monotonic()
         self._take_found(now)
-        if self._connection and (self._connection.renewed or self._connection.broken):
-            self._again()
-            self._find()
+        self._notice_end()
         silent_s = now - max(self._heard_s, self._sent_s) if self._asked else 0.0
         if silent_s > SILENT_S:
             self._find()
@@ -138,6 +137,12 @@ class Session:
         self._context.destroy(linger=50)
         for poller in self._pollers:
             poller.unregister(self._waker.fileno())
+
+    def _notice_end(self) -> None:
+        """Where the connection has ended, ask all again. Before anything is sent: then nobody would know any more."""
+        if self._connection and (self._connection.renewed or self._connection.broken):
+            self._again()
+            self._find()
 
     # ---- questions
 
@@ -236,6 +241,8 @@ class Session:
             self._found.put(self._locate())
         except BeoError as error:
             self._found.put(error)
+        except Exception as error:  # without an answer it would never be looked for again
+            self._found.put(Internal("where the tree is can't be asked", f"{type(error).__name__}: {error}", ""))
         self._waker.wake()
 
     def _take_found(self, now: float) -> None:
@@ -264,6 +271,8 @@ class Session:
         self._sent.clear()
         begins = [number for number, (_, question) in self._asked.items() if isinstance(question, w.Begin)]
         if not begins and self._opens:
+            for number in [number for number in self._own if isinstance(self._asked[number][1], w.Present)]:
+                del self._asked[number], self._own[number]  # it says the same, or what was so before
             asked = self._asked
             self._number += 1
             # Its number is newer than theirs, and still it is sent first: the order in the dictionary is what counts.

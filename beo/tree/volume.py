@@ -165,8 +165,6 @@ class Volume:
             self._installed(index, stale)
         self._installing_path.unlink(missing_ok=True)
 
-    # ---- what can't be taken back
-
     def commit(self, index: int) -> None:
         """Everything up to an entry is durable wherever it has to be: its bytes go to the store."""
         self.committed = max(self.committed, min(index, self.journal.durable_index))
@@ -209,15 +207,21 @@ class Volume:
         return max(0, free - RESERVE_BYTES - 2 * self.pending_bytes) if files > 1_000 else 0
 
     def data(self, index: int) -> bytes | None:
-        """Return what belongs to an entry beside it; None where it is forgotten."""
-        return self.segments.get(index) if self.segments.size(index) else None
+        """Return what belongs to an entry beside it; None where it is forgotten, or spoilt."""
+        if not self.segments.size(index):
+            return None
+        data = self.segments.get(index)
+        return data if digest_of(data) == self._digest(index) else None
 
     def has_data(self, index: int) -> bool:
         """Whether something belongs to an entry beside it, be it here or forgotten."""
+        return bool(self._digest(index))
+
+    def _digest(self, index: int) -> bytes:
         for entry in self.log.entries(index, 1, 1):
             change = changes.decode(entry.data)
-            return isinstance(change, Wrote) and bool(change.digest)
-        return False
+            return change.digest if isinstance(change, Wrote) else b""
+        return b""
 
     # ---- stale inodes
 
@@ -284,7 +288,7 @@ class Volume:
                 if isinstance(change, Wrote) and change.digest and change.ino not in self.stale:
                     data = self.segments.get(entry.index)
                     if digest_of(data) != change.digest:
-                        what = f"the data of entry {entry.index} is not what was written"
+                        what = f"the data of entry {entry.index} in {self._folder / 'data'} is not what was written"
                         raise DamagedJournal(what, "", "restore it, or let this head begin anew")
                     change = msgspec.structs.replace(change, data=data)
                 self._wait_for_store(entry.index, change)
