@@ -185,6 +185,36 @@ def test_a_piece_that_is_older_than_what_was_done_since_is_asked_for_again(world
     assert copying.to_leader.decode(world.link.back.pop()) == want
 
 
+def test_an_inode_of_which_a_part_was_fetched_is_fetched_anew_when_a_snapshot_is_installed(world: World) -> None:
+    """What the snapshot skips was never done to the part that was fetched before."""
+    ino = written(world, 3)
+    world.calm_down()
+    world.go_alone()
+    leader, volume, follower = world.heads["A"].volume, world.heads["B"].volume, follower_of(world)
+    volume.mark_stale([ino])
+    author = world.authors[0]
+    author.ask(w.Write(author.ino, 0, b"y" * 20_000))
+    world.ask_all()
+    world.heads["A"].flush()
+    world.turn_leader()
+    assert world.link and leader.log.last.idx == volume.log.last.idx + 1
+    wanted: list[int] = []
+    for heard in (
+        votes.Append("", world.epoch, 0.0, 0.0, volume.log.last, (), volume.committed, volume.log.last.idx),
+        copying.Piece(world.epoch, ino, 0, 60_000, b"x" * copying.FETCHED_BYTES, volume.store.applied),
+        votes.Part("", world.epoch, leader.log.last, 0, len(leader.state.encode()), leader.state.encode()),
+    ):
+        world.link.back.clear()
+        world.clock.now_s += 10
+        follower.hear(b"leader", copying.encode(heard))
+        follower.turn()
+        words = [copying.to_leader.decode(body) for body in world.link.back]
+        wanted.append(next(word.offset for word in words if isinstance(word, copying.Want)))
+    assert wanted == [0, copying.FETCHED_BYTES, 0]
+    world.link.back.clear()
+    world.calm_down()
+
+
 def test_entries_count_as_under_way_with_all_their_bytes() -> None:
     """What a follower's journal can't take at once would be refused by it."""
     log = Log(BEGINNING, BEGINNING, lambda first, limit: [], lambda index: None)

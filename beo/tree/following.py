@@ -172,6 +172,7 @@ class Follower:
         if install:
             log.info("a snapshot of the tree is taken, of entry %d", install.position.idx)
             self._volume.install(install.position, install.data)
+            self._asked.clear()  # what was fetched in part is fetched anew: nobody does to it what the snapshot skips
             self._taker.agreed = install.position.idx
             self._gone = install.position.idx
             self._commit = max(self._commit, install.position.idx)
