@@ -209,7 +209,15 @@ class Same(RuleBasedStateMachine):
             before = self.tree.state.encode(), len(self.tree.log)
             assert client.again() == answer
             assert (self.tree.state.encode(), len(self.tree.log)) == before
+        self.forget_what_is_gone()
         return answer if number is None else None
+
+    def forget_what_is_gone(self) -> None:
+        """Nobody has it open, and nothing names it."""
+        for ino in list(self.oracle.fds):
+            if ino not in self.tree.state.inodes:
+                assert ino not in self.held and not os.fstat(self.oracle.fds[ino]).st_nlink
+                self.oracle.gone(ino)
 
     def made(self, answer: w.Answer | None, parent: int, name: bytes) -> None:
         if isinstance(answer, w.AttrIs):
@@ -451,10 +459,7 @@ class Same(RuleBasedStateMachine):
             opened = tuple(self.held) if client is self.clients[0] else ()
             assert client.ask(w.Present(opened)) == w.Done()
         self.tree.tick(1.0)
-        for ino in list(self.oracle.fds):
-            if ino not in self.tree.state.inodes:
-                assert ino not in self.held
-                self.oracle.gone(ino)
+        self.forget_what_is_gone()
         kept = [ino for ino in self.tree.state.loose if ino not in self.held]
         assert not kept, "what nobody has is reaped"
 

@@ -44,6 +44,7 @@ class Follower:
         self._tell_s = 0.0
         self.trouble = ""
         self._gone = volume.journal.last_index  # up to here entries may have come without what belongs to them
+        self._last = -1  # the newest entry that the leader of this epoch is known to have; -1: not known
         self._asked: dict[int, tuple[int, float]] = {}  # stale inode -> (offset asked for, when)
 
     def hear(self, peer: bytes, body: bytes) -> None:
@@ -60,6 +61,7 @@ class Follower:
             self._stash.clear()
             self._stash_bytes = 0
             self._asked.clear()
+            self._last = -1
         self._taker.begin(word.epoch)
         if peer != self._leader:
             self._leader, self._told_stale = peer, -1
@@ -129,11 +131,11 @@ class Follower:
                 case Back():
                     log.warning("entries of the tree behind %d are not the leader's", act.position.idx)
                     self._volume.back(act.position)
-                    self._gone = min(self._gone, act.position.idx)
                 case Copied():
                     self._copied(act)
         if ok:
             self._commit = max(self._commit, message.commit)
+            self._last = max(self._last, message.last)
         if not ok or not message.entries or whole is not message:
             self._answer(ok, hint)
             self._said = self._match()
@@ -170,6 +172,7 @@ class Follower:
         if install:
             log.info("a snapshot of the tree is taken, of entry %d", install.position.idx)
             self._volume.install(install.position, install.data)
+            self._asked.clear()  # what was fetched in part is fetched anew: nobody does to it what the snapshot skips
             self._taker.agreed = install.position.idx
             self._gone = install.position.idx
             self._commit = max(self._commit, install.position.idx)
@@ -178,8 +181,11 @@ class Follower:
     # ---- stale inodes
 
     def _fetch(self, now_s: float) -> None:
-        """Ask for what is stale, once all entries are here that came without what belongs to them."""
-        if not self._volume.stale or self._volume.store.applied < self._gone:
+        """Ask for what is stale, once all entries are here that came without what belongs to them.
+
+        What this head has behind the leader's last entry is none of those: it will be taken back.
+        """
+        if not self._volume.stale or self._last < 0 or self._volume.store.applied < min(self._gone, self._last):
             return
         for ino in list(self._volume.stale)[:FETCHED_MAX]:
             offset, asked_s = self._asked.get(ino, (0, -ASK_AGAIN_S))

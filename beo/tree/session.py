@@ -94,6 +94,7 @@ class Session:
                 self._opens[ino] = left
                 return self._at_once(w.Done())
             self._opens.pop(ino, None)
+            self._locked.pop(ino, None)  # an owner of locks gives them up as he closes, and nobody else is left
             if self._lost.pop(ino, None):
                 return self._at_once(w.Done())
         self._notice_end()
@@ -214,7 +215,9 @@ class Session:
         """The head gave this session up: what it had locked may be another's, and nobody may write as if not."""
         self._lost.update(self._locked)
         self._locked.clear()
-        for number in list(self._asked):
+        for number, (_, question) in list(self._asked.items()):
+            if isinstance(question, w.Open):
+                self._forget_open(question.ino)
             if not self._own.pop(number, False):
                 self._answers.append((number, w.Failed(errno.EIO)))
         self._asked.clear()
