@@ -313,7 +313,8 @@ def test_files_of_the_tree_are_their_owners_and_modes_say_who_else_may(
     assert "not permitted" in refused(bob, "mv", "ann", "bobs"), "the tree's top is like /tmp: each has his own"
     assert done(ann, "cat", "ann/note") == "of ann\n"
 
-    (ann.home / "secret").touch(0o600)
+    (ann.home / "secret").write_text("hidden-word")
+    (ann.home / "secret").chmod(0o600)
     os.chown(ann.home / "secret", ANN, ANN)
     done(ann, "put", "secret", "ann")
     assert "permission denied" in refused(bob, "cat", "ann/secret")
