@@ -60,6 +60,7 @@ FORGET_S = 3_600.0  # then a session that holds nothing is over
 GRACE_S = 30.0  # after which a new head believes that it knows everything that is open
 REAPED_MAX = 1_000  # inodes in one entry
 SESSIONS_MAX = 20_000  # a hundred for each of 200 nodes
+ANSWERED_MAX = 1_000_000  # answers kept for one session that doesn't say that it has them
 WAITING_MAX = 10_000  # for locks
 OPEN_MAX = 1_000_000  # inodes that one session says are open
 EXPIRE_EVERY_S = 1.0
@@ -218,6 +219,8 @@ class Core:
         client.heard_s = self._now_s
         if ask.number <= self.state.sessions[ask.session].settled:
             return None  # a copy that comes late, over an earlier connection: its answer came long ago
+        if len(self.state.sessions[ask.session].answered) >= ANSWERED_MAX:
+            return Failed(errno.ENOBUFS)
         handler = self._answers.get(type(ask.question))
         if handler is None:
             return Failed(errno.ENOSYS)
