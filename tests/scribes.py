@@ -7,7 +7,7 @@
 Each has a session and a directory of its own and does one thing after another there; all append to one file. What a
 scribe was told is done, it believes; `faults` holds that against what a session that is new then sees.
 
-    python -m tests.scribes SEED STOP: the same on another host, until the file STOP is there; what it has seen, as JSON.
+python -m tests.scribes SEED STOP: the same on another host until the file STOP is there; says what was seen, as JSON.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Scribe(threading.Thread):
 
     def faults(self, hand: Hand) -> list[str]:
         """What is otherwise than this one believes, as a hand sees it now."""
-        there = {name: attr for name, attr in hand.list(self._folder)}
+        there = dict(hand.list(self._folder))
         wrong = list(self.wrong)
         if sorted(there) != sorted([*self.files, *self.folders]):
             wrong.append(f"{self.name}: there is {sorted(there)}, not {sorted([*self.files, *self.folders])}")

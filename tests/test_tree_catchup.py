@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,10 @@ from beo.tree.leading import Leader
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
 from tests import volumes
-from tests.cluster import Cluster, kill, running, send, wait_for
+from tests.cluster import Cluster, running, send, wait_for
 from tests.scribes import ROOT, Hand, Scribes
 from tests.test_tree_takeover import LOCKS, check, in_step, other
-from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
+from tests.volumes import await_equal, tree_of, tree_pid
 
 SEED = 20261126
 SESSION = "s" * 16
@@ -66,12 +66,15 @@ class Two:
         """The follower is there: it copies from now on."""
         self.following = self._open(1)
         self._server = wire.Server("127.0.0.1:0", self._secret, lambda key: True)
-        self.follower = Follower(self.following, self.epoch, lambda peer, body: self._server.send(peer, 0, body) and None)
+        self.follower = Follower(self.following, self.epoch, self._reply)
         address = self._server.address
         connection = wire.Connection(address, self._public, self._secret, self._context)
         connection.register(self._poller)
         self._server.register(self._poller)
         self.leader.direct(connection, Role(2, True, self.epoch, address, False, float("inf"), 0), self._poller)
+
+    def _reply(self, peer: bytes, body: bytes) -> None:
+        self._server.send(peer, 0, body)
 
     def leave(self) -> None:
         """The follower is gone."""
@@ -98,6 +101,11 @@ class Two:
         if self.following and not self.leader.lag(now_s)[1]:
             assert not self.following.stale, "it is told to lack nothing"
 
+    def turned(self) -> bool:
+        """The same, for a condition."""
+        self.turn()
+        return True
+
     def do(self, change: object) -> None:
         """Make a change of the leader's tree."""
         about = self.leading.state.apply(change)  # type: ignore[arg-type]
@@ -119,15 +127,21 @@ class Two:
         """Make a file."""
         return self.ask(w.Make(w.ROOT, name, 0o100644))
 
+    @property
+    def is_compacting(self) -> bool:
+        """Whether the leader's journal gets a snapshot just now."""
+        return bool(self.leading._compaction._run) or self.leading.journal.is_adopting
+
     def settle(self) -> None:
         """Return when the follower has everything, and both have it in their stores."""
         assert self.following
 
         def is_whole() -> bool:
             self.turn()
-            match, missing, _ = self.leader.lag(time.monotonic())
+            missing = self.leader.lag(time.monotonic())[1]
             assert self.following
-            return not missing and self.following.store.applied == self.leading.store.applied == self.leading.log.last.idx
+            ends = {self.following.store.applied, self.leading.store.applied, self.leading.log.last.idx}
+            return not missing and len(ends) == 1
 
         wait_for(is_whole, "the follower has everything", STEP_S)
         assert not (found := volumes.differences(*self.folders)), "\n".join(found)
@@ -195,7 +209,7 @@ def test_what_was_done_meanwhile_comes_by_entries_by_whole_files_or_by_a_snapsho
         two.leave()
         busy(two, dice, dice.choice((10, 100, 300)))
         if seed % 2:
-            wait_for(lambda: two.turn() or not two.leading._compaction._run, "snapshots")
+            wait_for(lambda: two.turned() and not two.is_compacting, "snapshots")
         two.leading._sync_s = 0.0
         two.leading.tick(time.monotonic())
     two.join()
@@ -216,7 +230,7 @@ def test_a_follower_whose_folder_was_wiped_begins_anew(two: Two) -> None:
 def test_what_is_spoilt_in_the_leaders_log_comes_from_its_store(two: Two) -> None:
     ino = two.make(b"file")
     two.ask(w.Write(ino, 0, b"x" * 20_000))
-    wait_for(lambda: two.turn() or two.leading.store.applied == two.leading.log.last.idx, "the store")
+    wait_for(lambda: two.turned() and two.leading.store.applied == two.leading.log.last.idx, "the store")
     [path] = (two.folders[0] / "data").iterdir()
     data = bytearray(path.read_bytes())
     data[1_000] ^= 1
@@ -244,7 +258,7 @@ def test_a_follower_that_is_killed_while_it_takes_a_snapshot_goes_on_after_it(
         busy(two, dice, 100)
         two.leading._sync_s = 0.0
         two.turn()
-        wait_for(lambda: two.turn() or not (two.leading._compaction._run or two.leading.journal.is_adopting), "snapshots")
+        wait_for(lambda: two.turned() and not two.is_compacting, "snapshots")
     two.join()
     assert two.following and two.leading.log.cut.idx > two.following.log.last.idx
     part, method = where.split(".")
@@ -266,3 +280,87 @@ def test_a_follower_that_is_killed_while_it_takes_a_snapshot_goes_on_after_it(
     two.lead()
     two.join()
     two.settle()
+
+
+# ---- real heads
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("tree") / "beo", workers=1, heads=2) as cluster:
+        Hand(cluster.home).close()
+        in_step(cluster)
+        yield cluster
+
+
+def test_a_standby_whose_tree_was_wiped_is_in_step_again(pair: Cluster) -> None:
+    away = other(in_step(pair))
+    with Scribes(pair.home, SEED) as scribes:
+        scribes.wait_for_more(30)
+        pair.kill("supervisor")
+        tree = tree_pid(pair, away)
+        pair.kill(LOCKS[away])
+        wait_for(lambda: tree_pid(pair, away) is None, f"the end of {tree}")
+        shutil.rmtree(tree_of(pair, away))
+        scribes.wait_for_more(10)
+        pair.up()
+        scribes.wait_for_more(10)
+    check(pair, scribes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_standby_that_was_away_for_400_mb_and_thousands_of_files_is_in_step_again(pair: Cluster) -> None:
+    away = other(in_step(pair))
+    hand = Hand(pair.home)
+    hand.mkdir("/much")
+    hand.write("/much/before", iter([b"b" * (1 << 20)] * 20))
+    pids = [pair.pid(LOCKS[away]), tree_pid(pair, away) or 0]
+    send(pids, signal.SIGSTOP)
+    try:
+        for k in range(400):
+            hand.write(f"/much/large{k % 100}", iter([b"%04d" % k * (1 << 18)]))
+        top = hand.stat("/much").ino
+        for start in range(0, 6_000, 500):
+            for number in [hand.begin(w.Make(top, b"s%d" % k, 0o100644)) for k in range(start, start + 500)]:
+                hand.wait(number)
+            for k in range(start, start + 500, 2):
+                hand.wait(hand.begin(w.Remove(top, b"s%d" % k)))
+    finally:
+        send(pids, signal.SIGCONT)
+    began_s = time.monotonic()
+    in_step(pair)
+    print(f"in step after {time.monotonic() - began_s:.1f} s")
+    await_equal(tree_of(pair, "A"), tree_of(pair, "B"))
+    for k in range(300, 400):
+        assert hand.bytes_of(f"/much/large{k % 100}") == b"%04d" % k * (1 << 18)
+    hand.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_gigabytes_of_writes_leave_no_more_than_the_log_may_keep(pair: Cluster) -> None:
+    in_step(pair)
+    hand = Hand(pair.home)
+    hand.mkdir("/turnover")
+    longest_s, began_s = 0.0, time.monotonic()
+    for k in range(250):
+        one_s = time.monotonic()
+        hand.write(f"/turnover/{k % 10}", iter([b"%07d\n" % k * (1 << 17)] * 8))
+        longest_s = max(longest_s, time.monotonic() - one_s)
+    took_s = time.monotonic() - began_s
+    print(f"2 GB in {took_s:.0f} s, the longest 8 MB took {longest_s:.2f} s")
+    top = hand.stat("/turnover").ino
+    for start in range(0, 30_000, 500):  # many entries that are small
+        kinds = (w.Make(top, b"s", 0o100644), w.Remove(top, b"s"))
+        for number in [hand.begin(kinds[k % 2]) for k in range(start, start + 500)]:
+            hand.wait(number)
+    in_step(pair)
+    for head in ("A", "B"):
+        folders = {name: tree_of(pair, head) / name for name in ("data", "log")}
+        sizes = {name: sum(path.stat().st_size for path in folder.iterdir()) for name, folder in folders.items()}
+        print(head, {name: f"{size >> 20} MiB" for name, size in sizes.items()})
+        assert sizes["data"] < segments.KEPT_BYTES + 2 * segments.SEGMENT_BYTES
+        assert sizes["log"] < 100 << 20
+    await_equal(tree_of(pair, "A"), tree_of(pair, "B"))
+    hand.close()

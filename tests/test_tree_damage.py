@@ -1,4 +1,4 @@
-"""The tree of one head: killed again and again, its disk spoilt, its folder wiped; what is wrong is said, never served."""
+"""The tree of one head: killed again and again, or its disk spoilt; what is wrong is said, and never served."""
 
 from __future__ import annotations
 
@@ -141,8 +141,9 @@ def test_one_flipped_bit_is_named_or_does_no_harm(tmp_path: Path, where: str) ->
         path.write_bytes(data)
         try:
             found = served(copy)
-        except BeoError as error:
-            assert str(copy) in str(error), f"{path.name} at {at}: it says not where: {error}"
+        except BeoError as refusal:
+            said = str(refusal)
+            assert str(copy) in said, f"{path.name} at {at}: it says not where"
             refused += 1
         else:
             assert found == contents, f"{path.name} at {at}: something else is served"
