@@ -54,24 +54,33 @@ class Two:
     def _failed(self, error: BaseException) -> None:
         raise error
 
-    def lead(self) -> None:
-        """Let a new epoch of the leader begin, alone."""
-        self.epoch += 2
-        role = Role(1, True, self.epoch, "", False, float("inf"), 0)
-        self.leader = Leader(self.leading, role, lambda peer, number, answer: None)
-        self.following: Volume | None = None
-        self._poller = wire.Poller()
+    def role(self, other: str = "", both: bool = False) -> Role:
+        """A role of the leader."""
+        return Role(1, True, self.epoch, other or self.address, both, float("inf"), 0)
+
+    def lead(self, again: bool = False) -> None:
+        """Let a new epoch of the leader begin, alone; or, again, the same with another process."""
+        if not again:
+            self.epoch += 2
+            self.following: Volume | None = None
+            self._poller = wire.Poller()
+            self.address = ""
+        self.leader = Leader(self.leading, self.role(), lambda peer, number, answer: None)
 
     def join(self) -> None:
         """The follower is there: it copies from now on."""
         self.following = self._open(1)
         self._server = wire.Server("127.0.0.1:0", self._secret, lambda key: True)
         self.follower = Follower(self.following, self.epoch, self._reply)
-        address = self._server.address
-        connection = wire.Connection(address, self._public, self._secret, self._context)
-        connection.register(self._poller)
         self._server.register(self._poller)
-        self.leader.direct(connection, Role(2, True, self.epoch, address, False, float("inf"), 0), self._poller)
+        self.connect()
+
+    def connect(self, both: bool = False) -> None:
+        """Let the leader speak to the follower."""
+        self.address = self._server.address
+        connection = wire.Connection(self.address, self._public, self._secret, self._context)
+        connection.register(self._poller)
+        self.leader.direct(connection, self.role(both=both), self._poller)
 
     def _reply(self, peer: bytes, body: bytes) -> None:
         self._server.send(peer, 0, body)
@@ -79,7 +88,8 @@ class Two:
     def leave(self) -> None:
         """The follower is gone."""
         assert self.following
-        self.leader.direct(None, Role(3, True, self.epoch, "", False, float("inf"), 0), self._poller)
+        self.address = ""
+        self.leader.direct(None, self.role(), self._poller)
         self._server.close()
         self.following.close()
         self.following = None
@@ -236,6 +246,31 @@ def test_what_is_spoilt_in_the_leaders_log_comes_from_its_store(two: Two) -> Non
     data[1_000] ^= 1
     path.write_bytes(data)
     two.join()
+    two.settle()
+
+
+def test_a_leader_that_lost_what_it_had_sent_commits_nothing_that_the_follower_has_otherwise(two: Two) -> None:
+    busy(two, random.Random(SEED), 20)
+    two.join()
+    two.settle()
+    two.leader.direct(None, two.role(both=True), two._poller)
+    assert two.following
+    two.leading.journal.append_copy = lambda entry: None  # type: ignore[method-assign]  # its disk takes no more
+    two.make(b"lost")
+    lost = two.leading.log.last
+    wait_for(lambda: two.turned() and two.following.log.last == lost, "the follower has it")  # type: ignore[union-attr]
+    for closing in (two.leading.journal, two.leading.segments, two.leading.store):
+        closing.close()  # as the process's end does
+    two.leader.close(two._poller)
+    two.leading = two._open(0)
+    assert two.leading.log.last.idx == lost.idx - 1
+    two.lead(again=True)
+    two.connect(both=True)
+    two.make(b"other")
+    for _ in range(100):
+        two.turn()
+        if two.leading.committed >= lost.idx:
+            assert two.following.log.position(lost.idx) == two.leading.log.position(lost.idx)
     two.settle()
 
 

@@ -31,6 +31,7 @@ from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, tree_pid
 
 KILLS = 20
+KILLS_SLOW = 300
 FLIPS = 25
 SEED = 20261126
 LARGE = bytes(range(256)) * 100  # more than an entry has in itself
@@ -43,11 +44,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-def test_twenty_kills_of_the_only_head_lose_nothing_that_was_acknowledged(cluster: Cluster) -> None:
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(KILLS_SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_kills_of_the_only_head_lose_nothing_that_was_acknowledged(cluster: Cluster, kills: int) -> None:
     dice = random.Random(SEED)
     cluster.kill("supervisor")  # it would wait longer and longer before it starts a head that ends so often
-    with Scribes(cluster.home, SEED) as scribes:
-        for _ in range(KILLS):
+    with Scribes(cluster.home, SEED + kills) as scribes:
+        for _ in range(kills):
             scribes.wait_for_more(3)
             time.sleep(dice.uniform(0, 0.1))
             cluster.kill_head_and_restart(lambda: None)
@@ -199,6 +201,20 @@ def test_a_head_that_can_start_no_tree_lives_on_and_tries_again(
     tree.want()
     tree.tick(HeadState())
     assert tree._pid
+    tree.close()
+
+
+def test_a_tree_that_is_started_for_the_first_time_is_given_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headnode_tree, "ARGV", ("-c", "import signal; signal.pause()"))
+    monkeypatch.setattr(headnode_tree, "STARTING_S", 0.3)
+    tree = headnode_tree.Tree(Home(tmp_path))
+    tree.want()
+    tree.direct(True, 1, "", True, 0.0)
+    time.sleep(0.1)
+    assert tree.lag() == (False, -1, 0.0)
+    assert wait_for(lambda: tree.lag()[2], "the end of patience", 1.0) > 0.2
     tree.close()
 
 

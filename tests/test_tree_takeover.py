@@ -24,6 +24,8 @@ from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 
 LOCKS = {"A": "head", "B": "head B"}
 SEED = 20261126
+KILLS = 2
+KILLS_SLOW = 60  # each waits until both heads are in step again
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,10 @@ def check(cluster: Cluster, scribes: Scribes) -> None:
     await_equal(tree_of(cluster, "A"), tree_of(cluster, "B"))
 
 
-def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pair: Cluster) -> None:
-    with Scribes(pair.home, SEED) as scribes:
-        for _ in range(2):
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(KILLS_SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pair: Cluster, kills: int) -> None:
+    with Scribes(pair.home, SEED + kills) as scribes:
+        for _ in range(kills):
             scribes.wait_for_more(20)
             take_over(pair)
         scribes.wait_for_more()
@@ -86,7 +89,7 @@ def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pa
 
 
 def test_the_trees_process_alone_is_killed_and_is_there_again(pair: Cluster) -> None:
-    with Scribes(pair.home, SEED + 1) as scribes:
+    with Scribes(pair.home, SEED) as scribes:
         first = in_step(pair)
         for head in (first, first, other(first), first):
             scribes.wait_for_more(20)

@@ -23,6 +23,7 @@ HEALTHY_S = 10.0  # who lived for so long begins with no delay again
 DELAY_FIRST_S = 0.1  # before the second start in a row; the first comes at once
 DELAY_MAX_S = 5.0
 ARGV = ("-P", "-m", "beo.tree.server")
+STARTING_S = 5.0  # for both heads' first start of it, one after the other: no reason to go alone, on busy machines too
 END_S = 3.0  # for a clean end, which syncs its store: a stopped one has none, and the head must end in time
 WAIT_S = 0.01  # between two looks whether it has ended
 KEYS_EVERY_S = 0.5  # between two looks whether other keys are known
@@ -42,6 +43,7 @@ class Tree:
         self._wanted = (folder / "log").exists()
         self._pid = 0
         self._started_s = self._start_s = 0.0
+        self._begun_s = -STARTING_S  # when it was wanted for the first time
         self._ends = 0  # in a row
         self._tie = Tie(folder, tie.HEAD, tie.TREE)
         self._role = Role(0, False, 0, "", False, 0.0, 0)
@@ -58,7 +60,7 @@ class Tree:
         """There has to be a tree from now on."""
         if not self._wanted:
             self._wanted = True
-            self._led_s = time.monotonic()
+            self._led_s = self._begun_s = time.monotonic()
             self._keep_running(self._led_s)
 
     @property
@@ -82,10 +84,12 @@ class Tree:
         """Return whether the other head's tree has all, what it lacks (-1: not known), and for how long it is stuck."""
         if not self._wanted:
             return True, 0, 0.0
-        report = self._report
+        report, now_s = self._report, time.monotonic()
         if not self.is_there or not report or report.number != self._role.number:
-            return False, -1, max(0.0, time.monotonic() - max(self._heard_s, self._led_s))
-        return report.in_step, report.missing, report.stalled_s
+            in_step, missing, stalled_s = False, -1, max(0.0, now_s - max(self._heard_s, self._led_s))
+        else:
+            in_step, missing, stalled_s = report.in_step, report.missing, report.stalled_s
+        return in_step, missing, stalled_s if now_s - self._begun_s > STARTING_S else 0.0
 
     def direct(self, leads: bool, epoch: int, other: str, both: bool, until_s: float) -> None:
         """Tell the role, if it is another one than before or it is time."""

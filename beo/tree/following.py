@@ -56,15 +56,10 @@ class Follower:
             return
         if word.epoch < self._epoch:
             return  # whoever led before is told by its head
-        if word.epoch > self._epoch or not self._leader:
+        if word.epoch > self._epoch or peer != self._leader:
             self._epoch = word.epoch
-            self._stash.clear()
-            self._stash_bytes = 0
-            self._asked.clear()
-            self._last = -1
+            self._meet(peer)
         self._taker.begin(word.epoch)
-        if peer != self._leader:
-            self._leader, self._told_stale = peer, -1
         try:
             match word:
                 case Data():
@@ -80,6 +75,17 @@ class Follower:
             if str(error) != self.trouble:
                 log.error("%s", error)
             self.trouble = str(error)
+
+    def _meet(self, peer: bytes) -> None:
+        """Compare everything anew: it may be another process, which has lost what it had sent and not written down.
+
+        Then it makes other entries of these numbers, in the same epoch.
+        """
+        self._leader, self._told_stale, self._commit, self._last = peer, -1, 0, -1
+        self._taker = Taker(self._volume.log)
+        self._stash.clear()
+        self._stash_bytes = 0
+        self._asked.clear()
 
     def turn(self) -> None:
         """Do what is to be done after what has come."""

@@ -121,15 +121,13 @@ class Volume:
 
     def install(self, position: Position, snapshot: bytes) -> None:
         """Let the other head's tree stand for all; what differs of the bytes is stale."""
-        new, old = State.decode(snapshot), self.state
+        new, old, here = State.decode(snapshot), self.state, self.store.applied
         stale = [
             ino
             for ino, found in new.inodes.items()
             if found.is_file
             and found.version
-            and (
-                ino not in old.inodes or old.inodes[ino].version != found.version or found.version > self.store.applied
-            )
+            and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > here)
         ]
         write_durably(self._installing_path, msgspec.json.encode((position.idx, stale)), 0o600)
         self.journal.install(position, snapshot)

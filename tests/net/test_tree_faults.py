@@ -46,7 +46,7 @@ def hurt(folder: Path, seed: int, count: int, tempo: Tempo) -> None:
 
         def tell(line: str) -> None:
             told.append(line)
-            moments.append((time.monotonic(), line.split()[3]))
+            moments.append((time.monotonic(), line))
 
         try:
             site.await_step()
@@ -62,6 +62,7 @@ def hurt(folder: Path, seed: int, count: int, tempo: Tempo) -> None:
             assert scribes.returncode == 0, out
             seen = msgspec.json.decode(out.splitlines()[-1], type=Seen)
             print(f"{seen.done} done, {seen.refused} refused for want of room, {_silences(seen, moments)}")
+            print(f"in the longest:\n{_longest(seen, moments)}")
             assert not seen.faults, "\n".join(seen.faults)
             assert seen.done > count, "hardly anything was done"
             site.await_step()
@@ -81,10 +82,20 @@ def _silences(seen: Seen, moments: list[tuple[float, str]]) -> str:
     """The longest silence of a writer by the kind of fault that began last before its middle."""
     longest: dict[str, float] = defaultdict(float)
     for end_s, lasting_s in seen.silences:
-        before = [kind for at_s, kind in moments if at_s <= end_s - lasting_s / 2]
+        before = [line.split()[3] for at_s, line in moments if at_s <= end_s - lasting_s / 2]
         kind = before[-1] if before else "none"
         longest[kind] = max(longest[kind], lasting_s)
     return f"longest silences: {', '.join(f'{kind} {s:.2f} s' for kind, s in sorted(longest.items()))}"
+
+
+def _longest(seen: Seen, moments: list[tuple[float, str]]) -> str:
+    """What was done to the hosts during the longest silence, and just before."""
+    end_s, lasting_s = max(seen.silences, key=lambda silence: silence[1], default=(0.0, 0.0))
+    began_s = end_s - lasting_s
+    lines = [
+        f"{at_s - began_s:7.2f} s of {lasting_s:.2f} {line}" for at_s, line in moments if began_s - 5 < at_s < end_s
+    ]
+    return "\n".join(lines)
 
 
 def test_fifteen_faults_lose_no_file(tmp_path: Path) -> None:
