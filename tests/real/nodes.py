@@ -21,6 +21,7 @@ PLACE = "tree"  # where each rank finds its own node's mount
 # A rank gets a mount namespace of its own, in which ROOT/tree is the mount of the node on which it runs: as if each
 # node were a machine.
 _PER_NODE = """#!/bin/sh
+grep -q " $(dirname "$0")/$BEO_NODE fuse.beo " /proc/mounts || { echo "the tree is not mounted on $BEO_NODE" >&2; exit 97; }
 exec unshare --mount sh -c 'mount --bind "$0/$BEO_NODE" "$0/tree" && exec "$@"' "$(dirname "$0")" "$@"
 """
 
@@ -79,9 +80,21 @@ def _is_mounted(folder: Path) -> bool:
 
 
 @contextmanager
+def _shared(folder: Path) -> Iterator[None]:
+    """Let what is mounted below a folder be seen by wardens that are there already, as systemd has it for a whole
+    machine: containers don't."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
 def two_nodes(folder: Path) -> Iterator[Nodes]:
     """A cluster of two heads and two workers with the tree mounted for each; nothing of it is left at the end."""
-    with running(folder / "beo", workers=2, slots=SLOTS, heads=2) as cluster:
+    with _shared(folder), running(folder / "beo", workers=2, slots=SLOTS, heads=2) as cluster:
         nodes = Nodes(cluster, folder)
         script = folder / "per-node"
         script.write_text(_PER_NODE)
