@@ -1,5 +1,6 @@
 """Counts in a file, in a process of its own: ``counter.py DATABASE make|look|zero``, ``DATABASE count N``, and
-``FILE fcntl|flock|lockf N`` for a number in a plain file, under a lock. Prints a line for each increment it has made."""
+``FILE fcntl|flock|lockf N`` for a number in a plain file, under a lock. Prints a line for each increment that it made.
+"""
 
 import fcntl
 import os
@@ -8,6 +9,7 @@ import struct
 import sys
 
 PATIENCE_S = 60.0
+VALUE = "SELECT value FROM counter"
 
 
 def database(path: str, verb: str, times: int) -> None:
@@ -20,10 +22,11 @@ def database(path: str, verb: str, times: int) -> None:
     elif verb == "zero":
         base.execute("UPDATE counter SET value = 0")
     elif verb == "look":
-        print(base.execute("SELECT value FROM counter").fetchone()[0], base.execute("PRAGMA integrity_check").fetchone()[0])
+        value, state = (base.execute(what).fetchone()[0] for what in (VALUE, "PRAGMA integrity_check"))
+        print(value, state)
     for _ in range(times):
         base.execute("BEGIN IMMEDIATE")
-        value = base.execute("SELECT value FROM counter").fetchone()[0]
+        value = base.execute(VALUE).fetchone()[0]
         base.execute("UPDATE counter SET value = ?, filler = randomblob(9000)", (value + 1,))
         base.execute("COMMIT")
         print(value + 1, flush=True)

@@ -1,7 +1,7 @@
-"""Random changes of one file through two nodes, each looked at with what it should hold: in the manner of fsx, but ours.
+"""Random changes of one file through two nodes, and looks at what it holds then: in the manner of fsx, but ours.
 
-fsx itself is in none of the registries that we have. As a program: ``exerciser.py FOLDER FOLDER SEED STEPS``, the folders
-being the same one of two nodes. Ends with 0, or with 1 and a line that says at which step what was wrong.
+fsx itself is in none of the registries that we have. As a program: ``exerciser.py FOLDER FOLDER SEED STEPS``, the
+folders being the same one of two nodes. Ends with 0, or with 1 and a line that says at which step what was wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Wrong(Exception):
 
 
 class Exerciser:
-    """One file, under one of two names, and the bytes that it should have. A step goes through one node or the other."""
+    """One file, under one of two names, and the bytes that it should have. A step goes through one of two nodes."""
 
     def __init__(self, folders: list[str], seed: int) -> None:
         """Make the file."""
@@ -37,6 +37,7 @@ class Exerciser:
         self._steps += [self.map, self.read, self.read, self.read_mapped, self.rename, self.reopen, self.look]
         self._fds = [os.open(f"{folders[0]}/{self._names[0]}", os.O_RDWR | os.O_CREAT | os.O_EXCL)]
         self._fds.append(os.open(f"{folders[1]}/{self._names[0]}", os.O_RDWR))
+        self._node, self._fd = 0, self._fds[0]  # of this step
 
     def step(self) -> str:
         """Do something; return what. Raises Wrong."""
@@ -52,9 +53,9 @@ class Exerciser:
 
     def end(self) -> None:
         """Compare all, and remove it."""
-        for self._node, self._fd in enumerate(self._fds):
-            self._compare(0, os.pread(self._fd, SIZE_MAX + 1, 0), len(self._bytes) + 1)
-            os.close(self._fd)
+        for fd in self._fds:
+            self._compare(0, os.pread(fd, SIZE_MAX + 1, 0), len(self._bytes) + 1)
+            os.close(fd)
         os.unlink(self._path())
 
     # ---- steps

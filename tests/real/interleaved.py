@@ -1,7 +1,7 @@
-"""Ranks of MPI write one file together: ``interleaved.py PATH KIND``, and rank 0 compares the bytes at the end.
+"""Ranks of MPI write one file together: ``interleaved.py PATH KIND``, and compare the bytes at the end.
 
-together: interleaved blocks by a view and Write_at_all. apart: the same by Write_at, without the other ranks. slab: each
-rank a rectangle of one matrix (MPI_Type_create_subarray), as parallel HDF5 writes hyperslabs.
+together: interleaved blocks by a view and Write_at_all. apart: the same by Write_at, without the other ranks. slab:
+each rank a rectangle of one matrix (MPI_Type_create_subarray), as parallel HDF5 writes hyperslabs.
 """
 
 import sys

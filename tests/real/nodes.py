@@ -21,8 +21,9 @@ PLACE = "tree"  # where each rank finds its own node's mount
 # A rank gets a mount namespace of its own, in which ROOT/tree is the mount of the node on which it runs: as if each
 # node were a machine.
 _PER_NODE = """#!/bin/sh
-grep -q " $(dirname "$0")/$BEO_NODE fuse.beo " /proc/mounts || { echo "the tree is not mounted on $BEO_NODE" >&2; exit 97; }
-exec unshare --mount sh -c 'mount --bind "$0/$BEO_NODE" "$0/tree" && exec "$@"' "$(dirname "$0")" "$@"
+here=$(dirname "$0")
+grep -q " $here/$BEO_NODE fuse.beo " /proc/mounts || { echo "the tree is not mounted on $BEO_NODE" >&2; exit 97; }
+exec unshare --mount sh -c 'mount --bind "$0/$BEO_NODE" "$0/tree" && exec "$@"' "$here" "$@"
 """
 
 

@@ -241,3 +241,21 @@ def test_who_holds_a_lock_on_one_node_keeps_the_other_out(nodes: Nodes, kind: st
     for run in runs:
         run.communicate()
     assert nodes.do("cat", there / "n", limit_s=20) == "00000200"
+
+
+# ---- a user's things
+
+
+@pytest.mark.slow
+def test_a_venv_on_the_tree_serves_both_nodes_and_h5pys_own_tests_pass_in_it(nodes: Nodes) -> None:
+    here, there = nodes.fresh("venv")
+    nodes.do(sys.executable, "-m", "venv", "--without-pip", here / "v", limit_s=60)
+    pip = [sys.executable, "-m", "pip", "--python", here / "v" / "bin" / "python", "--disable-pip-version-check"]
+    nodes.do(*pip, "install", "-q", "--no-compile", "numpy", "h5py", "pytest", limit_s=400, env={"PYTHONPATH": ""})
+    python = there / "v" / "bin" / "python"
+    said = nodes.do(python, "-c", "import numpy; print(numpy.__file__)", limit_s=120, env={"PYTHONPATH": ""})
+    assert said.strip().startswith(str(there)), said
+    run = "import sys, h5py; sys.exit(h5py.run_tests())"
+    said = nodes.do(python, "-c", run, limit_s=400, env={"PYTHONPATH": "", "TMPDIR": str(there)}, cwd=there)
+    found = re.search(r"(\d+) passed", said)
+    assert found and int(found[1]) > 500, said[-3000:]
