@@ -128,7 +128,7 @@ def test_random_changes_through_two_nodes_leave_the_right_bytes(nodes: Nodes, se
     assert said == "500 steps\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_more_random_changes_leave_the_right_bytes(nodes: Nodes, seed: int) -> None:
     here, there = nodes.fresh(f"exerciser{seed}")
@@ -155,7 +155,7 @@ def test_pythons_own_tests_of_files_pass(nodes: Nodes) -> None:
     assert pythons(nodes, PYTHON_FAST, 120) > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("suite", PYTHON_SLOW.split())
 def test_pythons_longer_tests_of_files_pass(nodes: Nodes, suite: str) -> None:
     assert pythons(nodes, suite, 300) >= 15
@@ -188,7 +188,7 @@ def test_stress_ngs_stressors_of_files_find_no_fault(nodes: Nodes) -> None:
     assert nodes.do("ls", there, limit_s=20) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stressor", STRESS_SLOW.split())
 def test_stress_ngs_longer_stressors_find_no_fault(nodes: Nodes, stressor: str) -> None:
     here, _ = nodes.fresh(f"stress-{stressor}")
@@ -246,16 +246,19 @@ def test_who_holds_a_lock_on_one_node_keeps_the_other_out(nodes: Nodes, kind: st
 # ---- a user's things
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_venv_on_the_tree_serves_both_nodes_and_h5pys_own_tests_pass_in_it(nodes: Nodes) -> None:
     here, there = nodes.fresh("venv")
     nodes.do(sys.executable, "-m", "venv", "--without-pip", here / "v", limit_s=60)
-    pip = [sys.executable, "-m", "pip", "--python", here / "v" / "bin" / "python", "--disable-pip-version-check"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", here / "v" / "bin" / "python", "--disable-pip-version-check"]
     nodes.do(*pip, "install", "-q", "--no-compile", "numpy", "h5py", "pytest", limit_s=400, env={"PYTHONPATH": ""})
     python = there / "v" / "bin" / "python"
     said = nodes.do(python, "-c", "import numpy; print(numpy.__file__)", limit_s=120, env={"PYTHONPATH": ""})
     assert said.strip().startswith(str(there)), said
-    run = "import sys, h5py; sys.exit(h5py.run_tests())"
-    said = nodes.do(python, "-c", run, limit_s=400, env={"PYTHONPATH": "", "TMPDIR": str(there)}, cwd=there)
+    # Root may write what nobody may. The other one gives a process that imports h5py seconds only: from here it takes
+    # more. The last ones want mpi4py and an HDF5 built with it, which the wheel isn't.
+    left_out = "not test_append_permissions and not test_multiprocess and not TestMPI"
+    words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "h5py", "-k", left_out]
+    said = nodes.do(*words, limit_s=400, env={"PYTHONPATH": "", "TMPDIR": str(there)}, cwd=there)
     found = re.search(r"(\d+) passed", said)
     assert found and int(found[1]) > 500, said[-3000:]
