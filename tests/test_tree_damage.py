@@ -150,7 +150,7 @@ def test_one_flipped_bit_is_named_or_does_no_harm(tmp_path: Path, where: str) ->
         else:
             assert found == contents, f"{path.name} at {at}: something else is served"
     print(f"{refused} of {FLIPS} refused")
-    assert refused
+    assert refused or where == "log"  # most bytes of a database that is nearly empty mean nothing
 
 
 # ---- one head of a pair, in one process
