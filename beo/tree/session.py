@@ -46,7 +46,7 @@ class Session:
         self._id = secrets.token_hex(16)
         self._number = 0
         self._asked: dict[int, tuple[w.Caller, w.Question]] = {}  # not answered yet, in order
-        self._sent: dict[int, bool] = {}  # of these, what is on the wire of this connection
+        self._sent: dict[int, float] = {}  # of these, what is on the wire of this connection, and since when
         self._answers: list[tuple[int, w.Answer]] = []
         self._opens: dict[int, int] = {}
         self._locked: dict[int, bool] = {}  # inodes on which a lock was granted to this session
@@ -110,8 +110,7 @@ class Session:
         silent_s = now - max(self._heard_s, self._sent_s) if self._asked else 0.0
         if silent_s > SILENT_S:
             self._find()
-        if silent_s > AGAIN_S:
-            self._sent_s = now
+        if now - next(iter(self._sent.values()), now) > AGAIN_S:  # one alone, too, while others are answered
             self._again()
         if now - self._present_s > PRESENT_EVERY_S:
             self._present()
@@ -166,8 +165,7 @@ class Session:
             word = w.Ask(self._id, number, settled, caller, question)
             if not self._connection.send(number, w.encode(word)):
                 return  # nobody is there: it is looked for again after a while
-            self._sent[number] = True
-            self._sent_s = time.monotonic()
+            self._sent[number] = self._sent_s = time.monotonic()
 
     def _present(self) -> None:
         self._present_s = time.monotonic()
