@@ -327,7 +327,7 @@ class Connection:
             _put(self._socket, GREETING, _request.pack(request), body)
         except zmq.Again:
             return False
-        self._look()
+        # As of the last look, on which the caller could act: an end or a beginning since then is still to be told of.
         self._asked_in_life = max(self._lives, 1)  # the first handshake may not have been told of yet
         self._ends_when_asked = self._ends
         return True

@@ -111,8 +111,7 @@ class Session:
         silent_s = now - max(self._heard_s, self._sent_s) if self._asked else 0.0
         if silent_s > SILENT_S:
             self._find()
-        if silent_s > AGAIN_S:
-            self._sent_s = now
+        if now - next(iter(self._sent.values()), now) > AGAIN_S:  # one alone, too, while others are answered
             self._again()
         if now - self._late_s > SILENT_S:
             self._late_s = now
