@@ -91,7 +91,8 @@ def test_a_question_that_is_lost_alone_is_asked_again(cluster: Cluster, monkeypa
     monkeypatch.setattr(session, "PRESENT_EVERY_S", 0.1)  # by their answers the head is heard of all the time
     hand = Hand(cluster.home, patience_s=5.0)
     hand.ask(w.Get(w.ROOT))
-    send, lost = wire.Connection.send, []
+    send = wire.Connection.send
+    lost: list[int] = []
 
     def lose(self: wire.Connection, request: int, body: bytes, timeout_s: float = 0.0) -> bool:
         if not lost and isinstance(w.ask_decoder.decode(body).question, w.Get):
