@@ -13,6 +13,7 @@ import pytest
 
 from beo.tree.mount import KIND, mounted
 from tests.cluster import Cluster, running, wait_for
+from tests.people import open_place
 
 ENOUGH_S = 60.0
 CAN_MOUNT = os.geteuid() == 0 and os.path.exists("/dev/fuse")
@@ -162,22 +163,25 @@ def test_a_folder_is_mounted_by_hand_and_given_back(cluster: Cluster, tmp_path: 
 
 
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs root and /dev/fuse: run it as root, after 'modprobe fuse'")
-def test_a_user_gets_no_more_than_his_quota_and_root_does(tmp_path: Path) -> None:
-    at = tmp_path / "at"
-    limits = f'[files]\nuser_bytes_max = 100000\nuser_files_max = 5\n[files.mounts]\n"{at}" = "/"\n'
-    with running(tmp_path / "beo", workers=1, settings=limits):
-        wait_for(lambda: mounted(at) == KIND, "it is mounted")
-        for folder in (tmp_path, *tmp_path.parents[:3]):
-            folder.chmod(0o755)
-        (at / "of_root").write_bytes(bytes(200_000))
-        script = "head -c 60000 /dev/zero > 1; head -c 60000 /dev/zero > 2; ls -s 1; touch 3 4 5 6"
-        done = subprocess.run(["sh", "-c", script], cwd=at, user=1234, group=1234, capture_output=True, text=True)
-        assert "error writing 'standard output': Disk quota exceeded" in done.stderr
-        assert "touch: cannot touch '6': Disk quota exceeded" in done.stderr
-        assert sorted(path.name for path in at.iterdir()) == ["1", "2", "3", "4", "5", "of_root"]
-        (at / "1").unlink()
-        done = subprocess.run(["sh", "-c", "touch 6"], cwd=at, user=1234, group=1234, capture_output=True, text=True)
-        assert done.stderr == "", "what was given back can be had again"
+def test_a_user_gets_no_more_than_his_quota_and_root_does() -> None:
+    with open_place() as place:
+        at = place / "at"
+        limits = f'[files]\nuser_bytes_max = 100000\nuser_files_max = 5\n[files.mounts]\n"{at}" = "/"\n'
+        with running(place / "beo", workers=1, settings=limits):
+            wait_for(lambda: mounted(at) == KIND, "it is mounted")
+            (at / "of_root").write_bytes(bytes(200_000))
+
+            def told(script: str) -> str:
+                words = ["sh", "-c", script]
+                done = subprocess.run(words, cwd=at, user=1234, group=1234, capture_output=True, text=True)
+                return done.stderr
+
+            said = told("head -c 60000 /dev/zero > 1; head -c 60000 /dev/zero > 2; touch 3 4 5 6")
+            assert "error writing 'standard output': Disk quota exceeded" in said
+            assert "touch: cannot touch '6': Disk quota exceeded" in said
+            assert sorted(path.name for path in at.iterdir()) == ["1", "2", "3", "4", "5", "of_root"]
+            (at / "1").unlink()
+            assert told("touch 6") == "", "what was given back can be had again"
 
 
 def test_a_site_with_files_of_its_own_is_left_alone(tmp_path: Path) -> None:
