@@ -31,9 +31,9 @@ from tests.cluster import Cluster, kill, running, wait_for
 from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, tree_pid
 
-KILLS = 20
-KILLS_SLOW = 300
-FLIPS = 25
+KILLS = 6
+KILLS_SLOW = 100
+FLIPS = 10
 SEED = 20261126
 LARGE = bytes(range(256)) * 100  # more than an entry has in itself
 
