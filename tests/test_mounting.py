@@ -10,8 +10,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beo.tree import kernel, mounting, words
+from beo.tree import decide, kernel, mounting, words
+from beo.tree.changes import Changed
+from beo.tree.decide import Room
 from beo.tree.mounting import Ask, Mount, Notify, Policy
+from beo.tree.state import State
 from beo.tree.words import AttrIs, Done, Failed
 from tests import fake_kernel as fake
 from tests.fake_kernel import FakeKernel, request
@@ -130,6 +133,19 @@ def test_what_is_set() -> None:
     assert setattr_of(kernel.FATTR_ATIME) == words.Set(7, atime_ns=5_000_000_006)
     assert setattr_of(kernel.FATTR_MTIME) == words.Set(7, mtime_ns=-2)  # -1 would be now
     assert setattr_of(0) == words.Get(7)
+
+
+def test_times_that_the_tree_has_no_room_for_are_the_nearest_that_it_has() -> None:
+    """As Linux does it with every file system's own range: an archive with a strange date unpacks."""
+    user = FakeKernel()
+    valid = kernel.FATTR_ATIME | kernel.FATTR_MTIME
+    user.ask(fake.SETATTR, struct.pack("=IIQQQqqqIIIIIIII", valid, 0, 0, 0, 0, 1 << 40, -(1 << 40), 0, *[0] * 8), 7)
+    asked = user.question()
+    assert isinstance(asked, words.Set)
+    root = msgspec.structs.replace(asked, ino=words.ROOT)
+    change = decide.decide(State.new(), words.Ask("s" * 16, 1, 0, words.Caller(0, 0), root), 0, Room())
+    assert isinstance(change, Changed)
+    assert (change.atime_ns, change.mtime_ns) == (decide.TIME_MAX_NS - 1, 1 - decide.TIME_MAX_NS)
 
 
 def test_an_errno_that_the_kernel_wouldnt_take() -> None:

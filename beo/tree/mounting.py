@@ -32,6 +32,7 @@ BLOCK_BYTES: Final = 4096  # that room is counted in
 PREFERRED_BYTES: Final = 128 << 10  # st_blksize: stdio and cp go by it, and a question costs as much with one byte
 PLACES_FROM: Final = 2  # in READDIR 1 is behind ".", 2 behind "..", and place n of the tree is n + 2
 NAME_GUESS_BYTES: Final = 16  # of a name in a directory with its padding, to ask for as many as the kernel has room for
+TIME_MAX_NS: Final = (1 << 62) - 1  # from 1970 on, of what the tree takes: from 1823 to 2116
 ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked would wait for ever
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -590,6 +591,7 @@ def _time(valid: int, given: int, now: int, time_ns: int) -> int | None:
         return -1
     if not valid & given:
         return None
+    time_ns = max(-TIME_MAX_NS, min(time_ns, TIME_MAX_NS))
     return -2 if time_ns == -1 else time_ns  # the last nanosecond of 1969 is taken for "now"
 
 

@@ -198,7 +198,7 @@ def test_stress_ngs_longer_stressors_find_no_fault(nodes: Nodes, stressor: str) 
 def test_dbench_on_both_nodes_at_once_makes_no_mistake(nodes: Nodes) -> None:
     """The load of a file server, as recorded: it stops at the first answer that is not the recorded one."""
     dbench = program("dbench")
-    here, there = nodes.fresh("dbench")
+    here, there = nodes.fresh("dbench-a")[0], nodes.fresh("dbench-b")[1]  # in one folder they take each other's files
     runs = [nodes.start("timeout", "90", dbench, "-t", "5", "-D", place, "1") for place in (here, there)]
     for run in runs:
         said, _ = run.communicate(timeout=100)
@@ -250,8 +250,7 @@ def test_who_holds_a_lock_on_one_node_keeps_the_other_out(nodes: Nodes, kind: st
 def test_a_venv_on_the_tree_serves_both_nodes_and_h5pys_own_tests_pass_in_it(nodes: Nodes) -> None:
     here, there = nodes.fresh("venv")
     nodes.do(sys.executable, "-m", "venv", "--without-pip", here / "v", limit_s=60)
-    own = here / "v" / "bin" / "python"
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", own, "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(here / "v" / "bin" / "python"), "--disable-pip-version-check"]
     nodes.do(*pip, "install", "-q", "--no-compile", "numpy", "h5py", "pytest", limit_s=400, env={"PYTHONPATH": ""})
     python = there / "v" / "bin" / "python"
     said = nodes.do(python, "-c", "import numpy; print(numpy.__file__)", limit_s=120, env={"PYTHONPATH": ""})
@@ -259,8 +258,7 @@ def test_a_venv_on_the_tree_serves_both_nodes_and_h5pys_own_tests_pass_in_it(nod
     # Root may write what nobody may. The other one gives a process that imports h5py seconds only: from here it takes
     # more. The last ones want mpi4py and an HDF5 built with it, which the wheel isn't.
     left_out = "not test_append_permissions and not test_multiprocess and not TestMPI"
-    words: list[str | Path] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "h5py"]
-    env = {"PYTHONPATH": "", "TMPDIR": str(there)}
-    said = nodes.do(*words, "-k", left_out, limit_s=400, env=env, cwd=there)
+    words = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "h5py", "-k", left_out]
+    said = nodes.do(*words, limit_s=400, env={"PYTHONPATH": "", "TMPDIR": str(there)}, cwd=there)
     found = re.search(r"(\d+) passed", said)
     assert found and int(found[1]) > 500, said[-3000:]
