@@ -30,32 +30,43 @@ TAKEN, REFUSED, GO, EXITED, SIGNALLED = b"T", b"R", b"G", b"E", b"S"
 # How each verb is done. What starts daemons is their parent and gives them its limits; what draws on a terminal or asks
 # a person needs that terminal's own session: both are done here. Each verb is in one list (tests/test_front.py).
 HERE = frozenset(
-    {"doctor", "down", "gone", "ha", "head", "login", "man", "resident", "token", "top", "up", "witness", "worker"}
+    {
+        *("doctor", "down", "gone", "ha", "head", "login", "man", "mount", "resident", "token", "top", "umount", "up"),
+        *("witness", "worker"),
+    }
 )
 THROUGH = frozenset(
     {
         "cancel",
+        "cat",
         "completion",
+        "df",
         "drain",
         "events",
-        "history",
         "forget",
+        "get",
+        "history",
         "hold",
         "info",
         "kill",
         "logs",
+        "ls",
+        "mkdir",
+        "mv",
         "nodes",
         "ps",
+        "put",
         "queue",
         "release",
         "requeue",
         "resume",
+        "rm",
         "run",
         "set",
         "show",
         "submit",
-        "wait",
         "users",
+        "wait",
     }
 )
 READING = frozenset({"run"})  # pass on their standard input
