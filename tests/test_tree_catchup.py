@@ -201,7 +201,7 @@ def busy(two: Two, dice: random.Random, count: int) -> None:
             two.turn()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_what_was_done_meanwhile_comes_by_entries_by_whole_files_or_by_a_snapshot(
     two: Two, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -279,7 +279,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("where", ["journal.install", "segments.truncate_after", "store.drop", "store.mark"])
-@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("is_done", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_follower_that_is_killed_while_it_takes_a_snapshot_goes_on_after_it(
     two: Two, monkeypatch: pytest.MonkeyPatch, where: str, is_done: bool
 ) -> None:
