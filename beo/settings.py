@@ -170,7 +170,8 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
-    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit.
+    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. sweep_s:
+    how often chunks that no job needs are looked for; spare_s: those that were touched within it stay.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -178,6 +179,10 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    sweep_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e9)] = 600.0
+    spare_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = (
+        3_600.0  # a submission sends and touches what it needs first
+    )
 
     def __post_init__(self) -> None:
         """Refuse what is no path; msgspec says in which table."""

@@ -28,7 +28,7 @@ FLOORS = {
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel "
-    "tree.mounting tree.plans "
+    "tree.mounting tree.plans bulk.chunks "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line "
     "headnode.copies "
@@ -37,14 +37,17 @@ FLOORS = {
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.volume tree.session tree.files tree.mount "
-    "worker.processes worker.disk worker.bounds worker.remains "
+    "worker.processes worker.disk worker.bounds worker.remains worker.errand worker.carrying "
+    "bulk.snapshot bulk.unpacking bulk.results "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
-    3: "pairing ha.witness "
-    "compactor headnode.compactor tree.compactor headnode.tree tree.server tree.leading tree.following "
+    3: "pairing ha.witness bulk.store "
+    "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
+    "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
+    4: "bulk.taking bulk.porter bulk.sweeper "
+    "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

@@ -48,6 +48,8 @@ LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer,
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
+WORK = ".work"  # and the files that it has along
+WORK_AT = "/run/beo/job"  # where a job sees these, on every node: behind its walls, each has its own there
 RSH = str(Path(__file__).with_name("beo-rsh"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
@@ -552,16 +554,22 @@ class Agent:
             uid=order.uid,
             gid=order.gid,
             groups=order.groups,
+            bundle=spec.bundle,
+            outputs=spec.outputs,
         )
+        tmp = self._tmp(order.job, order.attempt)
         facts = launch.Facts(
             self._cluster.cluster,
             here.node,
             self._interface,
-            self._tmp(order.job, order.attempt),
+            tmp,
             self._make_cgroup(order, spec.mem_bytes * places),
             self._limits,
             RSH,
             sys.executable,
+            f"{tmp}{WORK}",
+            WORK_AT if self._contain == "pidns" else None,
+            self._beo_dir,
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
@@ -620,8 +628,9 @@ class Agent:
         script = f"{tmp}{SCRIPT}"
         if os.path.lexists(script):
             os.unlink(script)
-        if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
-            self._sweep_up(_remove, tmp, cgroup)
+        left = [path for path in (tmp, f"{tmp}{WORK}") if os.path.exists(path)]
+        if left or (self._cgroups and os.path.isdir(cgroup)):
+            self._sweep_up(_remove, cgroup, *left)
 
     def _sweep_up(self, remove: Callable[..., object], *paths: str) -> None:
         self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
@@ -630,8 +639,9 @@ class Agent:
         self._sweepers.append(thread)
 
 
-def _remove(tmp: str, cgroup: str) -> None:
-    shutil.rmtree(tmp, ignore_errors=True)
+def _remove(cgroup: str, *folders: str) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     probe.remove_cgroup(cgroup)
 
 

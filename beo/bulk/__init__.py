@@ -1,0 +1,1 @@
+"""What jobs take along and bring back, in bulk."""
