@@ -218,7 +218,7 @@ def read(first: bytes, more: Sequence[bytes] = ()) -> Manifest:
         raise Damaged(f"its manifest has over {MANIFEST_MAX_BYTES} bytes")
     try:
         found = msgspec.msgpack.decode(body, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of msgspec, and of texts that aren't UTF-8
         raise Damaged(f"its manifest can't be read ({str(error).lower()})") from None
     if found.format != FORMAT:
         raise Damaged(f"its manifest is of format {found.format}, and this beo reads {FORMAT}")

@@ -164,6 +164,9 @@ class Porter:
             before = results.decode_listing(kept.read(LISTING_MAX_BYTES))
         now = results.listing(task.work, task.outputs)
         fresh = results.changed(before, now)
+        if task.nodes == 1 and not fresh:
+            say({"collected": True})
+            return
         with self._files(float("inf")) as files:
             named = {path: path for path in fresh}
             if task.nodes > 1:
@@ -292,6 +295,8 @@ def main() -> int:
         say({"failed": f"{error.what} ({error.why})" if error.why else error.what, "again": True})
     except BeoError as error:
         say({"failed": f"{error.what} ({error.why})" if error.why else error.what, "again": False})
+    except ValueError as error:  # of what another node or this one's warden has kept
+        say({"failed": f"what was kept of its files can't be read: {str(error).lower()}", "again": True})
     except OSError as error:
         named = error.filename if isinstance(error.filename, str) else os.fsdecode(error.filename or b"")
         say({"failed": f"{named}: {_reason(error)}" if named else _reason(error), "again": False})

@@ -37,7 +37,7 @@ PENDING_MAX = 100  # signals under way; those beyond are the same over and over
         ("beo run -l -n 3 hostname", "who says what"),
         ("beo run -n 2 ./a & beo run -n 2 ./b & wait", "in a job's script: two steps at once"),
         ("beo run --pty bash", "a shell on a worker"),
-        ("beo run --in fit.py --out 'fit/*' python fit.py", "its files along, its results here"),
+        ("beo run --in . --out 'fit/*' ./fit", "its files along, its results here"),
     ],
     exits=[("program's", "the program's own, 128 + signal for a killed one")],
 )
