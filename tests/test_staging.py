@@ -6,7 +6,6 @@ test_staging_kills.py.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -18,10 +17,13 @@ import pytest
 
 import beo
 from beo import client
+from beo import messages as m
 from beo.bulk.store import FOLDER
 from beo.bulk.sweeper import Need, sweep
+from beo.bulk.taking import take_along
 from beo.errors import EXIT_CONFLICT
 from beo.headnode.state import CODE_FILES
+from beo.tree import plans
 from beo.tree import words as w
 from beo.tree.files import Files
 from beo.tree.locate import session
@@ -44,8 +46,7 @@ pathlib.Path("out/all").write_text("the same")
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    # Sweeps all the time, which takes nothing away that was sent within the hour.
-    with running(tmp_path_factory.mktemp("staging") / "beo", workers=2, settings="[files]\nsweep_s = 0.5\n") as made:
+    with running(tmp_path_factory.mktemp("staging") / "beo", workers=2) as made:
         yield made
 
 
@@ -73,6 +74,34 @@ def ok(cluster: Cluster, here: Path, *words: str) -> str:
     return done.stdout
 
 
+def hand_in(
+    cluster: Cluster, here: Path, *argv: str, inputs: tuple[str, ...] = (), hold: bool = False, **more: Any
+) -> int:
+    """Submit a job from a folder, without a command of its own; return its id."""
+    with cluster.client() as own:
+        job = client.new_spec(list(argv), cwd=str(here), **more)
+        return own.submit(take_along(own, job, inputs), hold=hold)
+
+
+def release(cluster: Cluster, job: int) -> m.JobView:
+    """Let a held job run, and return how it ended."""
+    with cluster.client() as own:
+        own.release([str(job)])
+        return own.wait([job], ENOUGH_S)[0]
+
+
+def cat(cluster: Cluster, path: str) -> str:
+    """What is in a file of the tree."""
+    with tree(cluster) as files:
+        return b"".join(files.read(path)).decode()
+
+
+def names(cluster: Cluster, path: str) -> list[str]:
+    """What is in a directory of the tree."""
+    with tree(cluster) as files:
+        return [name for name, _ in files.entries(path)]
+
+
 def tree(cluster: Cluster) -> Files:
     """The tree, for root; to be closed."""
     with cluster.client() as own:
@@ -91,10 +120,6 @@ def chunks_of(cluster: Cluster) -> dict[str, w.Attr]:
 
 def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def why(cluster: Cluster, job: int) -> str:
-    return cluster.job(job).reason
 
 
 def test_a_job_runs_on_the_files_as_they_were_at_submit_and_its_results_are_kept_when_it_is_done(
@@ -116,11 +141,10 @@ def test_a_job_runs_on_the_files_as_they_were_at_submit_and_its_results_are_kept
         "--out",
         "out/*",
     )
-    job = ok(cluster, here, "submit", *words, "python3", "sim.py").strip()
+    job = ok(cluster, here, "submit", *words, "python3", "-S", "sim.py").strip()
     (here / "data" / "x").write_text("after")
     (here / "sim.py").unlink()
-    ok(cluster, here, "release", job)
-    (view,) = cluster.wait(int(job))
+    view = release(cluster, int(job))
     assert (view.state, view.reason) == ("done", "")
     ok(cluster, here, "get", f"/jobs/{job}", str(tmp_path / "got"))  # at once: they were there before it was done
     lines = cluster.output(int(job)).splitlines()
@@ -142,20 +166,20 @@ def test_a_job_runs_on_the_files_as_they_were_at_submit_and_its_results_are_kept
 
 def test_the_same_inputs_are_sent_once(cluster: Cluster, here: Path) -> None:
     (here / "unlike any other").write_bytes(os.urandom(5 << 20))
-    first = json.loads(_spec(cluster, ok(cluster, here, "submit", "-q", "--in", ".", "true").strip()))
+    first = bundle_of(cluster, hand_in(cluster, here, "true", inputs=(".",), hold=True))
     before = chunks_of(cluster)
-    second = json.loads(_spec(cluster, ok(cluster, here, "submit", "-q", "--in", ".", "true").strip()))
+    second = bundle_of(cluster, hand_in(cluster, here, "true", inputs=(".",), hold=True))
     after = chunks_of(cluster)
-    assert first["bundle"] == second["bundle"]
+    assert first == second
     assert {path: attr.ino for path, attr in before.items()} == {path: attr.ino for path, attr in after.items()}
     mine = [path for path in after if after[path].mtime_ns > before[path].mtime_ns]
     assert len(mine) >= 4, "they are touched: two of the file, a pack, the manifest"
 
 
-def _spec(cluster: Cluster, job: str) -> str:
+def bundle_of(cluster: Cluster, job: int) -> str:
     with cluster.client() as own:
-        (detail,) = own.show([job])
-        return json.dumps({"bundle": detail.spec.bundle})
+        (detail,) = own.show([str(job)])
+        return detail.spec.bundle
 
 
 def test_run_brings_the_results_here_those_of_a_failure_too(cluster: Cluster, here: Path) -> None:
@@ -175,55 +199,53 @@ def test_without_inputs_what_is_new_in_the_jobs_folder_is_kept(cluster: Cluster,
     (here / "out" / "old").write_text("old")
     (here / "out" / "new").write_text("old")
     script = "echo new > out/new; ln -s new out/link; mkfifo out/pipe"
-    job = ok(cluster, here, "submit", "--wait", "-q", "--out", "out", "sh", "-c", script).strip()
-    assert ok(cluster, here, "ls", f"/jobs/{job}/out") == "link\nnew\n"
-    assert ok(cluster, here, "cat", f"/jobs/{job}/out/new") == "new\n"
+    job = hand_in(cluster, here, "sh", "-c", script, outputs=["out"])
+    assert cluster.wait(job)[0].state == "done"
+    assert names(cluster, f"/jobs/{job}/out") == ["link", "new"]
+    assert cat(cluster, f"/jobs/{job}/out/new") == "new\n"
 
 
 def test_partial_results_are_kept_at_the_time_limit_and_not_when_it_is_cancelled(cluster: Cluster, here: Path) -> None:
-    words = ("submit", "-q", "--in", "data", "--out", "part", "sh", "-c", "echo so far > part; sleep 60")
-    late = int(ok(cluster, here, *words[:2], "-t", "0.2", *words[2:]))
-    cancelled = int(ok(cluster, here, *words))
+    words = ("sh", "-c", "echo so far > part; echo; sleep 60")
+    cancelled = hand_in(cluster, here, *words, inputs=("data",), outputs=["part"])
+    late = hand_in(cluster, here, *words, inputs=("data",), outputs=["part"], time_limit=0.5)
     (view,) = cluster.wait(late)
     assert (view.state, view.exit_code) == ("failed", 124)
-    assert ok(cluster, here, "cat", f"/jobs/{late}/part") == "so far\n"
-    cluster.wait_for_state(cancelled, "running")
-    ok(cluster, here, "cancel", "-q", str(cancelled))
+    assert cat(cluster, f"/jobs/{late}/part") == "so far\n"
+    wait_for(lambda: cluster.output(cancelled), "it has written something")
+    with cluster.client() as own:
+        own.cancel([str(cancelled)])
     assert cluster.wait(cancelled)[0].state == "cancelled"
-    assert do(cluster, here, "ls", f"/jobs/{cancelled}").returncode == 2
+    assert str(cancelled) not in names(cluster, "/jobs")
 
 
 def test_results_that_can_t_be_kept_fail_the_job_and_say_so(cluster: Cluster, here: Path) -> None:
-    words = ("submit", "-q", "--hold", "--in", "data", "--out", "out", "sh", "-c", "mkdir out; touch out/x")
-    job = int(ok(cluster, here, *words))
-    ok(cluster, here, "mkdir", "-p", f"/jobs/{job}")
-    ok(cluster, here, "put", "sim.py", f"/jobs/{job}/out")  # a file, where a folder is to be
-    ok(cluster, here, "release", str(job))
-    (view,) = cluster.wait(job)
+    job = hand_in(cluster, here, "sh", "-c", "mkdir out; touch out/x", hold=True, inputs=("data",), outputs=["out"])
+    with tree(cluster) as files:
+        files.do(plans.make_folders(f"/jobs/{job}"))
+        files.write(f"/jobs/{job}/out", iter([b"a file, where a folder is to be"]))
+    view = release(cluster, job)
     assert (view.state, view.exit_code, view.code_by) == ("failed", CODE_FILES, "beo")
     assert view.reason == f"its results are not kept: /jobs/{job}/out: not a directory"
     assert view.reason in ok(cluster, here, "show", str(job))
 
 
 def test_inputs_that_are_gone_or_spoilt_fail_the_job_at_once_and_it_says_why(cluster: Cluster, here: Path) -> None:
-    words = ("submit", "-q", "--hold", "--in", "data", "echo", "started")
     (here / "data" / "y").write_text("gone")
     before = chunks_of(cluster)
-    gone = int(ok(cluster, here, *words))
+    gone = hand_in(cluster, here, "echo", "started", inputs=("data",), hold=True)
     pack, manifest = sorted(chunks_of(cluster).keys() - before.keys(), key=lambda path: chunks_of(cluster)[path].size)
     with tree(cluster) as files:
         files.remove(pack)
-    ok(cluster, here, "release", str(gone))
-    (view,) = cluster.wait(gone)
+    view = release(cluster, gone)
     assert (view.state, view.exit_code, view.code_by) == ("failed", CODE_FILES, "beo")
     assert view.reason.startswith("its inputs are not in the tree any more (chunk ")
     assert view.reason.endswith(": submit the job anew")
     assert cluster.output(gone) == ""
-    spoilt = int(ok(cluster, here, *words))  # sends the chunk again
+    spoilt = hand_in(cluster, here, "echo", inputs=("data",), hold=True)  # sends the chunk again
     with tree(cluster) as files:
         files.write(manifest, iter([bytes(files.stat(manifest).size)]), 0o600)
-    ok(cluster, here, "release", str(spoilt))
-    (view,) = cluster.wait(spoilt)
+    view = release(cluster, spoilt)
     assert view.state == "failed"
     assert view.reason.startswith("its inputs are damaged: chunk ")
     with tree(cluster) as files:
@@ -251,7 +273,7 @@ def test_from_a_program(cluster: Cluster, here: Path, monkeypatch: pytest.Monkey
     words = ["sh", "-c", "cat data/x > y"]
     job = beo.submit(words, inputs=["data"], outputs=["y"], cwd=str(here))
     assert job.wait() == 0
-    assert ok(cluster, here, "cat", f"/jobs/{job.id}/y") == "before"
+    assert cat(cluster, f"/jobs/{job.id}/y") == "before"
     assert beo.run(["cat", "data/link"], inputs=[str(here / "data")], cwd=str(here)).stdout == "before"
     with pytest.raises(beo.BeoError, match="inputs is one text"):
         beo.submit(["true"], inputs="data")
@@ -262,26 +284,20 @@ def test_chunks_that_no_job_needs_go_and_those_that_one_needs_or_that_are_young_
     cluster: Cluster, here: Path
 ) -> None:
     (here / "data" / "x").write_text("of this test alone")
-    words = ("submit", "-q", "--hold", "--in", "data", "true")
     before = chunks_of(cluster)
-    job = int(ok(cluster, here, *words))
+    job = hand_in(cluster, here, "true", inputs=("data",), hold=True)
     needed = chunks_of(cluster).keys() - before.keys()
     assert len(needed) == 2
-    bundle = json.loads(_spec(cluster, str(job)))["bundle"]
-    time.sleep(1.0)  # the head's own sweeps spare all that is younger than an hour
-    assert chunks_of(cluster).keys() >= needed
+    bundle = bundle_of(cluster, job)
     with tree(cluster) as files:
         (one, *_) = needed
-        files.write(
-            f"{one}~", iter([b""])
-        )  # as a sweep leaves it that was killed in the middle, and what it was is back
+        files.write(f"{one}~", iter([b""]))  # of a sweep that was killed; and what it had taken was sent again
         assert sweep(files, Need(((os.geteuid(), bundle),), HOUR_S), time.time() + 2 * HOUR_S) > 0
         assert chunks_of(cluster).keys() == needed
         files.rename(one, f"{one}~")  # the same, before
         assert sweep(files, Need((), HOUR_S), time.time()) == 0
         assert chunks_of(cluster).keys() == needed, "it has its name again, and is young"
-        ok(cluster, here, "release", str(job))
-        assert cluster.wait(job)[0].state == "done"
+        assert release(cluster, job).state == "done"
         assert sweep(files, Need((), HOUR_S), time.time() + 2 * HOUR_S) == 2
         assert not chunks_of(cluster)
 
@@ -315,6 +331,7 @@ def test_nothing_of_a_job_is_left_on_its_nodes(cluster: Cluster, here: Path) -> 
     with cluster.client() as own:
         name = own.info().cluster[:8]
     script = "mkdir -p deep/er; touch deep/er/file; chmod 0 deep/er"
-    ok(cluster, here, "run", "-n", "4", "--in", ".", "--out", "none", "sh", "-c", script)
+    job = hand_in(cluster, here, "sh", "-c", script, inputs=(".",), outputs=["none"], ranks=4)
+    assert cluster.wait(job)[0].state == "done"
     wait_for(lambda: not list(Path("/tmp").glob(f"beo-{name}-*")), "its folders are removed")
-    assert not list(cluster.home.nodes.glob("*/wardens/*/*.before"))
+    wait_for(lambda: not list(cluster.home.nodes.glob("*/wardens/*/*.before")), "what was noted is forgotten")
