@@ -29,6 +29,6 @@ class Locator:
             return address
 
 
-def session(home: Home, secret: str, patience_s: float = PATIENCE_S) -> Session:
-    """Return a new session with the tree of a folder's cluster, by this secret key."""
-    return Session(Locator(home, patience_s), home.cluster().key, secret)
+def session(home: Home, secret: str, patience_s: float = PATIENCE_S, remembers: bool = False) -> Session:
+    """Return a new session with the tree of a folder's cluster, by this secret key. remembers: see `Session`."""
+    return Session(Locator(home, patience_s), home.cluster().key, secret, remembers)
