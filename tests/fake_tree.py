@@ -395,6 +395,11 @@ class FakeLine:
         """When the next answer is due."""
         return min((at for at, _, _ in self._answers), default=float("inf"))
 
+    @property
+    def silent_s(self) -> float:
+        """It is heard at any time."""
+        return 0.0
+
     def filenos(self) -> list[int]:
         """What rings when another thread's question has let an answer come."""
         return [self._bell]

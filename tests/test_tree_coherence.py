@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from beo.tree import mount
-from tests.cluster import Cluster, kill, running
+from beo.tree.attach import DRIFT_AFTER_S
+from beo.tree.leases import LEASE_S
+from tests.cluster import PATIENCE_S, Cluster, kill, running
 from tests.test_tree_mount_takeover import mounted
 from tests.volumes import await_another_tree, tree_pid
 
@@ -114,6 +119,33 @@ def test_what_is_removed_by_one_node_lives_on_another_as_long_as_it_is_open(clus
                 path.unlink()
                 assert file.read() == b"still here"
             assert not (two / path.name).exists()
+
+
+@pytest.mark.slow
+def test_a_node_without_a_head_reads_what_it_remembers_where_the_settings_say_so(tmp_path: Path) -> None:
+    """All else waits, and goes on when there is a head again."""
+    settings = '[files]\nwithout_head = "read"\n'
+    with running(tmp_path / "beo", workers=1, settings=settings) as cluster, mounted(cluster, tmp_path / "one") as one:
+        (one / "known").mkdir()
+        (one / "known" / "file").write_bytes(b"remembered")
+        before = (one / "known" / "file").read_bytes(), os.listdir(one / "known")
+        pid = tree_pid(cluster, "A")
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(2 * LEASE_S)  # every lease is over
+            began = time.monotonic()
+            assert ((one / "known" / "file").read_bytes(), os.listdir(one / "known")) == before
+            assert (one / "known" / "file").stat().st_size == 10
+            assert DRIFT_AFTER_S - 3 * LEASE_S < time.monotonic() - began < PATIENCE_S
+            writing = threading.Thread(target=(one / "new").write_bytes, args=(b"waits",))
+            writing.start()
+            writing.join(1)
+            assert writing.is_alive()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        writing.join(PATIENCE_S)
+        assert (one / "new").read_bytes() == b"waits"
 
 
 @pytest.mark.slow

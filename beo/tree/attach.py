@@ -28,6 +28,7 @@ from beo.tree.session import ROOT_CALLER, Session
 
 ROOT_MODE = 0o755  # of a directory that is made to be mounted
 ROOT_PATIENCE_S = 600.0  # for a cluster that starts: who is started anew again and again takes more
+DRIFT_AFTER_S = 5.0  # a take-over is long over then
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -51,6 +52,11 @@ class Link:
     def next_at(self) -> float:
         """When to call `receive` at the latest."""
         return self._session.next_at
+
+    @property
+    def silent_s(self) -> float:
+        """For how long a question has waited while nothing was heard, in seconds."""
+        return self._session.silent_s
 
     def filenos(self) -> list[int]:
         """What to wait for, to be readable."""
@@ -116,7 +122,8 @@ def attach(where: Home, folder: Path, path: str = "/") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     made = session(where, where.secret("worker"), remembers=True)
     try:
-        serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending)
+        patience_s = DRIFT_AFTER_S if where.config().files.without_head == "read" else float("inf")
+        serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending, patience_s)
     finally:
         made.close()
         os.close(lock)

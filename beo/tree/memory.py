@@ -65,6 +65,10 @@ class Memory:
         """Return for how long all this holds, if nothing more is heard."""
         return max(0.0, self._until_s - now_s)
 
+    def hold(self, until_s: float) -> None:
+        """Use what is remembered until then, whether it still holds or not."""
+        self._until_s = max(self._until_s, until_s)
+
     def target(self, ino: int) -> bytes | None:
         """Return where a symbolic link leads, None where that has to be asked."""
         return self._targets.get(ino)

@@ -52,19 +52,27 @@ class Line(Protocol):
     def send(self, number: int, caller: words.Caller, question: words.Question) -> None:
         """Ask, without waiting."""
 
+    @property
+    def silent_s(self) -> float:
+        """For how long a question has waited while nothing was heard, in seconds."""
+
     def receive(self) -> list[tuple[int, words.Told]]:
         """Return the answers that have come, with the numbers of their questions."""
 
 
-def serve(core: Mount, line: Line, folder: Path, stopping: Callable[[], bool]) -> None:
+def serve(
+    core: Mount, line: Line, folder: Path, stopping: Callable[[], bool], patience_s: float = float("inf")
+) -> None:
     """Mount the tree at a folder and serve it until somebody unmounts it or `stopping` (asked every `LOOK_S`) says so.
+
+    patience_s: after so long without a head, what is remembered is used though others may have changed it.
 
     In either case the folder is itself again afterwards, and who still has a file open there gets errors.
     """
     device = mount(folder)
     ours = _mounted(folder)
     try:
-        _Loop(core, line, device).run(stopping)
+        _Loop(core, line, device, patience_s).run(stopping)
         detacher = threading.Thread(target=_detach, args=(folder, ours), daemon=True)
         detacher.start()
         deadline = time.monotonic() + DETACH_S
@@ -116,8 +124,9 @@ def mount(folder: Path) -> int:
 class _Loop:
     """The kernel's requests in, the server's answers in, effects out."""
 
-    def __init__(self, core: Mount, line: Line, device: int) -> None:
+    def __init__(self, core: Mount, line: Line, device: int, patience_s: float = float("inf")) -> None:
         self._core = core
+        self._patience_s = patience_s
         self._line = line
         self._device = device
         # One read takes one whole request, and the kernel wants room for the longest.
@@ -167,6 +176,8 @@ class _Loop:
         if self._teller:
             for ask in self._teller.told():
                 self._line.send(ask.number, ask.caller, ask.question)
+        if self._line.silent_s > self._patience_s:
+            self._do(self._core.drift(boot_s()))
         for number, answer in self._line.receive():
             self._do(self._core.from_tree(number, answer, boot_s()))
 

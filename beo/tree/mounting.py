@@ -35,6 +35,8 @@ NAME_GUESS_BYTES: Final = 16  # of a name in a directory with its padding, to as
 TIME_MAX_NS: Final = (1 << 62) - 1  # from 1970 on, of what the tree takes: from 1823 to 2116
 ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked would wait for ever
 
+DRIFT_S = 0.5  # for so long what is remembered is used without a head, before it is looked for one again
+
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _KINDS = {kernel.LOCK_READ: "r", kernel.LOCK_WRITE: "w", kernel.LOCK_NONE: "u"}
 _KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
@@ -191,6 +193,29 @@ class Mount:
             except struct.error:  # a number that the kernel has no room for
                 effects = [_no(request, errno.EIO)]
         return effects + self._written(request.ino, number)
+
+    def drift(self, now_s: float) -> list[Effect]:
+        """No head is heard: answer by what is remembered, until then and for a moment more; all else waits."""
+        self._now_s = now_s
+        self.memory.hold(now_s + DRIFT_S)
+        effects = []
+        for waiting in list(self._waiting.values()):
+            answer = self._remembered(waiting.question)
+            if answer is not None:
+                then, waiting.then, waiting.failed = waiting.then, _nothing, _nothing
+                effects += then(waiting.request, answer)
+        return effects
+
+    def _remembered(self, question: words.Question) -> words.Answer | None:
+        known: words.Attr | bool | None = None
+        match question:
+            case words.Get():
+                known = self.memory.attr(question.ino, self._now_s)
+            case words.Look():
+                known = self.memory.look(question.parent, question.name, self._now_s)
+            case words.Open() if not question.truncate:
+                known = self.memory.attr(question.ino, self._now_s)
+        return words.AttrIs(known) if isinstance(known, words.Attr) else None
 
     # ---- asking
 

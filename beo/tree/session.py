@@ -88,6 +88,14 @@ class Session:
         return min(self._present_s + PRESENT_EVERY_S, time.monotonic() + SILENT_S / 4 if self._asked else float("inf"))
 
     @property
+    def silent_s(self) -> float:
+        """For how long somebody has waited while nothing was heard, in seconds."""
+        if not self._asked:
+            return 0.0
+        first_s = next(iter(self._asked.values()))[2]
+        return max(0.0, min(boot_s() - first_s, time.monotonic() - self._heard_s))
+
+    @property
     def under_way(self) -> int:
         """How many questions are not answered yet."""
         return len(self._asked)
