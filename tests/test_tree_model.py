@@ -502,7 +502,7 @@ class Same(RuleBasedStateMachine):
 
 
 def test_the_tree_does_what_linux_does() -> None:
-    run_state_machine_as_test(Same, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(Same, settings=settings(max_examples=30, stateful_step_count=40))
 
 
 @pytest.mark.slow

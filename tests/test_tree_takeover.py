@@ -91,7 +91,7 @@ def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pa
 def test_the_trees_process_alone_is_killed_and_is_there_again(pair: Cluster) -> None:
     with Scribes(pair.home, SEED) as scribes:
         first = in_step(pair)
-        for head in (first, first, other(first), first):
+        for head in (first, first, other(first)):
             scribes.wait_for_more(20)
             old = tree_pid(pair, head)
             assert old
