@@ -20,7 +20,7 @@ NODES = ("node01", "node02")
 HEAT = ("jobs/heat2d.py", "--n", "64")
 HEAT_S = 4.0
 SEED = 4  # of the moments of killing
-KILLS, KILLS_SLOW = 6, 100
+KILLS, KILLS_SLOW = 6, 60
 
 # Rank 1 holds back until it is told, so that rank 0 waits for it inside MPI_Init, which `import MPI` calls.
 HELD_BACK = """

@@ -25,7 +25,7 @@ from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 LOCKS = {"A": "head", "B": "head B"}
 SEED = 20261126
 KILLS = 2
-KILLS_SLOW = 40  # each waits until both heads are in step again
+KILLS_SLOW = 25  # each waits until both heads are in step again
 
 
 @pytest.fixture(scope="module")
