@@ -481,7 +481,7 @@ answers = st.one_of(st.none(), st.none(), st.sampled_from(ANSWERS), st.integers(
 steps = st.lists(st.one_of(requests, st.tuples(st.integers(0, 100), answers)), min_size=15, max_size=80)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps)
 def test_every_request_gets_one_reply_whatever_comes(steps: list[Any]) -> None:
     user = FakeKernel()

@@ -32,7 +32,7 @@ from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, tree_pid
 
 KILLS = 6
-KILLS_SLOW = 100
+KILLS_SLOW = 50
 FLIPS = 10
 SEED = 20261126
 LARGE = bytes(range(256)) * 100  # more than an entry has in itself

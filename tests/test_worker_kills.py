@@ -18,7 +18,7 @@ from tests.test_head_kills import Submitters
 
 NODES = ("node01", "node02")
 SEED = 6  # of the moments of killing
-KILLS, KILLS_SLOW = 6, 100
+KILLS, KILLS_SLOW = 6, 50
 
 # Ranks that talk to each other for ever.
 CHATTING = "from mpi4py import MPI\nwhile True: MPI.COMM_WORLD.allreduce(1)"

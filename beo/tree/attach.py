@@ -21,7 +21,7 @@ from beo.log import setup
 from beo.tree import plans
 from beo.tree import words as w
 from beo.tree.files import Files
-from beo.tree.locate import session
+from beo.tree.locate import node_session
 from beo.tree.mount import KIND, mounted, serve
 from beo.tree.mounting import Mount
 from beo.tree.session import ROOT_CALLER, Session
@@ -120,7 +120,7 @@ def attach(where: Home, folder: Path, path: str = "/") -> None:
     lock = lockfile.hold(supervisor.mount_lock(where, str(folder)))
     if mounted(folder) != KIND:  # a predecessor's that died can't even be looked at
         folder.mkdir(parents=True, exist_ok=True)
-    made = session(where, where.secret("worker"), remembers=True)
+    made = node_session(where, remembers=True)
     try:
         patience_s = DRIFT_AFTER_S if where.config().files.without_head == "read" else float("inf")
         serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending, patience_s)
@@ -132,7 +132,7 @@ def attach(where: Home, folder: Path, path: str = "/") -> None:
 def _root(where: Home, path: str) -> int:
     if not path.strip("/"):
         return w.ROOT
-    with Files(session(where, where.secret("worker")), ROOT_CALLER, ROOT_PATIENCE_S) as files:
+    with Files(node_session(where), ROOT_CALLER, ROOT_PATIENCE_S) as files:
         files.do(plans.make_folders(path, ROOT_MODE))
         return files.stat(path).ino
 
