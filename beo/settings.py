@@ -172,6 +172,8 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
     as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. sweep_s:
     how often chunks that no job needs are looked for; spare_s: those that were touched within it stay.
+    without_head: what a node does that hears of no head: "wait", or "read" what it remembers, which others may have
+    changed.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -180,9 +182,9 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
     sweep_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e9)] = 600.0
-    spare_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = (
-        3_600.0  # a submission sends and touches what it needs first
-    )
+    # a submission sends and touches what it needs before it is made
+    spare_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 3_600.0
+    without_head: Literal["wait", "read"] = "wait"
 
     def __post_init__(self) -> None:
         """Refuse what is no path; msgspec says in which table."""

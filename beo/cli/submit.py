@@ -17,7 +17,7 @@ from beo.client import Cluster
         ("beo submit -n 4 python pi.py", "four ranks of an MPI program"),
         ("beo submit -t 1h --mem 4GiB ./fit", "one process, with limits"),
         ("beo submit -o out.%j job.sh", "a script; '#BEO -n 4' in it is an option"),
-        ("beo submit --in . --out 'out/*' ./sim", "its files along, its results back"),
+        ("beo submit --in . --out out ./x", "files along, results back"),
         ("beo wait $(beo submit -q ./fit)", "its exit code, later"),
     ],
     exits=[("job's", "with --wait: the job's own, 128 + signal for a killed one")],
