@@ -177,7 +177,7 @@ SCRIPTS = [
     in_script(
         b"#BEO -n 4\n\n#BEO -J a\\", r"line 4 of the script: '#BEO -J a\\' (no escaped character): close the quote"
     ),
-    in_script(b"#BEO --rnks 4", "no option '--rnks': did you mean --ranks or --nodes?"),
+    in_script(b"#BEO --rnks 4", "no option '--rnks': did you mean --ranks or --nodes or --in?"),
     in_script(b"#BEO -n four", f"invalid value for '-n' / '--ranks': 'four' is not a valid integer: {SCRIPT_HELP}"),
     in_script(b"#BEO -n 1\n" * 101, "over 100 #BEO lines: put several options on one line"),
     in_script(b"#BEO python pi.py", "'python' is no option: the command comes below, in the script"),

@@ -180,7 +180,7 @@ def test_a_program_without_such_lines_is_left_alone(head: FakeHead, beo: Beo, tm
         ("#BEO -n 4\necho\n", "job.sh has #BEO lines but no '#!' line: begin it with the line '#!/bin/sh'"),
         (
             "#!/bin/sh\n#BEO --rnks 4\n",
-            "the #BEO lines of job.sh: no option '--rnks': did you mean --ranks or --nodes?",
+            "the #BEO lines of job.sh: no option '--rnks': did you mean --ranks or --nodes or --in?",
         ),
         ("#!/bin/sh\n#BEO -n four\n", "the #BEO lines of job.sh: invalid value for '-n' / '--ranks': 'four' is not"),
         ("#!/bin/sh\n#BEO -J 'x\n", 'the #BEO lines of job.sh: line 2 of the script: "#BEO -J \'x" (no closing'),
