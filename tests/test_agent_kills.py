@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import ROOT, Cluster, kill, running, wait_for
+from tests.doses import dose
 from tests.history import History
 from tests.test_head_kills import CHATTER, Submitters
 
@@ -20,7 +21,7 @@ NODES = ("node01", "node02")
 HEAT = ("jobs/heat2d.py", "--n", "64")
 HEAT_S = 4.0
 SEED = 4  # of the moments of killing
-KILLS, KILLS_SLOW = 6, 60
+KILLS, KILLS_SLOW = 6, dose(100)
 
 # Rank 1 holds back until it is told, so that rank 0 waits for it inside MPI_Init, which `import MPI` calls.
 HELD_BACK = """

@@ -118,7 +118,7 @@ def test_locks_are_granted_split_and_joined_as_linux_does_it(
         if whole:
             start, end = 0, w.WHOLE
         answer = client.ask(w.Lock(ino, owner, kind, start, end, whole))
-        said = 0 if answer == w.Done() else answer.errno  # type: ignore[union-attr]
+        said = 0 if answer == w.Done() else answer.errno
         assert said == int(real.ask(owner, verb, kind, start, end))
         if whole and said:
             client.ask(w.Unlock(ino, owner, whole=True))
@@ -148,7 +148,7 @@ def tree() -> Tree:
     return Tree()
 
 
-def answers(tree: Tree, number: int) -> list[w.Answer]:
+def answers(tree: Tree, number: int) -> list[w.Told]:
     """What was said to a question."""
     return [say.answer for say in tree.said if say.number == number]
 

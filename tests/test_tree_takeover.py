@@ -19,13 +19,14 @@ from beo.tree import core, locks
 from beo.tree import words as w
 from beo.tree.session import PRESENT_EVERY_S
 from tests.cluster import PATIENCE_S, ROOT, Cluster, kill, running, send, wait_for
+from tests.doses import dose
 from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 
 LOCKS = {"A": "head", "B": "head B"}
 SEED = 20261126
 KILLS = 2
-KILLS_SLOW = 25  # each waits until both heads are in step again
+KILLS_SLOW = dose(40)  # each waits until both heads are in step again
 
 
 @pytest.fixture(scope="module")

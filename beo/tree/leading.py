@@ -34,9 +34,15 @@ class Leader:
     """Who serves the tree, in one epoch. For one thread."""
 
     def __init__(
-        self, volume: Volume, role: Role, answer: Callable[[bytes, int, w.Answer], None], room: Room = _ALL
+        self,
+        volume: Volume,
+        role: Role,
+        answer: Callable[[bytes, int, w.Told], None],
+        room: Room = _ALL,
+        calm_s: float = 0.0,
     ) -> None:
-        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it."""
+        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it. calm_s: for so long
+        leases may last that an earlier server has given."""
         self._volume = volume
         self._answer = answer
         self._epoch = role.epoch
@@ -44,7 +50,8 @@ class Leader:
         self._alone = 0  # up to this entry everything was acknowledged while nothing waited for the other head
         self.until_s = role.until_s
         self.trouble = ""
-        self._core = Core(volume.state, time.monotonic())
+        now_s = time.monotonic()
+        self._core = Core(volume.state, now_s, time.time_ns(), now_s + calm_s)
         self._core.room = room
         self._other: wire.Connection | None = None
         self._window = Window(volume.log, volume.segments.size)
@@ -183,10 +190,10 @@ class Leader:
             self._copy(self._other)
         commit = self._commit()
         self._volume.commit(commit)
-        self._ready.extend(self._core.durable(min(commit, self._volume.store.applied)))
-        if self._ready and time.clock_gettime(time.CLOCK_BOOTTIME) < self.until_s:
+        self._ready.extend(self._core.durable(min(commit, self._volume.store.applied), time.monotonic()))
+        if self._ready and (left_s := self.until_s - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
             while self._ready:
-                self._say(self._ready.popleft())
+                self._say(self._ready.popleft(), left_s)
 
     def tick(self, now_s: float) -> None:
         """Let time pass."""
@@ -204,10 +211,13 @@ class Leader:
             if isinstance(effect, Append):
                 self._volume.append(self._epoch, effect.change)
 
-    def _say(self, speech: Speech) -> None:
+    def _say(self, speech: Speech, left_s: float) -> None:
+        answer: w.Told
         match speech:
             case Say():
                 answer = speech.answer
+                if isinstance(answer, w.Leased) and left_s < answer.lease_s:  # no longer than no other head can act
+                    answer = msgspec.structs.replace(answer, lease_s=left_s)
             case SayData():
                 answer = self._read(speech)
             case SaySpace():

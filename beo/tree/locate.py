@@ -35,7 +35,8 @@ def session(home: Home, secret: str, patience_s: float = PATIENCE_S) -> Session:
     return Session(Locator(home, patience_s), home.cluster().key, secret)
 
 
-def node_session(home: Home) -> Session:
-    """Return a new session of the node itself: a worker's machine has no other key than its own."""
+def node_session(home: Home, remembers: bool = False) -> Session:
+    """Return a new session of the node itself: a worker's machine has no other key than its own. remembers: see
+    `Session`."""
     secret = home.secret("worker")
-    return Session(Locator(home, secret=secret), home.cluster().key, secret)
+    return Session(Locator(home, secret=secret), home.cluster().key, secret, remembers)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doses import dose
 from tests.net.hosts import network
 from tests.net.nemesis import DENSE, LONG, Nemesis, Tempo, plan
 from tests.net.site import Site
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.net]
 
 SEED = int(os.environ.get("BEO_FAULTS_SEED", "20261125"))
 FAULTS = int(os.environ.get("BEO_FAULTS", "12"))
-FAULTS_SLOW = 120
+FAULTS_SLOW = dose(200)
 WORKERS = 3
 HEADS = 2
 

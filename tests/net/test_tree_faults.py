@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.cluster import ROOT
+from tests.doses import dose
 from tests.net.hosts import network
 from tests.net.nemesis import DENSE, Nemesis, Tempo, plan
 from tests.net.site import Site
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.root, pytest.mark.net]
 
 SEED = int(os.environ.get("BEO_FAULTS_SEED", "20261126"))
 FAULTS = int(os.environ.get("BEO_FAULTS", "10"))
-FAULTS_SLOW = 150
+FAULTS_SLOW = dose(300)
 OFTEN = Tempo(0.7, 0.2, 3.0)
 DISK_BYTES = 1 << 30  # of a head: a tree keeps 256 MiB of its log, and 64 MiB free
 WORKERS = 3

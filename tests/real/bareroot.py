@@ -1,4 +1,4 @@
-"""Become a machine whose root is an empty tmpfs: ``python bareroot.py FOLDER PATH... -- COMMAND...``
+"""A machine whose root is an empty tmpfs, for one command: ``python bareroot.py FOLDER PATH... -- COMMAND...``
 
 Of the old root there is nothing left but the kernel's own mounts (/proc, /sys, /dev) and, read-only and at its place,
 each PATH: a folder or a file. Run it in a mount namespace of one's own whose mounts are private.
