@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from beo.tree.mount import KIND, mounted
+from tests import interpreter
 from tests.bench.table import Row
-from tests.cluster import Cluster, running, wait_for
+from tests.cluster import ROOT, Cluster, running, wait_for
 
 REPEATS = 5
 SIZE_MB = 256
@@ -61,6 +62,7 @@ def files(folder: Path) -> Iterator[Row]:
     """All of it."""
     if os.geteuid() == 0 and os.path.exists("/dev/fuse"):
         yield from _mounts(folder)
+        yield from _imports(folder)
     else:
         print("the mount is not measured: that needs root and /dev/fuse", file=sys.stderr)
     yield from _verbs(folder)
@@ -107,6 +109,72 @@ def _mounts(folder: Path) -> Iterator[Row]:
                         scale = {"random": 1e6 / n, "small": 1e3 / n}.get(what)
                         samples.append(took_s * scale if scale else SIZE_MB * 1.048576 / took_s)
             yield from rows.values()
+
+
+def _imports(folder: Path) -> Iterator[Row]:
+    """A Python of which everything is on the tree, beside the same one on the disk: the first time, and then again."""
+    native = folder / "native"
+    native.mkdir()
+    interpreter.pack(native / "py", "numpy")
+    _furnish(native)
+    os.sync()
+    for heads in (1, 2):
+        name = "one head" if heads == 1 else "two heads"
+        what = "`python -c 'import numpy'`, from start to end, all of it on the tree"
+        cold = Row(f"{what}: the first time after the mount, {name}", "s", "the disk, no page of it in memory")
+        warm = Row(f"the same again, {name}", "s", "the disk")
+        at = folder / f"numpy{heads}"
+        with running(folder / f"beo-numpy{heads}", workers=1, heads=heads) as cluster:
+            _took(cluster, "put", str(native / "py"), "/")
+            with _attached(cluster, at):
+                _furnish(at)
+            for _ in range(REPEATS):
+                with _attached(cluster, at):
+                    cold.beo.append(_imported(at))
+                    warm.beo.append(_imported(at))
+                _forget(native)
+                cold.bare.append(_imported(native))
+                warm.bare.append(_imported(native))
+        yield from (cold, warm)
+
+
+def _furnish(folder: Path) -> None:
+    """Make a venv with numpy beside the interpreter in a folder."""
+    words = [*interpreter.words(folder / "py"), "-m", "venv", "--copies", "--without-pip", str(folder / "venv")]
+    subprocess.run(words, check=True, timeout=CHILD_S)
+    target = folder / "venv" / "lib" / interpreter.VERSION / "site-packages"
+    subprocess.run(["cp", "-rp", *map(str, interpreter.site("numpy")), str(target)], check=True, timeout=CHILD_S)
+
+
+def _imported(folder: Path) -> float:
+    words = [*interpreter.words(folder / "py", folder / "venv" / "bin" / "python"), "-c", "import numpy"]
+    begun = time.perf_counter()
+    subprocess.run(
+        ["/usr/bin/env", "-i", "timeout", str(CHILD_S), *words], check=True
+    )  # whose own limit looks too seldom
+    return time.perf_counter() - begun
+
+
+def _forget(folder: Path) -> None:
+    """Let the kernel keep no page of the files in a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+@contextmanager
+def _attached(cluster: Cluster, at: Path) -> Iterator[None]:
+    """The tree at a folder, mounted anew: the kernel knows nothing of it."""
+    at.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-m", "beo.tree.attach", str(at)], env=cluster.env, cwd=ROOT)
+    try:
+        wait_for(lambda: mounted(at) == KIND, "the mount")
+        yield
+    finally:
+        process.terminate()
+        process.wait(CHILD_S)
 
 
 def _verbs(folder: Path) -> Iterator[Row]:
