@@ -146,7 +146,7 @@ def test_a_disk_that_takes_a_part_each_time_gets_everything(tmp_path: Path, monk
     assert store.read(7, 10, 200, 210) == piece(1, 200)
     assert store.read(8, 0, 200, 200) == piece(8, 200)
     monkeypatch.setattr(store_module, "COPY_MAX_BYTES", 50)
-    store._zero(store._fd(8), 20, 120)
+    store_module._zero(store._fd(8), 20, 120)
     assert store.read(8, 0, 200, 200) == piece(8, 200)[:20] + bytes(120) + piece(8, 200)[140:]
     segments.close()
     store.close()
@@ -467,7 +467,7 @@ def test_what_was_committed_and_found_no_room_is_stale_when_a_snapshot_is_instal
     for entry in volume.log.entries(1, 10, 1 << 30):
         leader.log.append(entry.epoch, entry.data)
     position = leader.log.append(1, b"").index
-    volume.install(leader.log.last, snapshot)
+    volume.install(leader.log.last, snapshot, volume.store.applied)
     assert position == 4 and list(volume.stale) == [2]
     leader.close()
     volume.close()

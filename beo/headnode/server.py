@@ -281,7 +281,7 @@ class Server:
         if other := self._other():
             self._link.connect(other.links)
             self._link.greet()
-        self._handle(Ticked(PairTick(0.0, *self._lag(other is not None))))
+        self._handle(Ticked(PairTick(0.0, *self._lag(other is not None), self._tree.lacks)))
         self._compact(now_s)
         self._note_heads()
         self._tell_facts()

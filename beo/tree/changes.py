@@ -148,3 +148,16 @@ def decode(data: bytes) -> Change:
     except msgspec.DecodeError as error:
         raise Internal("an entry of the tree's log can't be read", str(error), "update this beo") from None
     return found
+
+
+def bytes_of(change: Change) -> tuple[int, ...]:
+    """Return the inodes whose bytes a change is about."""
+    match change:
+        case Wrote() | Allocated():
+            return (change.ino,)
+        case Changed() if change.size is not None:
+            return (change.ino,)
+        case Reaped():
+            return change.inos
+        case _:
+            return ()

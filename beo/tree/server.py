@@ -47,6 +47,7 @@ class Server:
         self._lock = lockfile.hold(self._folder / "lock")
         self._secret = where.secret("head")
         files = where.config().files
+        self._level = files.level
         self._room = Room(user_bytes_max=files.user_bytes_max, user_inodes_max=files.user_files_max)
         self._own = wire.public_of(self._secret)
         self._accounts = Accounts()
@@ -145,10 +146,10 @@ class Server:
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
-            self._part = Leader(self._volume, role, self._answer, self._room)
+            self._part = Leader(self._volume, role, self._answer, self._room, self._level)
             self._part.direct(self._connect(role.other), role, self._poller)
         else:
-            self._part = Follower(self._volume, role.epoch, self._reply)
+            self._part = Follower(self._volume, role.epoch, self._reply, self._level)
 
     def _connect(self, address: str) -> wire.Connection | None:
         if not address:
@@ -211,11 +212,13 @@ class Server:
             part = self._part
             lag = part.lag(now_s) if isinstance(part, Leader) else (False, -1, 0.0)
             trouble = part.trouble if part else ""
+            lacks = part.lacks if isinstance(part, Follower) else 0
+            if isinstance(part, Leader) and not trouble:
+                trouble = part.stale
             if self._volume.full and not trouble:
                 trouble = "the tree's disk is full: free space there"
-            self._tie.say(
-                Report(self._router.address, self._role.number, *lag, trouble, files=len(self._volume.state.inodes))
-            )
+            files = len(self._volume.state.inodes)
+            self._tie.say(Report(self._router.address, self._role.number, *lag, trouble, files, lacks))
 
 
 _NOBODY = 65_534
