@@ -36,7 +36,8 @@ FLOORS = {
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
-    "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.session tree.files tree.mount "
+    "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
+    "tree.session tree.files tree.mount "
     "worker.processes worker.disk worker.bounds worker.remains "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness "

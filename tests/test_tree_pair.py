@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 from beo import votes
+from beo.errors import BeoError
+from beo.tree import orphans, wiped
 from beo.tree import store as store_module
 from beo.tree import volume as volume_module
 from beo.tree import words as w
@@ -515,3 +518,119 @@ def test_a_standby_that_lacks_more_than_level_a_allows_says_so(
             assert not follower.lacks
     assert follower.lacks > 20
     duo.close()
+
+
+# ---- what a head had alone
+
+
+def test_what_is_taken_back_is_put_aside_before_with_the_files_as_they_were(tmp_path: Path, clock: Clock) -> None:
+    duo = level(tmp_path, clock, "A")
+    ino = duo.make(b"file", b"before" * 3_000)
+    duo.ask_for(w.Make(w.ROOT, b"folder", stat.S_IFDIR | 0o755))
+    duo.turns(5)
+    assert duo.link
+    duo.link.send = lambda request, body: True  # type: ignore[method-assign]
+    duo.write(ino, 6, b"ALONE")
+    duo.ask_for(w.Rename(w.ROOT, b"file", w.ROOT, b"renamed"))
+    duo.make(b"new", b"n" * 20_000)
+    duo.kill_and_take_over()
+    duo.heads["A"].open()
+    duo.alike()
+    folder = duo.heads["A"].folder / "orphans"
+    [path] = orphans.files(folder)
+    found = orphans.read(path)
+    told = [(one.what, one.path) for one in found]
+    assert told == [
+        ("wrote 5 bytes at 6", "/renamed"),
+        ("moved to /renamed", "/file"),
+        ("made", "/new"),
+        ("wrote 20000 bytes at 0", "/new"),
+    ]
+    assert orphans.count(folder) == 4 and all(one.whole and one.sure for one in found)
+    gone = orphans.bring_out(path, found, tmp_path / "out")
+    again = orphans.bring_out(path, found, tmp_path / "out")
+    assert (tmp_path / "out" / "renamed").read_bytes() == b"beforeALONEe" + b"before" * 2_998
+    assert (tmp_path / "out" / "new").read_bytes() == b"n" * 20_000
+    assert set(gone.values()) & set(again.values()) == set(), "what is there is not overwritten"
+    assert not orphans.files(duo.heads["B"].folder / "orphans")
+    duo.close()
+
+
+def test_what_was_never_acknowledged_has_a_list_that_nobody_is_bothered_with(duo: Duo) -> None:
+    duo.join()
+    duo.begin(w.Make(w.ROOT, b"file", stat.S_IFREG | 0o644))
+    duo.heads["A"].flush()
+    duo.kill_and_take_over()
+    duo.heads["A"].open()
+    duo.alike()
+    folder = duo.heads["A"].folder / "orphans"
+    assert not orphans.count(folder)
+    [path] = orphans.files(folder, orphans.UNSAID)
+    assert [one.path for one in orphans.read(path)] == ["/file"]
+
+
+def test_the_files_of_a_cut_are_bounded_and_say_when_they_are_not_whole(
+    duo: Duo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "CONTENT_MAX_BYTES", 1_000)
+    monkeypatch.setattr(orphans, "CHANGES_MAX", 3)
+    duo.make(b"file", b"x" * 30_000)
+    duo.make(b"other", b"y" * 10)
+    volume = duo.heads["A"].volume
+    volume.put_aside(1, volume.committed)
+    [path] = orphans.files(duo.heads["A"].folder / "orphans")
+    found = orphans.read(path)
+    assert [one.whole for one in found] == [True, False, True, True] and found[-1].what == "1 more"
+    assert path.with_suffix("").joinpath(found[1].content).read_bytes() == b"x" * 1_000
+
+
+@pytest.mark.parametrize("snapshots", [False, True])
+def test_what_a_wiped_head_had_alone_is_found_in_what_was_put_aside(
+    tmp_path: Path, clock: Clock, snapshots: bool
+) -> None:
+    duo = Duo(tmp_path, clock)
+    duo.make(b"both", b"of both")
+    duo.join()
+    duo.go_alone()
+    duo.heads["B"].kill()
+    ino = duo.make(b"alone", b"a" * 20_000)
+    duo.turns(3)
+    duo.heads["A"].kill()
+    home = tmp_path / "home"
+    shutil.copytree(tmp_path / "A", home / "head.old-1" / "tree")
+    duo.heads["B"].open()
+    duo.leader, duo.epoch = "B", duo.epoch + (1 << votes.GENERATION_SHIFT)
+    duo.lead(both=False)
+    for k in range(4):
+        duo.make(b"%d" % k, b"of the forced one")
+        if snapshots:
+            duo.heads["B"].compact()
+            duo.turn(flush="B")
+    duo.heads["B"].kill()
+    shutil.copytree(tmp_path / "B", home / "head" / "tree")
+    told = wiped.look(home, home / "head")
+    found = [one for path in orphans.files(home / "head" / "tree" / "orphans") for one in orphans.read(path)]
+    lost = [(one.what, one.path) for one in found if "both" not in one.path]
+    assert lost == [("made", "/alone"), ("wrote 20000 bytes at 0", "/alone")]
+    assert bool(told) == snapshots and all(one.sure != snapshots for one in found)
+    [path] = orphans.files(home / "head" / "tree" / "orphans")
+    assert path.with_suffix("").joinpath(str(ino)).read_bytes() == b"a" * 20_000
+    assert not wiped.look(home, home / "head"), "once"
+    assert orphans.count(home / "head" / "tree" / "orphans") == len(found)
+
+
+def test_a_wiped_tree_that_is_damaged_is_told_of_and_harms_nothing(tmp_path: Path) -> None:
+    for folder in ("head.old-1", "head"):
+        log = tmp_path / folder / "tree" / "log"
+        log.mkdir(parents=True)
+        (log / "journal.db").write_bytes(b"nonsense" * 1_000)
+    [told] = wiped.look(tmp_path, tmp_path / "head")
+    assert "head.old-1" in told and "is not known" in told
+
+
+@pytest.mark.parametrize("text", [b"nonsense\n", b'{"index": 1}\n', b"\xff\xfe"])
+def test_a_list_that_is_none_is_named(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(BeoError, match=r"x\.jsonl can't be read"):
+        orphans.read(path)

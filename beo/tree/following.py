@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from beo import votes
-from beo.errors import BeoError
+from beo.errors import BeoError, Internal
 from beo.ha.acts import Back, Copied
 from beo.ha.taking import Taker
 from beo.settings import Level
@@ -162,6 +162,8 @@ class Follower:
                     self._volume.back(act.position, self._level == "A")
                 case Copied():
                     self._copied(act)
+        if ok and message.previous.idx == message.last:
+            self._end_with(message)
         if ok:
             self._commit = max(self._commit, message.commit)
             self._last = max(self._last, message.last)
@@ -173,6 +175,22 @@ class Follower:
         if not ok or not message.entries or whole is not message:
             self._answer(ok, hint)
             self._said = self._match()
+
+    def _end_with(self, message: votes.Append) -> None:
+        """Take back what is here behind the leader's last entry and was made before its time: it makes others of these."""
+        log_, end = self._volume.log, message.previous
+        behind = log_.position(end.idx + 1)
+        if behind is None or behind.epoch >= message.epoch:
+            return
+        if end.idx < self._safe():
+            what, why = (
+                f"this head's tree has entries behind {end.idx}",
+                "the primary's has not, and they were committed",
+            )
+            raise Internal(what, why, "look at both heads; 'beo ha rejoin --wipe' makes this head follow")
+        log.warning("entries of the tree behind %d are not the leader's", end.idx)
+        log_.truncate(end)
+        self._volume.back(end, self._level == "A")
 
     def _copied(self, act: Copied) -> None:
         data = {entry.index: self._stash.get(entry.index) for entry in act.entries}

@@ -35,6 +35,7 @@ class Orphan(msgspec.Struct, frozen=True):
     """One change that the cluster has not: where it stood in the log, what it was, of which path, when and whose.
 
     content: the name of the file beside the list that holds the bytes, "" where there is none; whole: it has them all.
+    sure: the cluster has it not; else it may have.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Orphan(msgspec.Struct, frozen=True):
     uid: int
     content: str = ""
     whole: bool = True
+    sure: bool = True
 
 
 _line = msgspec.json.Decoder(Orphan)
@@ -57,15 +59,17 @@ def put_aside(
     acknowledged: int,
     content: Callable[[int, int, Path], bool],
     time_s: float,
+    sure: bool = True,
 ) -> None:
     """Keep these entries and the files that they are about, durably. Raises OSError.
 
     state: the tree after them. acknowledged: up to this entry they were. content(ino, bytes at most, file) writes one.
+    sure: the cluster has nothing of it.
     """
     found = [(entry, changes.decode(entry.data)) for entry in entries]
     ending = SAID if any(entry.index <= acknowledged and _words(change) for entry, change in found) else UNSAID
     name = f"{entries[0].index:012d}-{entries[-1].index:012d}-{entries[-1].hash.hex()[:12]}"
-    if any((folder / (name + end)).exists() for end in (SAID, UNSAID, SAID + DONE)):
+    if any((folder / (name + end)).exists() for end in (SAID, UNSAID, SAID + DONE, UNSAID + DONE)):
         return
     lines = list(_lines(found[:CHANGES_MAX], state, time_s))
     if not lines:
@@ -83,7 +87,8 @@ def put_aside(
             left -= path.stat().st_size
     sync_folder(folder / name)
     text = b"".join(
-        msgspec.json.encode(msgspec.structs.replace(one, whole=whole.get(one.content, True))) + b"\n" for one in lines
+        msgspec.json.encode(msgspec.structs.replace(one, whole=whole.get(one.content, True), sure=sure)) + b"\n"
+        for one in lines
     )
     write_durably(folder / (name + ending), text, 0o600)
     for old in files(folder, ending)[:-CUTS_MAX]:
@@ -96,6 +101,36 @@ def files(folder: Path, ending: str = SAID) -> list[Path]:
     with suppress(OSError):
         return sorted(folder.glob("*" + ending), key=lambda path: (path.stat().st_mtime_ns, path.name))
     return []
+
+
+def count(folder: Path) -> int:
+    """Return how many changes are in the lists of what may have been acknowledged."""
+    total = 0
+    for path in files(folder):
+        with suppress(OSError), path.open("rb") as file:
+            total += sum(1 for _ in file)
+    return total
+
+
+def bring_out(path: Path, found: Sequence[Orphan], to: Path) -> dict[str, str]:
+    """Copy the files of a list into a folder, each under its path; return where each went, by its name in the list.
+
+    What is there already is not touched: such a file gets another name. Raises OSError.
+    """
+    gone: dict[str, str] = {}
+    for one in found:
+        if not one.content or one.content in gone:
+            continue
+        parts = [part for part in one.path.split("/") if part not in ("", ".", "..")]
+        target = to.joinpath(*parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{parts[-1]}.{number}")
+        shutil.copyfile(path.with_suffix("") / one.content, target)
+        gone[one.content] = str(target)
+    return gone
 
 
 def read(path: Path) -> list[Orphan]:

@@ -118,7 +118,7 @@ class Volume:
         Bytes that are in the store already can't be taken back: such inodes are stale then. was_acknowledged: this head
         may have acknowledged any of it alone, so that it may be in the store, also by an earlier life.
         """
-        self.put_aside(position.idx)
+        self.put_aside(position.idx, max(self.committed, self._found if was_acknowledged else 0))
         done = max(self.store.applied, self._found if was_acknowledged else 0)
         if position.idx < done:
             tail = [entry for entry in self.journal.tail(position.idx) if entry.index <= done]
@@ -136,13 +136,16 @@ class Volume:
             self.store.drop(ino)
         self._fresh(gone)
 
-    def put_aside(self, index: int) -> None:
-        """Keep what is behind an entry where `beo ha orphans` finds it: the changes, and the files they were about."""
+    def put_aside(self, index: int, acknowledged: int, folder: Path | None = None, sure: bool = True) -> None:
+        """Keep what is behind an entry where `beo ha orphans` finds it: the changes, and the files they were about.
+
+        acknowledged: up to this entry it may have been. sure: the cluster has nothing of it.
+        """
         tail = self.journal.tail(index)
         if tail:
-            orphans.put_aside(
-                self._folder / "orphans", tail, self.state, self.committed, self.content, time.time_ns() / 1e9
-            )
+            log.warning("changes of the tree are put aside: entries %d to %d", tail[0].index, tail[-1].index)
+            folder = folder or self._folder / "orphans"
+            orphans.put_aside(folder, tail, self.state, acknowledged, self.content, time.time_ns() / 1e9, sure)
 
     def content(self, ino: int, upto: int, path: Path) -> bool:
         """Write an inode's bytes to a file, with all that is not in the store yet; return whether that is all of them.
@@ -181,7 +184,7 @@ class Volume:
             self.wait_for_room(error)
             return False
         if here < self.store.applied:
-            self.put_aside(here)
+            self.put_aside(here, self.journal.last_index)
         self.journal.install(position, snapshot)
         self.log.install(position)
         self._pending.clear()
