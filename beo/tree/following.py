@@ -177,7 +177,7 @@ class Follower:
             self._said = self._match()
 
     def _end_with(self, message: votes.Append) -> None:
-        """Take back what is here behind the leader's last entry and was made before its time: it makes others of these."""
+        """Take back what is here behind the leader's last entry and was made before its time."""
         log_, end = self._volume.log, message.previous
         behind = log_.position(end.idx + 1)
         if behind is None or behind.epoch >= message.epoch:
