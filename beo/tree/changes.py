@@ -119,7 +119,14 @@ class Ended(_Change, frozen=True):
     """A session is over (`session`): its locks are free, and nothing is remembered of it."""
 
 
-Change = Made | Linked | Removed | Moved | Changed | Wrote | Allocated | Reaped | Locked | Began | Ended
+class Settled(_Change, frozen=True):
+    """All answers up to `beyond` have come, but for the questions that are `waiting`: they need not be remembered."""
+
+    beyond: int
+    waiting: tuple[int, ...]
+
+
+Change = Made | Linked | Removed | Moved | Changed | Wrote | Allocated | Reaped | Locked | Began | Ended | Settled
 
 INLINE_MAX_BYTES = 8_192  # of data in an entry itself: what costs the journal less than a second file would
 

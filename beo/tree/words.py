@@ -21,6 +21,7 @@ LINKS_MAX: Final = 65_000  # of an inode, as in ext4
 ENTRIES_MAX: Final = 1_000  # in one answer to List
 GROUPS_MAX: Final = 65_536  # of a caller, as Linux has it
 PERMISSIONS: Final = 0o7777
+WAITING_TOLD_MAX: Final = 100  # in an Ask
 WHOLE: Final = (1 << 63) - 1  # end of a lock that goes to the end of the file, however it grows
 
 
@@ -357,7 +358,8 @@ CHANGING: Final = (Make, Link, Remove, Rename, Set, Write, Allocate)  # these ha
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     """A question on the wire, which may be sent again. session: who asks. number: the question's own, ever growing.
 
-    settled: the answers to all questions up to this number have come, and none of them is sent again.
+    settled: the answers to all questions up to this number have come, and none of them is sent again. beyond: the same
+    up to this number, but for these that are `waiting` for locks.
     """
 
     session: str
@@ -365,6 +367,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     settled: int
     caller: Caller
     question: Question
+    beyond: int = 0
+    waiting: tuple[int, ...] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode
