@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,6 +123,14 @@ class Duo(World):
         assert self.heads["A"].content() == self.heads["B"].content()
         for head in self.heads.values():
             self.check(head)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory, where there is such a place: much is synced."""
+    found = Path(tempfile.mkdtemp(prefix="beo-pair-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    yield found
+    shutil.rmtree(found)
 
 
 @pytest.fixture
