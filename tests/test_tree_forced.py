@@ -20,6 +20,7 @@ from tests.volumes import await_equal, differences, tree_of, tree_pid
 
 MIB = 1 << 20
 LOST = 30  # files of 1 MiB: more than may be under way to the other head
+LARGE = [b"%07d\n" % k * (MIB // 8) for k in range(LOST)]  # one file of them
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -94,7 +95,7 @@ def test_what_a_head_had_that_was_forced_away_is_listed_when_it_begins_anew(pair
     stopped = [pair.pid(LOCKS[second]), behind]
     send(stopped, signal.SIGSTOP)
     hand.mkdir("/alone")
-    hand.write("/alone/file", iter([b"alone" * 100_000]))
+    hand.write("/alone/file", iter(LARGE))  # more than may be under way
     wait_for(lambda: acting(pair) == first, "the first one acts", PATIENCE_S)
     time.sleep(2.0)  # it goes on alone, and marks how far its store is
     pair.kill("supervisor")
@@ -117,7 +118,9 @@ def test_what_a_head_had_that_was_forced_away_is_listed_when_it_begins_anew(pair
     assert any(kind == "moved to /alone/file" for kind, _, _ in rows)  # what was on its way arrived before
     assert not any(name in ("/before", "/forced") for _, name, _ in rows)
     orphans(pair, "--files", str(tmp_path / "out"))
-    assert (tmp_path / "out" / "alone" / "file").read_bytes() == b"alone" * 100_000
+    assert (tmp_path / "out" / "alone" / "file").read_bytes() == b"".join(
+        b"%07d\n" % k * (MIB // 8) for k in range(LOST)
+    )
     assert not orphans(pair)
     assert {name for name, _ in hand.entries("/")} >= {"before", "forced"}
     hand.close()

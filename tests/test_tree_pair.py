@@ -11,6 +11,8 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -643,3 +645,12 @@ def test_a_list_that_is_none_is_named(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text)
     with pytest.raises(BeoError, match=r"x\.jsonl can't be read"):
         orphans.read(path)
+
+
+def test_a_trees_process_whose_head_ended_before_it_had_begun_ends_too(tmp_path: Path) -> None:
+    """It was left over for ever, beside the next one: of a death before it asks to be told, nothing tells it."""
+    words = [sys.executable, "-P", "-m", "beo.tree.server", str(os.getpid())]
+    script = "import subprocess, sys; print(subprocess.run(sys.argv[1:], timeout=20).returncode)"
+    env = {**os.environ, "BEO_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=env, timeout=30)
+    assert done.stdout == "1\n" and not done.stderr

@@ -163,7 +163,7 @@ class Tree:
             try:
                 self._pid = os.posix_spawn(
                     sys.executable,
-                    (sys.executable, *ARGV),
+                    (sys.executable, *ARGV, str(os.getpid())),
                     env,
                     setsigmask=[],
                     setsigdef=[signal.SIGTERM, signal.SIGINT],

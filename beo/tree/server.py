@@ -1,4 +1,4 @@
-"""Serves the tree beside a head: ``python -m beo.tree.server``, with BEO_DIR naming the cluster.
+"""Serves the tree beside a head: ``python -m beo.tree.server PID`` of that head, with BEO_DIR naming the cluster.
 
 A process of its own, so that files never delay a heartbeat. The head tells it its role (tie.py): where the head leads,
 this serves everybody and gives the other head's tree a copy of its log; else it takes copies, and sends everybody
@@ -227,10 +227,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run a tree until SIGTERM or SIGINT, or until its head ends; 0 for a clean end."""
-    head = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != head:
-        return 1
+    if [str(os.getppid())] != sys.argv[1:]:
+        return 1  # the head has ended before that was said
     return daemon.main("tree", lambda: Server(home()))
 
 
