@@ -52,7 +52,7 @@ test: lint ## what to run before every commit: lint, the fast tests, the MPI tes
 test-mpi: venv ## only the tests that run inside MPI, on two ranks
 	test ! -d tests/mpi || $(LIMIT) 300 $(BIN)/mpiexec -n 2 $(PYTEST) --no-header -p no:cacheprovider --with-mpi --only-mpi tests/mpi </dev/null
 
-test-slow: venv ## only the slow tests
+test-slow: venv ## only the slow tests; BEO_DOSE=0.5: half as many kills and faults
 	$(LIMIT) 1800 $(PYTEST) $(PARALLEL) -m "slow and not real" $(NONE_IS_FINE)
 
 fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time

@@ -171,9 +171,11 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
-    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. level: of
-    two heads, where a change is when it is acknowledged: "C" on both disks, "B" on one and received by the other, "A"
-    on one.
+    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit.
+    without_head: what a node does that hears of no head: "wait", or "read" what it remembers, which others may have
+    changed.
+    level: of two heads, where a change is when it is acknowledged: "C" on both disks, "B" on one and received by the
+    other, "A" on one.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -182,6 +184,7 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    without_head: Literal["wait", "read"] = "wait"
 
     def __post_init__(self) -> None:
         """Refuse what is no path; msgspec says in which table."""

@@ -3,7 +3,7 @@
 import struct
 
 from beo.tree import kernel, words
-from beo.tree.mounting import Ask, Effect, Mount, Policy, Reply
+from beo.tree.mounting import Ask, Effect, Mount, Reply
 
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 6, 8, 9
 UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC = 10, 11, 12, 13, 14, 15, 16, 17, 18, 20
@@ -55,8 +55,8 @@ def lock(owner: int, kind: int, flock: bool = False, start: int = 0, end: int = 
 class FakeKernel:
     """Asks a mount. asked: what the mount asks the tree, in order; replies: (errno, body) of each request."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.core = Mount(policy)
+    def __init__(self) -> None:
+        self.core = Mount()
         self.asked: list[Ask] = []
         self.replies: dict[int, tuple[int, bytes]] = {}
         self.unique = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from beo.tree import words
 from beo.tree.mount import serve
-from beo.tree.mounting import Effect, Mount, Policy
+from beo.tree.mounting import Mount
 from beo.tree.words import WHOLE, Answer, Attr, AttrIs, Caller, Done, Failed, Question
 
 SLOW_S = 0.1  # that a slow tree takes for each answer
@@ -110,10 +110,6 @@ class FakeTree:
             answer = self._answer(session, number, caller, question)
         except No as no:
             answer = Failed(no.args[0])
-        if isinstance(question, words.Write | words.Set):
-            for other, line in enumerate(self.lines):
-                if other != session:
-                    line.hear(question.ino)
         if answer is not None:
             self.lines[session].take(number, answer)
 
@@ -392,13 +388,17 @@ class FakeLine:
         tree.lines.append(self)
         self.opened: set[int] = set()
         self._answers: list[tuple[float, int, Answer]] = []
-        self._changes: list[int] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @property
     def next_at(self) -> float:
         """When the next answer is due."""
         return min((at for at, _, _ in self._answers), default=float("inf"))
+
+    @property
+    def silent_s(self) -> float:
+        """It is heard at any time."""
+        return 0.0
 
     def filenos(self) -> list[int]:
         """What rings when another thread's question has let an answer come."""
@@ -408,18 +408,6 @@ class FakeLine:
         """Ask."""
         with self._tree.guard:
             self._tree.ask(self._session, number, caller, question)
-
-    def take_changes(self) -> list[int]:
-        """Return the inodes that other nodes have changed since."""
-        with self._tree.guard:
-            changes, self._changes = self._changes, []
-        return changes
-
-    def hear(self, ino: int) -> None:
-        """Another node has changed something; for the tree."""
-        if not self._changes:
-            self.take(0, Done())
-        self._changes.append(ino)
 
     def take(self, number: int, answer: Answer) -> None:
         """Have an answer ready; for the tree."""
@@ -439,33 +427,17 @@ class FakeLine:
         return due
 
 
-class Watcher(Mount):
-    """A mount that is told what other nodes change, so that its kernel may remember things; as leases will do it."""
-
-    def __init__(self, policy: Policy, line: FakeLine) -> None:
-        super().__init__(policy)
-        self._line = line
-
-    def from_tree(self, number: int, answer: Answer, now_s: float) -> list[Effect]:
-        """Number 0 is nobody's question: the others have changed something."""
-        if number:
-            return super().from_tree(number, answer, now_s)
-        return [effect for ino in self._line.take_changes() for effect in self.changed(ino)]
-
-
 def main(arguments: list[str]) -> None:
-    """Serve one tree at several folders, one node each, until SIGTERM. First argument: "plain", "cached" or "slow"."""
+    """Serve one tree at several folders, one node each, until SIGTERM. First argument: "plain" or "slow"."""
     kind, *folders = arguments
     tree = FakeTree()
     tree.delay_s = SLOW_S if kind == "slow" else 0.0
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    policy = Policy(entry_s=60.0, attr_s=60.0, keep_cache=True, direct=False) if kind == "cached" else Policy()
     nodes: list[threading.Thread] = []
     for folder in folders:
         line = FakeLine(tree)
-        core = Watcher(policy, line)
-        node = threading.Thread(target=serve, args=(core, line, Path(folder), stopped.is_set))
+        node = threading.Thread(target=serve, args=(Mount(), line, Path(folder), stopped.is_set))
         node.start()
         nodes.append(node)
     for node in nodes:

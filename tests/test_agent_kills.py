@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import ROOT, Cluster, kill, running, wait_for
+from tests.doses import dose
 from tests.history import History
 from tests.test_head_kills import CHATTER, Submitters
 
 NODES = ("node01", "node02")
 HEAT = ("jobs/heat2d.py", "--n", "64")
-HEAT_S = 5.0
+HEAT_S = 4.0
 SEED = 4  # of the moments of killing
-KILLS, KILLS_SLOW = 10, 100
+KILLS, KILLS_SLOW = 6, dose(100)
 
 # Rank 1 holds back until it is told, so that rank 0 waits for it inside MPI_Init, which `import MPI` calls.
 HELD_BACK = """
@@ -89,12 +90,12 @@ def test_jobs_that_start_and_end_around_killed_agents_run_once_each(cluster: Clu
     print(f"seed {SEED}")
     dice = random.Random(SEED)
     history = History(tmp_path / "notes")
-    tags = [f"job-{k}" for k in range(40)]
+    tags = [f"job-{k}" for k in range(24)]
     for k, tag in enumerate(tags):
         history.acknowledged(tag, cluster.submit(history.argv(tag, dice.uniform(0, 0.4)), ranks=1 + k % 2))
-        if k % 10 == 5:
+        if k % 6 == 3:
             time.sleep(dice.uniform(0, 0.2))
-            cluster.kill_and_await(NODES[k // 10 % 2])
+            cluster.kill_and_await(NODES[k // 6 % 2])
     cluster.check(history, adopted=tags)
 
 

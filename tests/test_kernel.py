@@ -146,5 +146,5 @@ def test_entries_of_directories_are_padded() -> None:
 
 
 def test_notices() -> None:
-    assert kernel.invalid_inode(7) == struct.pack("=IiQQqq", 40, 2, 0, 7, 0, 0)
-    assert kernel.invalid_entry(1, b"abc") == struct.pack("=IiQQII", 36, 3, 0, 1, 3, 0) + b"abc\0"
+    assert kernel.invalid_attr(7) == struct.pack("=IiQQqq", 40, 2, 0, 7, -1, 0)
+    assert kernel.invalid_names() == struct.pack("=IiQ", 16, 8, 0)

@@ -98,6 +98,7 @@ def test_how_anothers_job_ended_is_not_told_in_its_words() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_jobs_are_told_in_pages_of_a_moment_each() -> None:
     state = State()
     result = ev.PartResult((ev.RankResult(0, 0, 1.0, 0.0, 1024),))

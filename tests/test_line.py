@@ -401,7 +401,7 @@ def restart(head: FakeHead) -> None:
     head.start()
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["stop", "freeze", "elsewhere"])), max_size=3))
 def test_no_line_is_lost_or_doubled_however_a_follower_changes_heads(
     tmp_path_factory: pytest.TempPathFactory, troubles: list[tuple[int, str]]

@@ -461,6 +461,7 @@ def test_a_pid_left_by_an_earlier_holder_is_never_taken_for_the_holder(
             lockfile.holder(path)
 
 
+@pytest.mark.slow  # of waiting
 def test_a_cluster_whose_folder_is_removed_ends(tmp_path: Path) -> None:
     home = Home(tmp_path / "beo")
     local.up(home, 1, 1, lambda _: None)

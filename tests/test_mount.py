@@ -592,29 +592,6 @@ def test_cp_and_diff(nodes: Nodes) -> None:
 # ---- the mount itself
 
 
-def test_what_may_be_remembered_is_forgotten_when_told(nodes: Nodes) -> None:
-    cached = start("cached", 2)
-
-    def work() -> None:
-        (cached.a / "d").mkdir()
-        for number in range(50):
-            (cached.a / "d" / f"{number}").write_bytes(b"x" * number)
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(cached.b / "d")}
-        assert sizes == {f"{number}": number for number in range(50)}
-        here, there = cached.a / "d" / "7", cached.b / "d" / "7"
-        assert there.read_bytes() == b"x" * 7
-        here.write_bytes(b"changed")
-        deadline = time.monotonic() + 5
-        while there.read_bytes() != b"changed":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-    try:
-        cached.apart(work)
-    finally:
-        cached.stop()
-
-
 def test_slow_answers_dont_wait_for_each_other() -> None:
     slow = start("slow", 1)
 

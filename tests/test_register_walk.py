@@ -29,12 +29,12 @@ BOUNDS = {
     "a pair": (PAIR, 17_000, TOOK_OVER),
     "elections": (ELECTIONS, 39_000, ALL - {"in step again"}),
     "one voter": (ONE_VOTER, 9_700, TOOK_OVER),
-    "there and back": (BACK, 32_000, ALL),
     "no voter": (NO_VOTER, 2_300, ALL),
     "a voter reboots": (REBOOT, 10_000, CHANGED),
-    "five voters": (FIVE_VOTERS, 79_000, CHANGED),
 }
 LARGER = {
+    "there and back": (BACK, 32_000, ALL),
+    "five voters": (FIVE_VOTERS, 79_000, CHANGED),
     "one voter that reboots": (ONE_VOTER._replace(reboots=1), 86_000, CHANGED),
     "two voters": (ONE_VOTER._replace(voters=2), 220_000, CHANGED),
     "a crash": (PAIR._replace(crashes=1), 70_000, TOOK_OVER),

@@ -27,8 +27,8 @@ FLOORS = {
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
-    "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel "
-    "tree.mounting tree.plans tree.paths "
+    "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
+    "tree.memory tree.mounting tree.plans tree.paths "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line "
     "headnode.copies "

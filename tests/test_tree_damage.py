@@ -28,11 +28,12 @@ from beo.tree.state import State
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
 from tests.cluster import Cluster, kill, running, wait_for
+from tests.doses import dose
 from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, tree_pid
 
 KILLS = 6
-KILLS_SLOW = 100
+KILLS_SLOW = dose(100)
 FLIPS = 10
 SEED = 20261126
 LARGE = bytes(range(256)) * 100  # more than an entry has in itself

@@ -118,7 +118,7 @@ def test_locks_are_granted_split_and_joined_as_linux_does_it(
         if whole:
             start, end = 0, w.WHOLE
         answer = client.ask(w.Lock(ino, owner, kind, start, end, whole))
-        said = 0 if answer == w.Done() else answer.errno  # type: ignore[union-attr]
+        said = 0 if answer == w.Done() else answer.errno
         assert said == int(real.ask(owner, verb, kind, start, end))
         if whole and said:
             client.ask(w.Unlock(ino, owner, whole=True))
@@ -148,7 +148,7 @@ def tree() -> Tree:
     return Tree()
 
 
-def answers(tree: Tree, number: int) -> list[w.Answer]:
+def answers(tree: Tree, number: int) -> list[w.Told]:
     """What was said to a question."""
     return [say.answer for say in tree.said if say.number == number]
 
@@ -344,7 +344,9 @@ def test_a_question_that_waits_keeps_no_others_on_record_and_is_done_once_at_the
     def ask(question: w.Question) -> w.Ask:
         client.number += 1
         number = client.number
-        return w.Ask(client.session, number, waiting.number - 1, ROOT_CALLER, question, number - 1, (waiting.number,))
+        return w.Ask(
+            client.session, number, waiting.number - 1, ROOT_CALLER, question, False, number - 1, (waiting.number,)
+        )
 
     asked = [ask(w.Make(w.ROOT, b"%d" % k, 0o100644)) for k in range(200)]
     for one in asked:

@@ -502,10 +502,10 @@ class Same(RuleBasedStateMachine):
 
 
 def test_the_tree_does_what_linux_does() -> None:
-    run_state_machine_as_test(Same, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(Same, settings=settings(max_examples=30, stateful_step_count=40))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # of its minute there are several where other tests run beside it
 def test_the_tree_does_what_linux_does_for_a_minute() -> None:
-    run_state_machine_as_test(Same, settings=settings(max_examples=700, stateful_step_count=60))
+    run_state_machine_as_test(Same, settings=settings(max_examples=400, stateful_step_count=60))

@@ -53,6 +53,8 @@ os.close(shared)
 print(count, longest, flush=True)
 """
 
+ROUNDS = 10  # at least, of each writer
+
 
 @contextmanager
 def mounted(cluster: Cluster, folder: Path) -> Iterator[Path]:
@@ -95,6 +97,8 @@ def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Clust
             kill([old])
             await_another_tree(pair, head, old)
         take_over(pair)
+        rounds = [at / "work" / f"{name}-{ROUNDS}" for at, name in ((one, "one"), (two, "two"))]
+        wait_for(lambda: all(path.exists() for path in rounds), f"{ROUNDS} rounds of both")
         stop.touch()
         counts = []
         for name, writer in zip(names, writers, strict=True):
@@ -102,7 +106,7 @@ def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Clust
             assert writer.returncode == 0
             counts.append(int(out.split()[0]))
             print(f"{name}: {counts[-1]} rounds, the longest took {float(out.split()[1]):.2f} s")
-        assert min(counts) > 10
+        assert min(counts) > ROUNDS
     hand = Hand(pair.home)
     there = {name for name, _ in hand.entries("/work")}
     expected = {f"{name}-{k}" for name, count in zip(names, counts, strict=True) for k in range(count)}

@@ -45,8 +45,9 @@ class Duo(World):
         self.answers: dict[int, w.Answer] = {}
         self.ask_for(w.Begin())
 
-    def answer(self, peer: bytes, number: int, answer: w.Answer) -> None:
+    def answer(self, peer: bytes, number: int, answer: w.Told) -> None:
         """Keep it."""
+        assert not isinstance(answer, w.Leased)
         self.answers[number] = answer
 
     def begin(self, question: w.Question) -> int:

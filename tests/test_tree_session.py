@@ -144,9 +144,19 @@ def test_a_file_that_was_locked_once_and_closed_can_be_opened_in_the_next_life(s
     assert number in Wire.made[-1].numbers(w.Open)
 
 
-def test_what_could_not_be_opened_as_a_life_ended_does_not_count_as_open_in_the_next(session: Session) -> None:
+def test_a_file_that_was_opened_twice_is_closed_by_one_word_when_nobody_has_it_open_any_more(session: Session) -> None:
+    """Else its session would have it open for ever, and once it had no name nobody would let it go."""
+    done(session, w.Open(5))
+    done(session, w.Open(5))
+    number = session.ask(module.ROOT_CALLER, w.Close(5))
+    assert number in Wire.made[-1].numbers(w.Close)
+
+
+def test_what_could_not_be_opened_as_a_life_ended_and_is_closed_is_not_open_in_the_next(session: Session) -> None:
     done(session, w.Open(6))
     session.ask(module.ROOT_CALLER, w.Open(5))
+    end_life(session)
+    session.ask(module.ROOT_CALLER, w.Close(5))  # as a mount does it that hears of a failure
     end_life(session)
     said = [ask.question for ask in Wire.made[-1].sent if isinstance(ask.question, w.Present)]
     assert said[-1] == w.Present((6,))

@@ -19,13 +19,14 @@ from beo.tree import core, locks
 from beo.tree import words as w
 from beo.tree.session import PRESENT_EVERY_S
 from tests.cluster import PATIENCE_S, ROOT, Cluster, kill, running, send, wait_for
+from tests.doses import dose
 from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 
 LOCKS = {"A": "head", "B": "head B"}
 SEED = 20261126
 KILLS = 2
-KILLS_SLOW = 40  # each waits until both heads are in step again
+KILLS_SLOW = dose(40)  # each waits until both heads are in step again
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pa
 def test_the_trees_process_alone_is_killed_and_is_there_again(pair: Cluster) -> None:
     with Scribes(pair.home, SEED) as scribes:
         first = in_step(pair)
-        for head in (first, first, other(first), first):
+        for head in (first, first, other(first)):
             scribes.wait_for_more(20)
             old = tree_pid(pair, head)
             assert old

@@ -61,6 +61,7 @@ def version_of(cluster: Cluster, name: str) -> str:
     return next((view.version for view in views(cluster) if view.name == name), "")
 
 
+@pytest.mark.slow
 def test_the_standby_first_then_a_switchover_then_the_other(pair: Cluster, newer: Path, tmp_path: Path) -> None:
     history = History(tmp_path / "notes")
     history.acknowledged("runs", pair.submit(history.argv("runs")))

@@ -173,6 +173,7 @@ def test_every_program_of_a_spawn_has_its_own_words_folder_and_host(two: Job, tm
     assert two.lines() == ["0 0 one /tmp node01", "1 1 two / node02", "2 1 two / node02"]
 
 
+@pytest.mark.slow  # of waiting
 def test_a_spawn_for_which_no_slots_get_free_is_an_error_after_a_while(one: Job, tmp_path: Path) -> None:
     one.begin(tmp_path, WAITING, (1,))
     (result,) = one.results()

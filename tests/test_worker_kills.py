@@ -13,12 +13,13 @@ import pytest
 
 from beo.messages import JobView
 from tests.cluster import Cluster, is_alive, kill, running, send, wait_for
+from tests.doses import dose
 from tests.history import History
 from tests.test_head_kills import Submitters
 
 NODES = ("node01", "node02")
 SEED = 6  # of the moments of killing
-KILLS, KILLS_SLOW = 6, 100
+KILLS, KILLS_SLOW = 6, dose(100)
 
 # Ranks that talk to each other for ever.
 CHATTING = "from mpi4py import MPI\nwhile True: MPI.COMM_WORLD.allreduce(1)"

@@ -364,10 +364,10 @@ class World:
         if self.link:
             self.link.back.append(body)
 
-    def answer(self, peer: bytes, number: int, answer: w.Answer) -> None:
+    def answer(self, peer: bytes, number: int, answer: w.Told) -> None:
         """An answer; some find nobody."""
         if self.rng.random() > 0.05:
-            self.authors[int(peer)].hear(number, answer)
+            self.authors[int(peer)].hear(number, cast(w.Answer, answer))
 
     # ---- trouble
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -48,14 +49,17 @@ class Client:
     session: str
     number: int = 0
     last: w.Ask | None = None
+    remembers: bool = False
 
-    def ask(self, question: w.Question, caller: w.Caller = ROOT_CALLER, settled: int | None = None) -> w.Answer | None:
+    def ask(self, question: w.Question, caller: w.Caller = ROOT_CALLER, settled: int | None = None) -> Any:
         """Ask, and return the answer; None where there is none yet."""
         self.number += 1
-        self.last = w.Ask(self.session, self.number, self.number - 1 if settled is None else settled, caller, question)
+        self.last = w.Ask(
+            self.session, self.number, self.number - 1 if settled is None else settled, caller, question, self.remembers
+        )
         return self.tree.ask(self.last)
 
-    def again(self) -> w.Answer | None:
+    def again(self) -> Any:
         """Ask the last question again, as after a connection has ended."""
         assert self.last
         return self.tree.ask(self.last)
@@ -87,20 +91,20 @@ class Tree:
     def __post_init__(self) -> None:
         self.core = Core(self.state, self.now_s)
 
-    def client(self) -> Client:
+    def client(self, remembers: bool = False) -> Client:
         """Begin a session."""
-        client = Client(self, f"session {len(self.clients):08d}")
+        client = Client(self, f"session {len(self.clients):08d}", remembers=remembers)
         self.clients.append(client)
         assert client.ask(w.Begin()) == w.Done()
         return client
 
-    def ask(self, ask: w.Ask) -> w.Answer | None:
+    def ask(self, ask: w.Ask) -> Any:
         """Ask, and return the answer; None where there is none yet."""
         before = len(self.said)
         self.now_ns += 1
-        self.perform(self.core.ask(b"peer", ask, self.now_s, self.now_ns))
+        self.perform(self.core.ask(ask.session.encode(), ask, self.now_s, self.now_ns))
         for say in self.said[before:]:
-            if say.number == ask.number:
+            if say.number == ask.number and say.peer == ask.session.encode():
                 return say.answer
         return None
 
@@ -119,7 +123,7 @@ class Tree:
             self.log.append(change)
             self.shadow.apply(change)
             do_bytes(self.files, change)
-        self.said += [self.say(speech) for speech in self.core.durable(self.state.index)]
+        self.said += [self.say(speech) for speech in self.core.durable(self.state.index, self.now_s)]
 
     def say(self, speech: Speech) -> Say:
         """Say what a shell has to say."""

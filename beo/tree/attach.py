@@ -21,13 +21,14 @@ from beo.log import setup
 from beo.tree import plans
 from beo.tree import words as w
 from beo.tree.files import Files
-from beo.tree.locate import session
+from beo.tree.locate import node_session
 from beo.tree.mount import KIND, mounted, serve
 from beo.tree.mounting import Mount
 from beo.tree.session import ROOT_CALLER, Session
 
 ROOT_MODE = 0o755  # of a directory that is made to be mounted
 ROOT_PATIENCE_S = 600.0  # for a cluster that starts: who is started anew again and again takes more
+DRIFT_AFTER_S = 5.0  # a take-over is long over then
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -52,6 +53,11 @@ class Link:
         """When to call `receive` at the latest."""
         return self._session.next_at
 
+    @property
+    def silent_s(self) -> float:
+        """For how long a question has waited while nothing was heard, in seconds."""
+        return self._session.silent_s
+
     def filenos(self) -> list[int]:
         """What to wait for, to be readable."""
         return self._session.filenos()
@@ -61,23 +67,38 @@ class Link:
         if isinstance(question, w.CancelLock):
             question = w.CancelLock(self._ours.get(question.number, 0))
         if self._root != w.ROOT:
+            if isinstance(question, w.Recalled):
+                inos = tuple(self._root if ino == w.ROOT else ino for ino in question.inos)
+                question = msgspec.structs.replace(question, inos=inos)
             question = _renamed(question, w.ROOT, self._root)
         ours = self._session.ask(caller, question)
         self._theirs[ours] = number
         self._ours[number] = ours
 
-    def receive(self) -> list[tuple[int, w.Answer]]:
+    def receive(self) -> list[tuple[int, w.Told]]:
         """Return what has been answered."""
-        answers = []
-        for ours, answer in self._session.receive():
-            number = self._theirs.pop(ours)
-            del self._ours[number]
-            if self._root != w.ROOT:
-                answer = _renamed(answer, self._root, w.ROOT)
-                if isinstance(answer, w.AttrIs | w.Written) and answer.attr.ino == self._root:
-                    answer = msgspec.structs.replace(answer, attr=msgspec.structs.replace(answer.attr, ino=w.ROOT))
-            answers.append((number, answer))
+        answers: list[tuple[int, w.Told]] = []
+        for ours, told in self._session.receive():
+            number = self._theirs.pop(ours, 0)  # what isn't answered but told has none
+            self._ours.pop(number, None)
+            answers.append((number, told if self._root == w.ROOT else self._shown(told)))
         return answers
+
+    def _shown(self, told: w.Told) -> w.Told:
+        """Return an answer as if what is mounted were all."""
+        if isinstance(told, w.Leased):
+            answer = self._shown(told.answer)
+            assert not isinstance(answer, w.Leased)
+            return msgspec.structs.replace(told, answer=answer, inos=self._inos(told.inos))
+        if isinstance(told, w.Recall):
+            return msgspec.structs.replace(told, inos=self._inos(told.inos))
+        answer = _renamed(told, self._root, w.ROOT)
+        if isinstance(answer, w.AttrIs | w.Written) and answer.attr.ino == self._root:
+            answer = msgspec.structs.replace(answer, attr=msgspec.structs.replace(answer.attr, ino=w.ROOT))
+        return answer
+
+    def _inos(self, inos: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(w.ROOT if ino == self._root else ino for ino in inos)
 
 
 def _renamed(word: T, old: int, new: int) -> T:
@@ -99,9 +120,10 @@ def attach(where: Home, folder: Path, path: str = "/") -> None:
     lock = lockfile.hold(supervisor.mount_lock(where, str(folder)))
     if mounted(folder) != KIND:  # a predecessor's that died can't even be looked at
         folder.mkdir(parents=True, exist_ok=True)
-    made = session(where, where.secret("worker"))
+    made = node_session(where, remembers=True)
     try:
-        serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending)
+        patience_s = DRIFT_AFTER_S if where.config().files.without_head == "read" else float("inf")
+        serve(Mount(), Link(made, _root(where, path)), folder, lambda: ending, patience_s)
     finally:
         made.close()
         os.close(lock)
@@ -110,7 +132,7 @@ def attach(where: Home, folder: Path, path: str = "/") -> None:
 def _root(where: Home, path: str) -> int:
     if not path.strip("/"):
         return w.ROOT
-    with Files(session(where, where.secret("worker")), ROOT_CALLER, ROOT_PATIENCE_S) as files:
+    with Files(node_session(where), ROOT_CALLER, ROOT_PATIENCE_S) as files:
         files.do(plans.make_folders(path, ROOT_MODE))
         return files.stat(path).ino
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from beo.tree import decide, locks
+from beo.tree import decide, leases, locks
 from beo.tree.changes import Began, Change, Ended, Locked, Moved, Reaped, Removed, Settled
 from beo.tree.decide import READ, WRITE, Refuse, Room
+from beo.tree.leases import Hold, Leases
 from beo.tree.locks import Held
 from beo.tree.state import Inode, State
 from beo.tree.words import (
@@ -37,20 +38,29 @@ from beo.tree.words import (
     Done,
     Failed,
     Get,
+    Leased,
     Leave,
+    Link,
     List,
     Listing,
     Lock,
     Look,
+    Make,
     Named,
     Open,
     Over,
     Present,
+    Question,
     Read,
+    Recall,
+    Recalled,
+    Remove,
+    Rename,
     Set,
     Space,
     Target,
     TargetIs,
+    Told,
     Unlock,
     Write,
     Written,
@@ -80,11 +90,12 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Answer a question."""
+    """Answer a question; session: or, with number 0, tell it something unasked."""
 
     peer: bytes
     number: int
-    answer: Answer
+    answer: Told
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ class _Client:
 
     def __init__(self, now_s: float) -> None:
         self.heard_s = now_s
+        self.peer = b""  # over which connection it was heard last
         self.open: dict[int, int] = {}  # inode -> number of the question that opened it last
         self.has_presented = False  # has said to this head what it has open
 
@@ -133,11 +145,23 @@ class _Waiting(msgspec.Struct):
         return self.ask.number
 
 
+class _Parked:
+    """Who waits for others to forget what he wants to change."""
+
+    def __init__(self, peer: bytes, ask: Ask, holds: list[Hold]) -> None:
+        self.peer, self.ask, self.number = peer, ask, ask.number
+        self.holds = dict.fromkeys(holds, True)
+
+
+_START: Hold = ("", 0)  # what everybody waits for whose change might touch a lease of an earlier server
+
+
 class Core:
     """The server of one tree, for as long as this head leads."""
 
-    def __init__(self, state: State, now_s: float) -> None:
-        """Serve this tree from now on."""
+    def __init__(self, state: State, now_s: float, life: int = 0, calm_until_s: float = 0.0) -> None:
+        """Serve this tree from now on. life: see `Leases`. calm_until_s: for so long leases of an earlier server may
+        last."""
         self.state = state
         self.room = Room()
         self._began_s = now_s
@@ -145,6 +169,11 @@ class Core:
         self._opened: dict[int, dict[str, bool]] = {}  # inode -> sessions that have it open
         self._waiting: dict[int, deque[_Waiting]] = {}  # inode -> who waits for a lock on it, in order
         self._held: deque[tuple[int, Speech]] = deque()  # (entry that it waits for, what to say then)
+        self._leases = Leases(life)
+        self._calm_until_s = calm_until_s
+        self._parked: dict[tuple[str, int], _Parked] = {}  # by session and number
+        self._parked_by: dict[Hold, list[_Parked]] = {}
+        self._is_new = True  # the question that is being answered hasn't been before
         self._expire_s = self._ticked_s = now_s
         self._out: list[Effect] = []
         self._answers: dict[type, Callable[[bytes, Ask], Answer | Speech | None]] = {
@@ -161,6 +190,7 @@ class Core:
             Unlock: self._unlock,
             CancelLock: self._cancel,
             Present: self._present,
+            Recalled: self._recalled,
             Leave: self._leave,
         }
         for kind in CHANGING:
@@ -175,20 +205,25 @@ class Core:
             self._say(peer, ask, answer)
         return self._out
 
-    def durable(self, index: int) -> list[Speech]:
-        """Everything up to an entry is durable where it has to be: return what may be said now."""
+    def durable(self, index: int, now_s: float) -> list[Speech]:
+        """Everything up to an entry is durable where it has to be: return what may be said now, and is at once."""
         said = []
         while self._held and self._held[0][0] <= index:
-            said.append(self._held.popleft()[1])
+            speech = self._held.popleft()[1]
+            if isinstance(speech, Say) and isinstance(speech.answer, Recall):
+                self._leases.told(speech.session, speech.answer.inos, now_s)
+            said.append(speech)
         return said
 
-    def unanswered(self) -> list[Speech | _Waiting]:
-        """Who waits for an answer: until something is durable, or for a lock. All are given up by this."""
+    def unanswered(self) -> list[Speech | _Waiting | _Parked]:
+        """Who waits for an answer, be it until something is durable, for a lock, or for others to forget: all are given
+        up by this."""
         waiting = [one for queue in self._waiting.values() for one in queue]
-        given_up = [*(speech for _, speech in self._held), *waiting]
+        given_up = [*(speech for _, speech in self._held), *waiting, *self._parked.values()]
         self._held.clear()
         self._waiting.clear()
-        return given_up
+        self._parked.clear()
+        return [one for one in given_up if one.number]
 
     def tick(self, now_s: float, now_ns: int) -> list[Effect]:
         """Let time pass: sessions end, and inodes that nobody has any more go."""
@@ -196,6 +231,9 @@ class Core:
         self._now_s, self._now_ns = now_s, now_ns
         self._forgive(now_s - self._ticked_s - EXPIRE_EVERY_S)
         self._ticked_s = now_s
+        self._release(self._leases.over(now_s))
+        if self._parked and now_s >= self._calm_until_s:
+            self._release([_START])
         if now_s >= self._expire_s:
             self._expire_s = now_s + EXPIRE_EVERY_S
             for session, client in list(self._clients.items()):
@@ -219,6 +257,7 @@ class Core:
         if client is None:
             return Over()
         client.heard_s = self._now_s
+        client.peer = peer
         session = self.state.sessions[ask.session]
         if session.is_settled(ask.number):
             return None  # a copy that comes late, over an earlier connection: its answer came long ago
@@ -229,13 +268,14 @@ class Core:
         handler = self._answers.get(type(ask.question))
         if handler is None:
             return Failed(errno.ENOSYS)
+        self._is_new = self._known(ask) is None
         try:
             return handler(peer, ask)
         except Refuse as refused:
             return Failed(refused.errno)
 
     def _say(self, peer: bytes, ask: Ask, answer: Answer | Speech) -> None:
-        speech = answer if isinstance(answer, Speech) else Say(peer, ask.number, answer)
+        speech = answer if isinstance(answer, Speech) else Say(peer, ask.number, self._lease(ask, answer))
         self._held.append((self.state.index, speech))
 
     def _append(self, change: Change) -> int:
@@ -248,10 +288,15 @@ class Core:
         session = self.state.sessions[ask.session]
         return session.answered.get(ask.number)
 
-    def _change(self, peer: bytes, ask: Ask) -> Answer:
+    def _change(self, peer: bytes, ask: Ask) -> Answer | None:
         about = self._known(ask)
         if about is None:
+            if (parked := self._parked.get((ask.session, ask.number))) is not None:
+                parked.peer = peer  # asked again, over another connection
+                return None
             change = decide.decide(self.state, ask, self._now_ns, self.room)
+            if change is not None and self._must_wait(peer, ask, change):
+                return None
             if change is not None:
                 about = self._append(change)
                 if isinstance(change, Removed | Moved):
@@ -264,6 +309,52 @@ class Core:
             return Failed(errno.ESTALE)
         attr = self.state.attr(about)
         return Written(attr) if isinstance(ask.question, Write) else AttrIs(attr)
+
+    # ---- leases
+
+    def _lease(self, ask: Ask, answer: Answer) -> Told:
+        """What is answered, with a lease where that is wished for."""
+        if not ask.remembers or not (inos := _told_of(ask.question, answer, self._is_new)):
+            return answer
+        granted = self._leases.grant(ask.session, inos, self._now_s)
+        self._recall(self._leases.surplus(ask.session))
+        return Leased(answer, granted, self._leases.recalls(ask.session), leases.LEASE_S)
+
+    def _must_wait(self, peer: bytes, ask: Ask, change: Change) -> bool:
+        """Whether others have to forget something before this change; then it is tried anew when they have."""
+        inos = leases.touched(self.state, change)
+        holds = self._leases.in_the_way(ask.session, inos)
+        if self._now_s < self._calm_until_s:
+            holds.append(_START)
+        if not holds:
+            return False
+        parked = self._parked[ask.session, ask.number] = _Parked(peer, ask, holds)
+        for hold in parked.holds:
+            self._parked_by.setdefault(hold, []).append(parked)
+        self._recall([hold for hold in holds if hold != _START])
+        return True
+
+    def _recall(self, holds: list[Hold]) -> None:
+        for session, inos in self._leases.recall(holds, self._now_s).items():
+            word = Recall(tuple(inos), self._leases.recalls(session))
+            self._held.append((self.state.index, Say(self._clients[session].peer, 0, word, session)))
+
+    def _recalled(self, peer: bytes, ask: Ask) -> Answer:
+        assert isinstance(ask.question, Recalled)
+        self._release(self._leases.forgotten(ask.session, ask.question.inos, ask.question.recalls))
+        return Done()
+
+    def _release(self, holds: list[Hold]) -> None:
+        """Nobody remembers this any more: go on with whoever waited for it."""
+        for hold in holds:
+            for parked in self._parked_by.pop(hold, ()):
+                del parked.holds[hold]
+                key = parked.ask.session, parked.number
+                if not parked.holds and self._parked.get(key) is parked:
+                    del self._parked[key]
+                    answer = self._answer(parked.peer, parked.ask)
+                    if answer is not None:
+                        self._say(parked.peer, parked.ask, answer)
 
     # ---- reading
 
@@ -343,6 +434,9 @@ class Core:
         for ino in list(self._clients[session].open):
             self._shut(session, ino)
         del self._clients[session]
+        for key in [key for key in self._parked if key[0] == session]:
+            del self._parked[key]
+        freed = self._leases.end(session)
         locked = [ino for ino, held in self.state.locks.items() if any(lock.owner[0] == session for lock in held)]
         self._append(Ended(session, 0, 0, self._now_ns))
         for ino, waiting in list(self._waiting.items()):
@@ -350,6 +444,7 @@ class Core:
                 self._leave_queue(ino, one)
         for ino in locked:
             self._grant(ino)
+        self._release(freed)
 
     def _reap(self) -> None:
         """Let go what has no name and is open nowhere: at once, or somebody's quota would be full of nothing."""
@@ -371,29 +466,38 @@ class Core:
 
     # ---- what is open
 
-    def _open(self, peer: bytes, ask: Ask) -> Answer:
+    def _open(self, peer: bytes, ask: Ask) -> Answer | None:
         wish = ask.question
         assert isinstance(wish, Open)
         found = decide.inode(self.state, wish.ino)
         client = self._clients[ask.session]
         if len(client.open) >= OPEN_MAX:
             raise Refuse(errno.ENFILE)
-        if wish.truncate:
-            self._empty(ask, found)
+        if wish.truncate and self._must_empty(ask, found) and self._emptying(peer, ask) is None:
+            return None
         self._opened.setdefault(wish.ino, {})[ask.session] = True
         client.open[wish.ino] = max(client.open.get(wish.ino, 0), ask.number)
         return AttrIs(self.state.attr(wish.ino))
 
-    def _empty(self, ask: Ask, found: Inode) -> None:
+    def _must_empty(self, ask: Ask, found: Inode) -> bool:
         if found.is_dir:
             raise Refuse(errno.EISDIR)
         decide.check(ask.caller, found, WRITE)
-        if found.is_file and self._known(ask) is None:
-            assert isinstance(ask.question, Open)
-            wish = Set(ask.question.ino, size=0)
-            change = decide.decide(self.state, msgspec.structs.replace(ask, question=wish), self._now_ns, self.room)
-            assert change
-            self._append(change)
+        return found.is_file and self._known(ask) is None
+
+    def _emptying(self, peer: bytes, ask: Ask) -> bool | None:
+        """Empty a file as it is opened; None: that has to wait."""
+        if (parked := self._parked.get((ask.session, ask.number))) is not None:
+            parked.peer = peer
+            return None
+        assert isinstance(ask.question, Open)
+        wish = Set(ask.question.ino, size=0)
+        change = decide.decide(self.state, msgspec.structs.replace(ask, question=wish), self._now_ns, self.room)
+        assert change
+        if self._must_wait(peer, ask, change):
+            return None
+        self._append(change)
+        return True
 
     def _close(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Close)
@@ -534,3 +638,26 @@ def _held(ask: Ask, wish: Lock) -> Held:
 
 def _owner(one: _Waiting) -> locks.Owner:
     return one.ask.session, one.lock.owner
+
+
+def _told_of(question: Question, answer: Answer, is_new: bool) -> tuple[int, ...]:
+    """The inodes of which an answer says something that may be remembered. is_new: what it did was not done before:
+    else others may have changed the same names since."""
+    match question:
+        case Look():
+            if isinstance(answer, AttrIs):
+                return (question.parent, answer.attr.ino)
+            return (question.parent,) if answer == _NOT_THERE else ()
+        case List() if isinstance(answer, Listing):
+            return (question.ino, *dict.fromkeys(entry.attr.ino for entry in answer.entries))
+        case Make() | Link() if isinstance(answer, AttrIs) and is_new:
+            return (question.parent, answer.attr.ino)
+        case Remove() if isinstance(answer, Done) and is_new:
+            return (question.parent,)
+        case Rename() if isinstance(answer, Done) and is_new:
+            return (question.parent, question.new_parent)
+        case _:
+            return (answer.attr.ino,) if isinstance(answer, AttrIs | Written) else ()
+
+
+_NOT_THERE = Failed(errno.ENOENT)

@@ -166,4 +166,4 @@ class Files:
                     "the tree of files doesn't answer", f"tried for {self._patience_s:.0f} s", "see 'beo ha status'"
                 )
             self._poller.poll(max(0, int((min(deadline_s, self._session.next_at) - now) * 1000) + 1))
-        return answers
+        return [(number, answer) for number, answer in answers if not isinstance(answer, w.Leased)]

@@ -46,6 +46,7 @@ class Follower:
         self._told_stale = -1  # how many inodes, as the leader was told last
         self._tell_s = 0.0
         self.trouble = ""
+        self.heard_s = float("-inf")  # when a leader was heard last
         self._last = -1  # the newest entry that the leader of this epoch is known to have; -1: not known
         self._committed = 0  # the newest one that it has acknowledged
         self._received = -1  # told last
@@ -58,6 +59,7 @@ class Follower:
         except msgspec.MsgspecError as error:
             self.trouble = f"the other head's tree says what this beo can't read ({str(error).lower()})"
             return
+        self.heard_s = time.monotonic()
         if word.epoch < self._epoch:
             return  # whoever led before is told by its head
         if word.epoch > self._epoch or peer != self._leader:

@@ -39,6 +39,7 @@ DIRECT_IO_ALLOW_MMAP: Final = 1 << 36
 # Flags of what is answered to OPEN and CREATE.
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
+FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_PARALLEL_DIRECT_WRITES: Final = 1 << 6
 
 # Which parts of a SETATTR count.
@@ -59,7 +60,8 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
 LOCK_READ, LOCK_WRITE, LOCK_NONE = 0, 1, 2  # F_RDLCK, F_WRLCK, F_UNLCK
 NOTIFY_INVAL_INODE: Final = 2
-NOTIFY_INVAL_ENTRY: Final = 3
+NOTIFY_INC_EPOCH: Final = 8
+EPOCHS_FROM: Final = 44  # the minor version (Linux 6.16) whose kernel takes that notice
 
 _in_header = struct.Struct("=IIQQIIIHH")
 _out_header = struct.Struct("=IiQ")
@@ -89,7 +91,6 @@ _statfs_out = struct.Struct("=QQQQQIIII24x")
 _lk_out = struct.Struct("=QQII")
 _dirent = struct.Struct("=QQII")
 _inval_inode = struct.Struct("=Qqq")
-_inval_entry = struct.Struct("=QII")
 
 DIRENT_BYTES: Final = _dirent.size  # of an entry of READDIR, without its name
 DIRENTPLUS_BYTES: Final = _entry_out.size + _attr.size + _dirent.size  # the same of READDIRPLUS
@@ -587,6 +588,11 @@ def entry_out(facts: Facts, entry_s: float, attr_s: float) -> bytes:
     return _entry_head(facts.ino, entry_s, attr_s) + _attr_of(facts)
 
 
+def no_entry_out(entry_s: float) -> bytes:
+    """Return that a name stands for nothing, and how long that may be remembered."""
+    return _entry_head(0, entry_s, 0.0) + bytes(_attr.size)
+
+
 def attr_out(facts: Facts, attr_s: float) -> bytes:
     """Return what is known of an inode, and for how long."""
     seconds, ns = _split(attr_s)
@@ -630,14 +636,16 @@ def direntplus(facts: Facts | None, ino: int, offset: int, mode: int, name: byte
     return known + dirent(ino, offset, mode, name)
 
 
-def invalid_inode(ino: int, offset: int = 0, size: int = 0) -> bytes:
-    """Return the notice that what is known of an inode no longer holds, nor do its bytes; size 0: up to the end."""
-    return _notice(NOTIFY_INVAL_INODE, _inval_inode.pack(ino, offset, size))
+def invalid_attr(ino: int) -> bytes:
+    """Return the notice that what is known of an inode no longer holds. Its bytes are held against that when they are
+    read."""
+    return _notice(NOTIFY_INVAL_INODE, _inval_inode.pack(ino, -1, 0))
 
 
-def invalid_entry(parent: int, name: bytes) -> bytes:
-    """Return the notice that what is known of a name no longer holds."""
-    return _notice(NOTIFY_INVAL_ENTRY, _inval_entry.pack(parent, len(name), 0) + name + b"\0")
+def invalid_names() -> bytes:
+    """Return the notice that no name that is known has to mean what it did. It waits for nobody, other than the notice
+    that one name is invalid, which waits for whoever changes that directory, be it by a question to us."""
+    return _notice(NOTIFY_INC_EPOCH, b"")
 
 
 def _notice(code: int, body: bytes) -> bytes:

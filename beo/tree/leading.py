@@ -42,14 +42,14 @@ class Leader:
         self,
         volume: Volume,
         role: Role,
-        answer: Callable[[bytes, int, w.Answer], None],
+        answer: Callable[[bytes, int, w.Told], None],
         room: Room = _ALL,
+        calm_s: float = 0.0,
         level: Level = "C",
     ) -> None:
-        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it.
-
-        level: where a change has to be before it is acknowledged, while both heads are in step.
-        """
+        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it. calm_s: for so long
+        leases may last that an earlier server has given. level: where a change has to be before it is acknowledged,
+        while both heads are in step."""
         self._volume = volume
         self._level = level
         volume.was_whole = True
@@ -59,7 +59,8 @@ class Leader:
         self._alone = 0  # up to this entry everything was acknowledged while nothing waited for the other head
         self.until_s = role.until_s
         self.trouble = ""
-        self._core = Core(volume.state, time.monotonic())
+        now_s = time.monotonic()
+        self._core = Core(volume.state, now_s, time.time_ns(), now_s + calm_s)
         self._core.room = room
         self._other: wire.Connection | None = None
         self._window = Window(volume.log, volume.segments.size)
@@ -205,10 +206,11 @@ class Leader:
             self._fetching.ask(self._epoch, self._volume.log.last.idx, time.monotonic())
         commit = self._commit()
         self._volume.commit(commit)
-        self._ready.extend(self._core.durable(min(commit, self._volume.store.applied)))
-        if (self._ready or self._reads) and time.clock_gettime(time.CLOCK_BOOTTIME) < self.until_s:
+        self._ready.extend(self._core.durable(min(commit, self._volume.store.applied), time.monotonic()))
+        waits = self._ready or self._reads
+        if waits and (left_s := self.until_s - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
             while self._ready:
-                self._say(self._ready.popleft())
+                self._say(self._ready.popleft(), left_s)
             self._read_again(time.monotonic())
 
     def tick(self, now_s: float) -> None:
@@ -227,10 +229,13 @@ class Leader:
             if isinstance(effect, Append):
                 self._volume.append(self._epoch, effect.change)
 
-    def _say(self, speech: Speech) -> None:
+    def _say(self, speech: Speech, left_s: float) -> None:
+        answer: w.Told
         match speech:
             case Say():
                 answer = speech.answer
+                if isinstance(answer, w.Leased) and left_s < answer.lease_s:  # no longer than no other head can act
+                    answer = msgspec.structs.replace(answer, lease_s=left_s)
             case SayData() if speech.ino in self._volume.stale:
                 self._await_bytes(speech)
                 return

@@ -15,14 +15,15 @@ STARTING_S = 0.02  # between two questions while it is being started
 class Locator:
     """Asks the cluster of a folder. For one thread at a time."""
 
-    def __init__(self, home: Home, patience_s: float = PATIENCE_S) -> None:
-        """Nothing is asked yet."""
+    def __init__(self, home: Home, patience_s: float = PATIENCE_S, secret: str = "") -> None:
+        """Nothing is asked yet. secret: a key to ask by, other than this user's own."""
         self._home = home
+        self._secret = secret
         self._patience_s = patience_s
 
     def __call__(self) -> str:
         """Return the address; "" where it is not served after all that time. Raises BeoError where no head answers."""
-        with Cluster(self._home) as cluster:
+        with Cluster(self._home, self._secret) as cluster:
             deadline = time.monotonic() + self._patience_s
             while not (address := cluster.tree(self._patience_s)) and time.monotonic() < deadline:
                 time.sleep(STARTING_S)
@@ -30,5 +31,12 @@ class Locator:
 
 
 def session(home: Home, secret: str, patience_s: float = PATIENCE_S) -> Session:
-    """Return a new session with the tree of a folder's cluster, by this secret key."""
+    """Return a new session with the tree of a folder's cluster, by this user's secret key."""
     return Session(Locator(home, patience_s), home.cluster().key, secret)
+
+
+def node_session(home: Home, remembers: bool = False) -> Session:
+    """Return a new session of the node itself: a worker's machine has no other key than its own. remembers: see
+    `Session`."""
+    secret = home.secret("worker")
+    return Session(Locator(home, secret=secret), home.cluster().key, secret, remembers)

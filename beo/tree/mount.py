@@ -15,12 +15,14 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from beo.errors import BeoError, reason
 from beo.tree import kernel, words
 from beo.tree.mounting import Ask, Effect, Mount, Notify, Reply
+from beo.tree.session import boot_s
 
 DEVICE = "/dev/fuse"
 KIND = "fuse.beo"  # as mount(8) and /proc/mounts show it
@@ -50,19 +52,27 @@ class Line(Protocol):
     def send(self, number: int, caller: words.Caller, question: words.Question) -> None:
         """Ask, without waiting."""
 
-    def receive(self) -> list[tuple[int, words.Answer]]:
+    @property
+    def silent_s(self) -> float:
+        """For how long a question has waited while nothing was heard, in seconds."""
+
+    def receive(self) -> list[tuple[int, words.Told]]:
         """Return the answers that have come, with the numbers of their questions."""
 
 
-def serve(core: Mount, line: Line, folder: Path, stopping: Callable[[], bool]) -> None:
+def serve(
+    core: Mount, line: Line, folder: Path, stopping: Callable[[], bool], patience_s: float = float("inf")
+) -> None:
     """Mount the tree at a folder and serve it until somebody unmounts it or `stopping` (asked every `LOOK_S`) says so.
+
+    patience_s: after so long without a head, what is remembered is used though others may have changed it.
 
     In either case the folder is itself again afterwards, and who still has a file open there gets errors.
     """
     device = mount(folder)
     ours = _mounted(folder)
     try:
-        _Loop(core, line, device).run(stopping)
+        _Loop(core, line, device, patience_s).run(stopping)
         detacher = threading.Thread(target=_detach, args=(folder, ours), daemon=True)
         detacher.start()
         deadline = time.monotonic() + DETACH_S
@@ -114,8 +124,9 @@ def mount(folder: Path) -> int:
 class _Loop:
     """The kernel's requests in, the server's answers in, effects out."""
 
-    def __init__(self, core: Mount, line: Line, device: int) -> None:
+    def __init__(self, core: Mount, line: Line, device: int, patience_s: float = float("inf")) -> None:
         self._core = core
+        self._patience_s = patience_s
         self._line = line
         self._device = device
         # One read takes one whole request, and the kernel wants room for the longest.
@@ -138,7 +149,7 @@ class _Loop:
 
     def _wait(self) -> None:
         wait_s = min(LOOK_S, self._line.next_at - time.monotonic())
-        filenos = self._line.filenos()
+        filenos = [*self._line.filenos(), *([self._teller.bell] if self._teller else [])]
         if filenos != self._filenos:  # the line's come and go
             self._filenos, self._poller = filenos, select.poll()
             for fileno in (self._device, *filenos):
@@ -158,12 +169,17 @@ class _Loop:
                 if error.errno in _GONE:
                     return False
                 raise
-            self._do(self._core.from_kernel(self._view[:size], time.monotonic()))
+            self._do(self._core.from_kernel(self._view[:size], boot_s()))
         return True
 
     def _take_answers(self) -> None:
+        if self._teller:
+            for ask in self._teller.told():
+                self._line.send(ask.number, ask.caller, ask.question)
+        if self._line.silent_s > self._patience_s:
+            self._do(self._core.drift(boot_s()))
         for number, answer in self._line.receive():
-            self._do(self._core.from_tree(number, answer, time.monotonic()))
+            self._do(self._core.from_tree(number, answer, boot_s()))
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -188,7 +204,7 @@ class _Loop:
 
     def _tell(self, notice: Notify) -> None:
         self._teller = self._teller or _Teller(self._device)
-        self._teller.put(notice.data)
+        self._teller.put(notice)
 
 
 class _Teller:
@@ -196,23 +212,33 @@ class _Teller:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._notices: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._notices: queue.SimpleQueue[Notify | None] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
         self._thread.start()
 
-    def put(self, notice: bytes) -> None:
+    def put(self, notice: Notify) -> None:
         self._notices.put(notice)
+
+    def told(self) -> list[Ask]:
+        """Return what is to be asked now that the kernel has forgotten what it was told to."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.bell)
+        return [self._told.get() for _ in range(self._told.qsize())]
 
     def stop(self) -> None:
         """Say no more; a notice that the kernel is slow with ends when the mount does."""
-        self._notices.put(b"")
+        self._notices.put(None)
 
     def _run(self) -> None:
         while notice := self._notices.get():
-            try:
-                os.write(self._device, notice)
-            except OSError:
-                pass  # the kernel knows nothing of that inode, or is gone: nothing to forget
+            for one in notice.notices:
+                with suppress(OSError):  # the kernel knows nothing of that inode, or is gone: nothing to forget
+                    os.write(self._device, one)
+            self._told.put(notice.then)
+            os.eventfd_write(self.bell, 1)
+        os.close(self.bell)
 
 
 # ---- what is mounted already

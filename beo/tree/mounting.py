@@ -1,17 +1,16 @@
 """A mounted tree, as its kernel and its server see it: requests of the one become questions to the other. Pure.
 
 Every request of the kernel gets exactly one reply, when the answers that it needs have come; any number of requests are
-under way at a time. Nothing is remembered here of files and names, only who waits for what, what is open, and who may
-have a lock.
+under way at a time. What is leased to this mount is answered from its `Memory`, so that all nodes see the same at every
+moment; the kernel remembers it, too, until the lease ends or it is told to forget it.
 
-How fresh a node's view is, is `Policy`. As it stands each read, write and look is one question, so all nodes see the
-same at every moment, but for one thing: *mappings*. Files are opened for direct I/O (those that are only read go by
-pages that are held against the file's time of change at each read), and mmap(2) goes by the kernel's
-page cache nevertheless. On one node read, write and mappings agree: the kernel writes a mapping's changed pages back
-before it reads or writes the same bytes directly, and drops its pages behind a direct write. Between nodes a mapping is
-as of when its pages came: they are dropped when the file is mapped anew, and when an fstat here finds another time of
-change or size. Changed pages are sent as whole pages at msync, fsync, munmap and close, so two nodes that change bytes
-of one page through mappings overwrite each other's, as with NFS.
+Only *mappings* are less fresh. Files are opened for direct I/O
+(those that are only read go by pages that are held against the file's time of change at each read), and mmap(2) goes
+by the kernel's page cache nevertheless. On one node read, write and mappings agree: the kernel writes a mapping's
+changed pages back before it reads or writes the same bytes directly, and drops its pages behind a direct write.
+Between nodes a mapping is as of when its pages came: they are dropped when the file is mapped anew, and when an fstat
+here finds another time of change or size. Changed pages are sent as whole pages at msync, fsync, munmap and close, so
+two nodes that change bytes of one page through mappings overwrite each other's, as with NFS.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Final
 import msgspec
 
 from beo.tree import kernel, words
+from beo.tree.memory import Memory
 
 MAX_PAGES: Final = words.DATA_MAX_BYTES // 4096  # of a request
 BACKGROUND_MAX: Final = 64  # requests at a time that no one waits for: pages read ahead, and written back
@@ -34,6 +34,8 @@ PLACES_FROM: Final = 2  # in READDIR 1 is behind ".", 2 behind "..", and place n
 NAME_GUESS_BYTES: Final = 16  # of a name in a directory with its padding, to ask for as many as the kernel has room for
 TIME_MAX_NS: Final = (1 << 62) - 1  # from 1970 on, of what the tree takes: from 1823 to 2116
 ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked would wait for ever
+
+DRIFT_S = 0.5  # for so long what is remembered is used without a head, before it is looked for one again
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _KINDS = {kernel.LOCK_READ: "r", kernel.LOCK_WRITE: "w", kernel.LOCK_NONE: "u"}
@@ -80,34 +82,18 @@ _ANSWERS: dict[type, type] = {
 }
 
 
-class Policy(msgspec.Struct, frozen=True):
-    """What the kernel may remember, and so may be stale: for how long names (entry_s) and what is known of inodes
-    (attr_s), whether a file's pages are kept from one open to the next, and whether reads and writes pass them by."""
+def open_flags(flags: int) -> int:
+    """Return what the kernel is told of an open file; flags: how it was opened, as of open(2).
 
-    entry_s: float = 0.0
-    attr_s: float = 0.0
-    keep_cache: bool = True
-    direct: bool = True
-
-    def open_flags(self, flags: int) -> int:
-        """What the kernel is told of an open file; flags: how it was opened, as of open(2).
-
-        Who only reads goes by the kernel's pages: at each read it asks for the file's attributes (AUTO_INVAL_DATA, with
-        an attr_s of 0), and drops the pages where time of change or size are others than when they came. So what is
-        read is never older than the beginning of the read, and what is read again isn't fetched again. Who also writes
-        passes the pages by: with many writers of one file they would be dropped all the time.
-        """
-        told = kernel.FOPEN_KEEP_CACHE if self.keep_cache else 0
-        if not self.direct or (self.keep_cache and flags & _O_ACCMODE == _O_RDONLY):
-            return told
-        # Writers of one file needn't wait for each other's answers: the server puts them in an order.
-        return kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES
-
-    @property
-    def init_flags(self) -> int:
-        """What the kernel is told at the beginning: entries of directories come with what is known of each only if that
-        may be remembered; otherwise the kernel would forget it on the spot and ask again."""
-        return _WANTED | (_PLUS if self.entry_s > 0 and self.attr_s > 0 else 0)
+    Who only reads goes by the kernel's pages: at each read it needs the file's attributes (AUTO_INVAL_DATA), and drops
+    the pages where time of change or size are others than when they came. So what is read is never older than the
+    beginning of the read, and what is read again isn't fetched again. Who also writes passes the pages by: with many
+    writers of one file they would be dropped all the time.
+    """
+    if flags & _O_ACCMODE == _O_RDONLY:
+        return kernel.FOPEN_KEEP_CACHE
+    # Writers of one file needn't wait for each other's answers: the server puts them in an order.
+    return kernel.FOPEN_DIRECT_IO | kernel.FOPEN_PARALLEL_DIRECT_WRITES
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -126,10 +112,11 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Notify(msgspec.Struct, frozen=True):
-    """Write this to the kernel too, but from another thread: the kernel takes locks for it that may be held by
-    somebody who waits for one of our replies."""
+    """Write these to the kernel too, but from another thread: it may let the writer wait for a file's last pages, which
+    we have to take. Then, when it has forgotten all that, ask."""
 
-    data: bytes
+    notices: tuple[bytes, ...]
+    then: Ask
 
 
 Effect = Ask | Reply | Notify
@@ -141,7 +128,7 @@ class _Waiting(msgspec.Struct):
     """A question under way. failed: what to do instead of replying with the errno."""
 
     request: kernel.Request
-    answer: type
+    question: words.Question
     then: _Then
     failed: _Failed
 
@@ -156,9 +143,11 @@ class _Barrier(msgspec.Struct):
 class Mount:
     """One mounted tree. Its numbers of inodes are the kernel's."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        """policy: what the kernel may remember."""
-        self.policy = policy or Policy()
+    def __init__(self) -> None:
+        """Nothing is open yet."""
+        self.memory = Memory()
+        self.has_epochs = False  # the kernel can forget names without waiting for anybody, so it may remember them
+        self._now_s = 0.0
         self.flags = 0  # what was agreed with the kernel
         self.opened: dict[int, int] = {}  # inode -> how many times it is open here, or about to be
         self._closing: dict[int, list[Callable[[], list[Effect]]]] = {}  # inode -> who wants to open it meanwhile
@@ -175,7 +164,8 @@ class Mount:
         return len(self._waiting)
 
     def from_kernel(self, data: bytes | memoryview, now_s: float) -> list[Effect]:
-        """Take what one read of /dev/fuse gave. now_s: for leases, which are to come."""
+        """Take what one read of /dev/fuse gave. now_s: by the clock that leases end by."""
+        self._now_s = now_s
         try:
             request = kernel.parse(data)
         except kernel.Malformed as error:
@@ -185,13 +175,17 @@ class Mount:
         handler = _HANDLERS.get(type(request.op))
         return handler(self, request, request.op) if handler else [_no(request, errno.ENOSYS)]
 
-    def from_tree(self, number: int, answer: words.Answer, now_s: float) -> list[Effect]:
+    def from_tree(self, number: int, told: words.Told, now_s: float) -> list[Effect]:
         """Take the answer to question `number`; one that nobody waits for is nothing."""
+        self._now_s = now_s
+        if isinstance(told, words.Recall):
+            return self._recall(told)
         waiting = self._waiting.pop(number, None)
         if waiting is None:
             return []
-        request = waiting.request
-        if not isinstance(answer, waiting.answer):
+        request, answer = waiting.request, told.answer if isinstance(told, words.Leased) else told
+        self.memory.told(waiting.question, told)
+        if not isinstance(answer, _ANSWERS[type(waiting.question)]):
             effects = waiting.failed(request, _errno(answer))
         else:
             try:
@@ -200,13 +194,28 @@ class Mount:
                 effects = [_no(request, errno.EIO)]
         return effects + self._written(request.ino, number)
 
-    def changed(self, ino: int) -> list[Effect]:
-        """What the kernel remembers of an inode, and of its bytes, no longer holds."""
-        return [Notify(kernel.invalid_inode(ino))]
+    def drift(self, now_s: float) -> list[Effect]:
+        """No head is heard: answer by what is remembered, until then and for a moment more; all else waits."""
+        self._now_s = now_s
+        self.memory.hold(now_s + DRIFT_S)
+        effects = []
+        for waiting in list(self._waiting.values()):
+            answer = self._remembered(waiting.question)
+            if answer is not None:
+                then, waiting.then, waiting.failed = waiting.then, _nothing, _nothing
+                effects += then(waiting.request, answer)
+        return effects
 
-    def renamed(self, parent: int, name: bytes) -> list[Effect]:
-        """What the kernel remembers of a name no longer holds."""
-        return [Notify(kernel.invalid_entry(parent, name))]
+    def _remembered(self, question: words.Question) -> words.Answer | None:
+        known: words.Attr | bool | None = None
+        match question:
+            case words.Get():
+                known = self.memory.attr(question.ino, self._now_s)
+            case words.Look():
+                known = self.memory.look(question.parent, question.name, self._now_s)
+            case words.Open() if not question.truncate:
+                known = self.memory.attr(question.ino, self._now_s)
+        return words.AttrIs(known) if isinstance(known, words.Attr) else None
 
     # ---- asking
 
@@ -219,8 +228,26 @@ class Mount:
     ) -> list[Effect]:
         """Ask, and go on with `then`; without it the reply is just yes."""
         self._number += 1
-        self._waiting[self._number] = _Waiting(request, _ANSWERS[type(question)], then or _yes, failed or _no_list)
+        self._waiting[self._number] = _Waiting(request, question, then or _yes, failed or _no_list)
         return [Ask(self._number, words.Caller(request.uid, request.gid, checked=True), question)]
+
+    def _recall(self, word: words.Recall) -> list[Effect]:
+        """Others are about to change something. What the kernel remembers of it ends with the lease at the latest."""
+        self.memory.recall(word)
+        if not word.inos:
+            return []
+        self._number += 1
+        ask = Ask(self._number, words.Caller(0, 0, checked=True), words.Recalled(word.inos, word.recalls))
+        notices = [kernel.invalid_attr(ino) for ino in word.inos]
+        return [Notify((*notices, kernel.invalid_names()) if self.has_epochs else tuple(notices), ask)]
+
+    def _attr_s(self, attr: words.Attr) -> float:
+        """For how long the kernel may remember this of an inode, in seconds."""
+        return self.memory.left_s(self._now_s) if self.memory.attr(attr.ino, self._now_s) else 0.0
+
+    def _name_s(self, parent: int, name: bytes) -> float:
+        """For how long the kernel may remember what a name means, in seconds."""
+        return self.memory.left_s(self._now_s) if self.has_epochs and self.memory.has_name(parent, name) else 0.0
 
     # ---- the beginning
 
@@ -228,7 +255,9 @@ class Mount:
         if op.major < kernel.MAJOR or (op.major == kernel.MAJOR and op.minor < kernel.MINOR_MIN):
             return [_no(request, errno.EPROTO)]
         minor = min(op.minor, kernel.MINOR) if op.major == kernel.MAJOR else kernel.MINOR  # a newer one asks again
-        self.flags = op.flags & self.policy.init_flags
+        self.has_epochs = op.major == kernel.MAJOR and op.minor >= kernel.EPOCHS_FROM
+        # Entries come with what is known of each only where that is remembered; else it would be asked at once again.
+        self.flags = op.flags & (_WANTED | _PLUS if self.has_epochs else _WANTED)
         return _told(
             request,
             kernel.init_out(minor, self.flags, op.max_readahead, words.DATA_MAX_BYTES, MAX_PAGES, BACKGROUND_MAX),
@@ -237,9 +266,17 @@ class Mount:
     # ---- names and inodes
 
     def _lookup(self, request: kernel.Request, op: kernel.Lookup) -> list[Effect]:
+        known = self.memory.look(request.ino, op.name, self._now_s)
+        if isinstance(known, words.Attr):
+            return self._entry(request, words.AttrIs(known))
+        if not known:
+            name_s = self._name_s(request.ino, op.name)
+            return [_no(request, errno.ENOENT)] if not name_s else _told(request, kernel.no_entry_out(name_s))
         return _named(request, op.name) or self._ask(request, words.Look(request.ino, op.name), self._entry)
 
     def _getattr(self, request: kernel.Request, op: kernel.Getattr) -> list[Effect]:
+        if known := self.memory.attr(request.ino, self._now_s):
+            return self._attr(request, words.AttrIs(known))
         return self._ask(request, words.Get(request.ino), self._attr)
 
     def _setattr(self, request: kernel.Request, op: kernel.Setattr) -> list[Effect]:
@@ -301,12 +338,17 @@ class Mount:
     # ---- what is answered about them
 
     def _entry(self, request: kernel.Request, answer: object) -> list[Effect]:
+        op = request.op
         assert isinstance(answer, words.AttrIs)
-        return _told(request, kernel.entry_out(_facts(answer.attr), self.policy.entry_s, self.policy.attr_s))
+        assert isinstance(op, kernel.Lookup | kernel.Mknod | kernel.Mkdir | kernel.Symlink | kernel.Link)
+        return _told(request, self._entry_out(request.ino, op.name, answer.attr))
+
+    def _entry_out(self, parent: int, name: bytes, attr: words.Attr) -> bytes:
+        return kernel.entry_out(_facts(attr), self._name_s(parent, name), self._attr_s(attr))
 
     def _attr(self, request: kernel.Request, answer: object) -> list[Effect]:
         assert isinstance(answer, words.AttrIs)
-        return _told(request, kernel.attr_out(_facts(answer.attr), self.policy.attr_s))
+        return _told(request, kernel.attr_out(_facts(answer.attr), self._attr_s(answer.attr)))
 
     def _target(self, request: kernel.Request, answer: object) -> list[Effect]:
         assert isinstance(answer, words.TargetIs)
@@ -341,16 +383,20 @@ class Mount:
 
     def _dirents(self, ino: int, op: kernel.Readdir, listing: words.Listing) -> list[bytes]:
         """The entries as the kernel reads them: "." and ".." are of our making, and of them nothing more is said."""
-        times = self.policy.entry_s, self.policy.attr_s
         dots = [(ino, 1, b"."), (listing.parent, 2, b"..")][op.offset :]
         if not op.plus:
             return [kernel.dirent(dot, place, stat.S_IFDIR, name) for dot, place, name in dots] + [
                 kernel.dirent(entry.attr.ino, entry.place + PLACES_FROM, entry.attr.mode, entry.name)
                 for entry in listing.entries
             ]
-        return [kernel.direntplus(None, dot, place, stat.S_IFDIR, name, times) for dot, place, name in dots] + [
+        return [kernel.direntplus(None, dot, place, stat.S_IFDIR, name, (0.0, 0.0)) for dot, place, name in dots] + [
             kernel.direntplus(
-                _facts(entry.attr), entry.attr.ino, entry.place + PLACES_FROM, entry.attr.mode, entry.name, times
+                _facts(entry.attr),
+                entry.attr.ino,
+                entry.place + PLACES_FROM,
+                entry.attr.mode,
+                entry.name,
+                (self._name_s(ino, entry.name), self._attr_s(entry.attr)),
             )
             for entry in listing.entries
         ]
@@ -370,7 +416,11 @@ class Mount:
 
         def ask() -> list[Effect]:
             self.opened[ino] = self.opened.get(ino, 0) + 1
-            return self._ask(request, question, then, failed)
+            known = None if question.truncate else self.memory.attr(ino, self._now_s)
+            if known is None:
+                return self._ask(request, question, then, failed)
+            # Nobody takes it away before we say that we have forgotten it, which the server hears after this.
+            return [*then(request, words.AttrIs(known)), *self._ask(request, question, _nothing, _nothing)]
 
         if ino in self._closing:
             self._closing[ino].append(ask)
@@ -396,7 +446,7 @@ class Mount:
     def _is_open(self, request: kernel.Request, answer: object) -> list[Effect]:
         op = request.op
         assert isinstance(answer, words.AttrIs) and isinstance(op, kernel.Open)
-        body = kernel.open_out(request.ino, self.policy.open_flags(op.flags))
+        body = kernel.open_out(request.ino, open_flags(op.flags))
         # Who empties a file may not keep its set-id bits. The kernel sees to that when it truncates on its own.
         if op.flags & _O_TRUNC and request.uid and (mode := _without_ids(answer.attr.mode)) is not None:
             return self._ask(request, words.Set(request.ino, mode=mode), lambda whose, _: _told(whose, body))
@@ -419,8 +469,8 @@ class Mount:
     def _created(self, request: kernel.Request, answer: object) -> list[Effect]:
         op = request.op
         assert isinstance(answer, words.AttrIs) and isinstance(op, kernel.Create)
-        entry = kernel.entry_out(_facts(answer.attr), self.policy.entry_s, self.policy.attr_s)
-        return _told(request, entry + kernel.open_out(answer.attr.ino, self.policy.open_flags(op.flags)))
+        entry = self._entry_out(request.ino, op.name, answer.attr)
+        return _told(request, entry + kernel.open_out(answer.attr.ino, open_flags(op.flags)))
 
     def _release(self, request: kernel.Request, op: kernel.Release) -> list[Effect]:
         """The kernel makes nobody wait for the reply."""
@@ -549,7 +599,8 @@ class Mount:
         return _yes(request)
 
     def _opendir(self, request: kernel.Request, op: kernel.Opendir) -> list[Effect]:
-        return _told(request, kernel.open_out(0, 0))
+        """What was listed is kept as the pages of files are: as long as the directory's time of change is the same."""
+        return _told(request, kernel.open_out(0, kernel.FOPEN_CACHE_DIR | kernel.FOPEN_KEEP_CACHE))
 
 
 def _no(request: kernel.Request, why: int) -> Reply:

@@ -22,6 +22,7 @@ from beo.accounts import Accounts
 from beo.birth import free_address
 from beo.config import Home, home, write_durably
 from beo.errors import Conflict
+from beo.tree import leases
 from beo.tree import words as w
 from beo.tree.decide import Room
 from beo.tree.following import Follower
@@ -143,13 +144,22 @@ class Server:
             other = self._connect(role.other) if role.other != old.other else None
             self._part.direct(other, role, self._poller)
             return
+        calm_s = self._calm_s(old)
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
-            self._part = Leader(self._volume, role, self._answer, self._room, self._level)
+            self._part = Leader(self._volume, role, self._answer, self._room, calm_s, self._level)
             self._part.direct(self._connect(role.other), role, self._poller)
         else:
             self._part = Follower(self._volume, role.epoch, self._reply, self._level)
+
+    def _calm_s(self, old: Role) -> float:
+        """For how long leases of who led before may last. A head that had to wait until nobody else could act has
+        outlasted them; not so one that was given the lead, or this process if it is a successor's."""
+        if not self._volume.state.sessions:
+            return 0.0
+        had_to_wait = isinstance(self._part, Follower) and time.monotonic() - self._part.heard_s > leases.LEASE_S
+        return 0.0 if had_to_wait and old.number >= 0 else leases.LEASE_S
 
     def _connect(self, address: str) -> wire.Connection | None:
         if not address:
@@ -197,7 +207,7 @@ class Server:
         gids = self._accounts.look(known.uid).gids or known.gids or (_NOBODY,)
         return w.Caller(known.uid, said.gid if said.gid in gids else gids[0], gids)
 
-    def _answer(self, peer: bytes, number: int, answer: w.Answer) -> None:
+    def _answer(self, peer: bytes, number: int, answer: w.Told) -> None:
         self._router.send(peer, number, w.encode(answer))
 
     def _reply(self, peer: bytes, body: bytes) -> None:

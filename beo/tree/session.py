@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from beo import wire
 from beo.errors import BeoError, Internal
 from beo.tree import words as w
@@ -24,17 +26,26 @@ LOCATE_AGAIN_S = 0.05
 UNDER_WAY_MAX = 1_000  # questions that are on the wire; more wait here
 
 ROOT_CALLER = w.Caller(0, 0)
+
+
+def boot_s() -> float:
+    """Return the time by which leases end: it goes on while a machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 Locate = Callable[[], str]
 
 
 class Session:
     """One session. For one thread, in whose poll loop it lives: `register`, `receive` after each poll, `next_at`."""
 
-    def __init__(self, locate: Locate, key: str, secret: str) -> None:
+    def __init__(self, locate: Locate, key: str, secret: str, remembers: bool = False) -> None:
         """locate() returns the address of the tree, "" where it isn't served now; it may block, and raise BeoError.
 
-        key: the heads' public one; secret: ours.
+        key: the heads' public one; secret: ours. remembers: answers may be `Leased`, and a `Recall` may come as the
+        answer to question 0, with nothing in it if all must be forgotten.
         """
+        self._remembers = remembers
         self._locate, self._key, self._secret = locate, key, secret
         self._context = wire.new_context()
         self._connection: wire.Connection | None = None
@@ -45,10 +56,10 @@ class Session:
         self._address = ""
         self._id = secrets.token_hex(16)
         self._number = 0
-        self._asked: dict[int, tuple[w.Caller, w.Question]] = {}  # not answered yet, in order
+        self._asked: dict[int, tuple[w.Caller, w.Question, float]] = {}  # not answered yet, in order; since (boot) when
         self._sent: dict[int, float] = {}  # of these, what is on the wire of this connection, and since when
-        self._answers: list[tuple[int, w.Answer]] = []
-        self._opens: dict[int, int] = {}
+        self._answers: list[tuple[int, w.Told]] = []
+        self._opens: dict[int, bool] = {}  # inodes that whoever asks has open, however often
         self._locked: dict[int, bool] = {}  # inodes on which a lock was granted to this session
         self._lost: dict[int, bool] = {}  # inodes whose locks were lost with an earlier session of ours
         self._own: dict[int, bool] = {}  # questions that nobody but this file has asked
@@ -77,6 +88,14 @@ class Session:
         return min(self._present_s + PRESENT_EVERY_S, time.monotonic() + SILENT_S / 4 if self._asked else float("inf"))
 
     @property
+    def silent_s(self) -> float:
+        """For how long somebody has waited while nothing was heard, in seconds."""
+        if not self._asked:
+            return 0.0
+        first_s = next(iter(self._asked.values()))[2]
+        return max(0.0, min(boot_s() - first_s, time.monotonic() - self._heard_s))
+
+    @property
     def under_way(self) -> int:
         """How many questions are not answered yet."""
         return len(self._asked)
@@ -87,12 +106,8 @@ class Session:
         if ino in self._lost and not isinstance(question, w.Close | w.Get):
             return self._at_once(w.Failed(errno.EIO))
         if isinstance(question, w.Open):
-            self._opens[ino] = self._opens.get(ino, 0) + 1
+            self._opens[ino] = True
         elif isinstance(question, w.Close):
-            left = self._opens.get(ino, 1) - 1
-            if left > 0:
-                self._opens[ino] = left
-                return self._at_once(w.Done())
             self._opens.pop(ino, None)
             self._locked.pop(ino, None)  # an owner of locks gives them up as he closes, and nobody else is left
             if self._lost.pop(ino, None):
@@ -102,7 +117,7 @@ class Session:
         self._flush()
         return number
 
-    def receive(self) -> list[tuple[int, w.Answer]]:
+    def receive(self) -> list[tuple[int, w.Told]]:
         """Return what has been answered, by number; do what time asks for."""
         self._waker.clear()
         now = time.monotonic()
@@ -147,7 +162,7 @@ class Session:
 
     def _put(self, caller: w.Caller, question: w.Question, own: bool = False) -> int:
         self._number += 1
-        self._asked[self._number] = caller, question
+        self._asked[self._number] = caller, question, boot_s()
         if own:
             self._own[self._number] = True
         return self._number
@@ -163,12 +178,12 @@ class Session:
             return
         settled = min(self._asked) - 1
         beyond, waiting = self._beyond(settled + 1)
-        for number, (caller, question) in self._asked.items():
+        for number, (caller, question, _) in self._asked.items():
             if number in self._sent:
                 continue
             if len(self._sent) >= UNDER_WAY_MAX:
                 return
-            word = w.Ask(self._id, number, settled, caller, question, beyond, waiting)
+            word = w.Ask(self._id, number, settled, caller, question, self._remembers, beyond, waiting)
             if not self._connection.send(number, w.encode(word)):
                 return  # nobody is there: it is looked for again after a while
             self._sent[number] = self._sent_s = time.monotonic()
@@ -177,7 +192,7 @@ class Session:
         """Return up to where all is answered but what waits for locks, and what does, where the first one is such."""
         if not _waits(self._asked[first][1]):
             return 0, ()
-        rest = min((number for number, (_, question) in self._asked.items() if not _waits(question)), default=0)
+        rest = min((number for number, (_, question, _) in self._asked.items() if not _waits(question)), default=0)
         waiting = sorted(number for number in self._asked if number < rest or not rest)
         if len(waiting) > w.WAITING_TOLD_MAX:
             rest = waiting[w.WAITING_TOLD_MAX]
@@ -185,7 +200,7 @@ class Session:
 
     def _present(self) -> None:
         self._present_s = time.monotonic()
-        if not any(isinstance(question, w.Present) for _, question in self._asked.values()):
+        if not any(isinstance(question, w.Present) for _, question, _ in self._asked.values()):
             self._put(ROOT_CALLER, w.Present(tuple(self._opens)), own=True)
 
     # ---- answers
@@ -194,9 +209,13 @@ class Session:
         """Take what has come; whether there is something to send now."""
         while received := connection.receive():
             number, body = received
-            if number not in self._asked:
+            if number and number not in self._asked:
                 continue  # to a question that was asked twice
-            answer = w.answer_decoder.decode(body)
+            told = w.answer_decoder.decode(body)
+            if isinstance(told, w.Recall):
+                self._answers.append((0, told))
+                continue
+            answer = told.answer if isinstance(told, w.Leased) else told
             self._heard_s = now
             if isinstance(answer, w.Elsewhere):
                 self._sent.pop(number, None)
@@ -206,30 +225,25 @@ class Session:
             if isinstance(answer, w.Over):
                 self._begin_anew()
                 return True
-            _, question = self._asked.pop(number)
+            _, question, asked_s = self._asked.pop(number)
             self._sent.pop(number, None)
             if isinstance(question, w.Lock) and isinstance(answer, w.Done):
                 self._locked[question.ino] = True
-            if isinstance(question, w.Open) and not isinstance(answer, w.AttrIs):
-                self._forget_open(question.ino)
             if not self._own.pop(number, False):
-                self._answers.append((number, answer))
+                # It is counted from when it was asked: then it ends here before it ends for whoever gave it.
+                until = isinstance(told, w.Leased) and msgspec.structs.replace(told, lease_s=asked_s + told.lease_s)
+                self._answers.append((number, until or answer))
         return len(self._sent) < min(len(self._asked), UNDER_WAY_MAX) and not connection.broken
-
-    def _forget_open(self, ino: int) -> None:
-        self._opens[ino] = self._opens.get(ino, 1) - 1
-        if self._opens[ino] <= 0:
-            del self._opens[ino]
 
     def _begin_anew(self) -> None:
         """The head gave this session up: what it had locked may be another's, and nobody may write as if not."""
         self._lost.update(self._locked)
         self._locked.clear()
-        for number, (_, question) in list(self._asked.items()):
-            if isinstance(question, w.Open):
-                self._forget_open(question.ino)
+        for number in list(self._asked):
             if not self._own.pop(number, False):
                 self._answers.append((number, w.Failed(errno.EIO)))
+        if self._remembers:
+            self._answers.append((0, w.Recall((), 0)))
         self._asked.clear()
         self._sent.clear()
         self._id = secrets.token_hex(16)
@@ -279,14 +293,14 @@ class Session:
     def _again(self) -> None:
         """Ask everything again, and say first what is open: it may be another head that hears it."""
         self._sent.clear()
-        begins = [number for number, (_, question) in self._asked.items() if isinstance(question, w.Begin)]
+        begins = [number for number, (_, question, _) in self._asked.items() if isinstance(question, w.Begin)]
         if not begins and self._opens:
             for number in [number for number in self._own if isinstance(self._asked[number][1], w.Present)]:
                 del self._asked[number], self._own[number]  # it says the same, or what was so before
             asked = self._asked
             self._number += 1
             # Its number is newer than theirs, and still it is sent first: the order in the dictionary is what counts.
-            self._asked = {self._number: (ROOT_CALLER, w.Present(tuple(self._opens))), **asked}
+            self._asked = {self._number: (ROOT_CALLER, w.Present(tuple(self._opens)), boot_s()), **asked}
             self._own[self._number] = True
         self._flush()
 

@@ -202,7 +202,7 @@ class Open(_Word, frozen=True):
 
 
 class Close(_Word, frozen=True):
-    """This session has closed a file, as often as it had opened it -> Done."""
+    """This session has a file open no longer, however often it has opened it -> Done."""
 
     ino: int
 
@@ -240,6 +240,13 @@ class Unlock(_Word, frozen=True):
     ino: int
     owner: int
     whole: bool = False
+
+
+class Recalled(_Word, frozen=True):
+    """This session has forgotten these inodes as it was told to by a `Recall` with this count -> Done."""
+
+    inos: tuple[int, ...]
+    recalls: int
 
 
 class CancelLock(_Word, frozen=True):
@@ -327,6 +334,14 @@ class BlockerIs(_Word, frozen=True):
     pid: int = 0
 
 
+class Recall(_Word, frozen=True):
+    """To a session that remembers something of these inodes, unasked (as the answer to question 0): forget that, and
+    say so by `Recalled`. recalls: see `Leased`."""
+
+    inos: tuple[int, ...]
+    recalls: int
+
+
 Question = (
     Look
     | Get
@@ -349,17 +364,21 @@ Question = (
     | Lock
     | Blocker
     | Unlock
+    | Recalled
     | CancelLock
 )
-Answer = Failed | Elsewhere | Over | Done | AttrIs | Listing | TargetIs | DataIs | Written | SpaceIs | BlockerIs
+Answer = (
+    Failed | Elsewhere | Over | Done | AttrIs | Listing | TargetIs | DataIs | Written | SpaceIs | BlockerIs | Recall
+)
 CHANGING: Final = (Make, Link, Remove, Rename, Set, Write, Allocate)  # these have an entry in the log each
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     """A question on the wire, which may be sent again. session: who asks. number: the question's own, ever growing.
 
-    settled: the answers to all questions up to this number have come, and none of them is sent again. beyond: the same
-    up to this number, but for these that are `waiting` for locks.
+    settled: the answers to all questions up to this number have come, and none of them is sent again. remembers: the
+    session would like to remember what it is answered; then the answer is `Leased`. beyond: as `settled`, up to this
+    number, but for these questions that are `waiting` for locks.
     """
 
     session: str
@@ -367,10 +386,27 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     settled: int
     caller: Caller
     question: Question
+    remembers: bool = False
     beyond: int = 0
     waiting: tuple[int, ...] = ()
 
 
+class Leased(_Word, frozen=True):
+    """An answer with a *lease*: until `lease_s` after it was asked, nothing of these inodes changes by anybody else's
+    doing before this session was told to forget them. That is so for everything leased to it before, too, as long as
+    it has been told of all `recalls`, a count that never begins twice at the same number; otherwise all is forgotten.
+
+    Of a directory, its names are leased too; where a name isn't, that is.
+    """
+
+    answer: Answer
+    inos: tuple[int, ...]
+    recalls: int
+    lease_s: float
+
+
+Told = Answer | Leased
+
 encode = msgspec.msgpack.Encoder().encode
 ask_decoder: msgspec.msgpack.Decoder[Ask] = msgspec.msgpack.Decoder(Ask)
-answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+answer_decoder: msgspec.msgpack.Decoder[Told] = msgspec.msgpack.Decoder(Told)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doses import dose
 from tests.net.hosts import network
 from tests.net.nemesis import DENSE, LONG, Nemesis, Tempo, plan
 from tests.net.site import Site
@@ -19,8 +20,8 @@ from tests.net.site import Site
 pytestmark = [pytest.mark.root, pytest.mark.net]
 
 SEED = int(os.environ.get("BEO_FAULTS_SEED", "20261125"))
-FAULTS = int(os.environ.get("BEO_FAULTS", "20"))
-FAULTS_SLOW = 200
+FAULTS = int(os.environ.get("BEO_FAULTS", "12"))
+FAULTS_SLOW = dose(200)
 WORKERS = 3
 HEADS = 2
 
@@ -52,11 +53,11 @@ def hurt(folder: Path, seed: int, count: int, tempo: Tempo) -> None:
             raise
 
 
-def test_twenty_faults_break_no_promise(tmp_path: Path) -> None:
+def test_a_dozen_faults_break_no_promise(tmp_path: Path) -> None:
     hurt(tmp_path, SEED, FAULTS, DENSE)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hundred_faults_break_no_promise(tmp_path: Path) -> None:
+def test_many_faults_break_no_promise(tmp_path: Path) -> None:
     hurt(tmp_path, SEED, FAULTS_SLOW, LONG)

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.cluster import ROOT
+from tests.doses import dose
 from tests.net.hosts import network
 from tests.net.nemesis import DENSE, Nemesis, Tempo, plan
 from tests.net.site import Site
@@ -26,8 +27,8 @@ from tests.scribes import Seen
 pytestmark = [pytest.mark.root, pytest.mark.net]
 
 SEED = int(os.environ.get("BEO_FAULTS_SEED", "20261126"))
-FAULTS = int(os.environ.get("BEO_FAULTS", "15"))
-FAULTS_SLOW = 300
+FAULTS = int(os.environ.get("BEO_FAULTS", "10"))
+FAULTS_SLOW = dose(300)
 OFTEN = Tempo(0.7, 0.2, 3.0)
 DISK_BYTES = 1 << 30  # of a head: a tree keeps 256 MiB of its log, and 64 MiB free
 WORKERS = 3
@@ -98,11 +99,11 @@ def _longest(seen: Seen, moments: list[tuple[float, str]]) -> str:
     return "\n".join(lines)
 
 
-def test_fifteen_faults_lose_no_file(tmp_path: Path) -> None:
+def test_ten_faults_lose_no_file(tmp_path: Path) -> None:
     hurt(tmp_path, SEED, FAULTS, DENSE)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_three_hundred_faults_lose_no_file(tmp_path: Path) -> None:
+def test_many_faults_lose_no_file(tmp_path: Path) -> None:
     hurt(tmp_path, SEED, FAULTS_SLOW, OFTEN)

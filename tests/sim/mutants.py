@@ -438,7 +438,7 @@ MUTANTS = [
         by="tests/test_pair.py::test_who_promises_a_higher_epoch_while_it_stands_stands_no_more",
         why="two elections must cross in one order of many, as an exhaustive search found",
     ),
-    Mutant(drop_a_value_without_a_majority, 5, quick=True),
+    Mutant(drop_a_value_without_a_majority, 5),
     Mutant(
         take_fresh_voters_with_the_other_head,
         by="tests/test_pair.py::test_the_voters_stay_the_same_when_the_other_head_gets_in_step",
@@ -446,7 +446,7 @@ MUTANTS = [
     ),
     Mutant(win_and_ask_only_once, 91),
     Mutant(give_the_lease_to_whoever_asks, 70),
-    Mutant(take_a_value_below_the_promise, 5, quick=True),
+    Mutant(take_a_value_below_the_promise, 5),
     Mutant(win_with_half_of_the_voters, 1, quick=True),
     Mutant(forget_a_lease_that_was_given, 2, quick=True),
     Mutant(keep_that_it_stands_in_a_second_write, 176, words=ONE),
@@ -477,7 +477,7 @@ MUTANTS = [
         by="tests/test_worker_core.py::test_a_lower_epoch_is_refused_also_after_a_restart",
         why="a head that was followed has no lease left when its follower begins, so it gives no orders",
     ),
-    Mutant(forget_finished_attempts, 3, quick=True),
+    Mutant(forget_finished_attempts, 3),
     Mutant(
         start_for_an_incarnation_that_was_replaced,
         by="tests/test_worker_core.py::test_a_start_for_another_incarnation_is_refused",
