@@ -20,6 +20,7 @@ from beo import address, birth, local, lockfile, machines, question, wire
 from beo import messages as ms
 from beo.config import ClusterFile, Home, Place, Who
 from beo.errors import BeoError, Conflict, NotFound, Refused, TimedOut, UsageError
+from beo.tree import orphans, wiped
 
 Echo = Callable[[str], object]
 
@@ -180,6 +181,10 @@ def rejoin(home: Home, name: str, wipe: bool, echo: Echo) -> None:
         echo("it begins anew at the next 'beo up'")
         return
     await_step(home, echo)
+    for line in wiped.look(own.path, own.head):
+        echo(line)
+    if count := orphans.count(own.head / "tree" / "orphans"):
+        echo(f"{count} changes of files were on head {who.name} alone: 'beo ha orphans' lists them")
 
 
 def leave(home: Home, name: str, echo: Echo) -> None:
@@ -265,6 +270,10 @@ def put_aside(home: Home) -> Path:
         os.rename(home.head, aside)
         os.rename(fresh.head, home.head)
         fresh.path.rmdir()
+        for kept in ("orphans", "tree/orphans"):  # what was put aside before is still the only copy
+            if (aside / kept).exists():
+                (home.head / kept).parent.mkdir(mode=0o700, exist_ok=True)
+                os.rename(aside / kept, home.head / kept)
     finally:
         if process:
             process.send(signal.SIGKILL)

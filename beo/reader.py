@@ -182,6 +182,10 @@ class Reader:
             rows.close()  # ends the read transaction
         return found
 
+    def cut(self) -> Position:
+        """Return the position in front of the oldest entry that is kept; raises DamagedJournal."""
+        return self._anchors()[0]
+
     def position(self, index: int) -> Position | None:
         """Return the position of an entry that is there."""
         select = "SELECT idx, epoch, hash FROM entry WHERE idx = ?"

@@ -15,6 +15,7 @@ MOUNTS_MAX = 32  # folders at which one machine shows the tree: each is a proces
 INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Level = Literal["A", "B", "C"]  # docs/replication.md says what each promises
 
 
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +124,7 @@ class HaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     # acknowledged when: A on one disk, B and received by the other head, C on both disks
-    level: Literal["A", "B", "C"] = "C"
+    level: Level = "C"
     takeover: Literal["automatic", "manual"] = "automatic"
     failback: bool = False  # whether head A becomes the primary again when it is back and in step
     lease_s: Annotated[float, msgspec.Meta(ge=PAIR_LEASE_MIN_S, le=60)] = 0.6  # a primary silent for longer is replaced
@@ -174,10 +175,13 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     how often chunks that no job needs are looked for; spare_s: those that were touched within it stay.
     without_head: what a node does that hears of no head: "wait", or "read" what it remembers, which others may have
     changed.
+    level: of two heads, where a change is when it is acknowledged: "C" on both disks, "B" on one and received by the
+    other, "A" on one.
     """
 
     backend: Literal["beo", "shared"] = "beo"
     path: str = ""
+    level: Level = "C"
     mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0

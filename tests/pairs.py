@@ -88,6 +88,7 @@ class Box:
         self.hangs = False  # its disk
         self.orphans: list[Entry] = []
         self.output_lag = 0
+        self.lacks = 0
         self._writes = 0  # counts how often the journal was cut: what was under way before is void
         self._stores: list[pacts.Store] = []
         self.replica: Replica
@@ -164,7 +165,7 @@ class Box:
 
     def _tick(self, life: int) -> None:
         if self.up and life == self.life:
-            self.do(Ticked(pacts.Tick(output_lag_bytes=self.output_lag)))
+            self.do(Ticked(pacts.Tick(output_lag_bytes=self.output_lag, lacks=self.lacks)))
             self.do(acts.Turn())
             self._two.after(TICK_S, lambda: self._tick(life))
 

@@ -725,6 +725,26 @@ def test_at_level_a_nobody_takes_over_by_itself_who_lacks_too_much(two: Two) -> 
     assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
 
 
+def test_a_standby_whose_files_are_not_whole_takes_over_only_when_an_operator_says_so(two: Two) -> None:
+    """Its process may know that only after both were in step: a disk was damaged, say."""
+    two.boxes["B"].lacks = 3
+    two.run(0.3)
+    two.kill("A")
+    two.run(10.0)
+    assert not two.acting
+    assert "files are not whole here" in two["B"].why and "beo ha takeover" in two["B"].why
+    two.steer("B", "takeover")
+    assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
+
+
+def test_who_acted_last_acts_again_though_its_files_are_not_whole(two: Two) -> None:
+    """Nobody has more of them that is not asked by it."""
+    two.kill("A", "B")
+    two.boxes["A"].lacks = 3
+    two.restart("A")
+    assert two.wait(lambda: two.acting == ["A"], A_WHILE_S)
+
+
 def test_at_level_a_a_lost_tail_is_put_aside_and_nothing_counts_as_committed_that_is_gone(two: Two) -> None:
     two.set_pair(level="A")
     two.run(0.3)

@@ -28,7 +28,7 @@ FLOORS = {
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
-    "tree.memory tree.mounting tree.plans bulk.chunks "
+    "tree.memory tree.mounting tree.plans tree.paths bulk.chunks "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line "
     "headnode.copies "
@@ -36,7 +36,8 @@ FLOORS = {
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
-    "tree.tie tree.store tree.segments tree.volume tree.session tree.files tree.mount "
+    "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
+    "tree.session tree.files tree.mount "
     "worker.processes worker.disk worker.bounds worker.remains worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",

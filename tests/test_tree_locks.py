@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beo.tree import locks
+from beo.tree import core, locks
 from beo.tree import words as w
 from beo.tree.locks import Held
-from tests.tree_world import Client, Tree, assert_same, look_after
+from tests.tree_world import ROOT_CALLER, Client, Tree, assert_same, look_after
 
 OWNERS = 3
 # A process that owns locks: it takes one line for one system call, and says errno, or which lock is in the way.
@@ -325,5 +325,46 @@ def test_nobody_waits_without_need_nor_in_a_circle(steps: list[tuple[int, str, i
         assert not behind, "some wait in a circle"
         for held in tree.state.locks.values():
             assert not any(locks.blocker(held, lock) for lock in held)
+    look_after(tree.state)
+    assert_same(tree)
+
+
+def test_a_question_that_waits_keeps_no_others_on_record_and_is_done_once_at_the_next_head(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "SETTLE_EVERY", 10)
+    monkeypatch.setattr(core, "ANSWERED_MAX", 40)
+    holder, client = tree.client(), tree.client()
+    ino = client.make(b"file")
+    assert holder.ask(w.Lock(ino, 1, "w")) == w.Done()
+    assert client.ask(w.Lock(ino, 2, "w", wait=True)) is None
+    waiting = client.last
+    assert waiting
+
+    def ask(question: w.Question) -> w.Ask:
+        client.number += 1
+        number = client.number
+        return w.Ask(
+            client.session, number, waiting.number - 1, ROOT_CALLER, question, False, number - 1, (waiting.number,)
+        )
+
+    asked = [ask(w.Make(w.ROOT, b"%d" % k, 0o100644)) for k in range(200)]
+    for one in asked:
+        assert isinstance(tree.ask(one), w.AttrIs)
+    assert len(tree.state.sessions[client.session].answered) < 40
+    tree.take_over()
+    before = len(tree.log)
+    assert tree.ask(asked[100]) is None, "a copy that comes late does nothing, though its name may be free by then"
+    assert tree.ask(asked[-1]) is not None and len(tree.log) == before, "what may not have been heard is told again"
+    assert tree.ask(waiting) is None
+    assert holder.ask(w.Unlock(ino, 1)) == w.Done()
+    assert tree.said[-1].number == waiting.number or tree.said[-2].number == waiting.number
+    before = len(tree.log)
+    tree.take_over()
+    assert tree.ask(waiting) == w.Done() and len(tree.log) == before, "it has it already"
+    client.number += 1
+    settled = w.Ask(client.session, client.number + 20, client.number + 19, ROOT_CALLER, w.Unlock(ino, 2))
+    assert tree.ask(settled) == w.Done()
+    assert tree.ask(waiting) is None and ino not in tree.state.locks, "a late copy locks nothing that nobody unlocks"
     look_after(tree.state)
     assert_same(tree)

@@ -173,3 +173,30 @@ def test_who_had_a_lock_in_a_life_that_is_over_may_not_go_on_as_if_he_had_it(ses
     assert session.receive() == [(number, w.Done())]
     number = session.ask(module.ROOT_CALLER, w.Write(5, 0, b"x"))
     assert number in wire.numbers(w.Write)
+
+
+def test_a_question_that_waits_for_a_lock_does_not_hold_up_what_is_said_of_the_others(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(w, "WAITING_TOLD_MAX", 2)
+    wire = Wire.made[-1]
+
+    def said() -> tuple[int, int, tuple[int, ...]]:
+        done(session, w.Get(1))
+        ask = wire.sent[-1]
+        return ask.settled, ask.beyond, ask.waiting
+
+    done(session, w.Get(1))
+    first = session.ask(module.ROOT_CALLER, w.Lock(5, 1, "w", wait=True))
+    for _ in range(3):
+        settled, beyond, waiting = said()
+        assert (settled, beyond, waiting) == (first - 1, wire.sent[-1].number - 1, (first,))
+    second, third = (session.ask(module.ROOT_CALLER, w.Lock(5, owner, "w", wait=True)) for owner in (2, 3))
+    assert said() == (first - 1, third - 1, (first, second)), "of more than it may tell, it tells the first"
+    wire.answer(first, w.Done())
+    assert (first, w.Done()) in session.receive()
+    assert said() == (second - 1, wire.sent[-1].number - 1, (second, third))
+    for number in (second, third):
+        wire.answer(number, w.Done())
+    session.receive()
+    assert said() == (wire.sent[-1].number - 1, 0, ())

@@ -146,7 +146,7 @@ def test_a_disk_that_takes_a_part_each_time_gets_everything(tmp_path: Path, monk
     assert store.read(7, 10, 200, 210) == piece(1, 200)
     assert store.read(8, 0, 200, 200) == piece(8, 200)
     monkeypatch.setattr(store_module, "COPY_MAX_BYTES", 50)
-    store._zero(store._fd(8), 20, 120)
+    store_module._zero(store._fd(8), 20, 120)
     assert store.read(8, 0, 200, 200) == piece(8, 200)[:20] + bytes(120) + piece(8, 200)[140:]
     segments.close()
     store.close()
@@ -378,7 +378,7 @@ def lagged(folder: Path, reaped: bool = False) -> Volume:
     for entry in entries:
         volume.log.append(entry.epoch, entry.data)
     data: dict[int, bytes | None] = {3: piece(1, BIG), 4: piece(2, BIG), 5: piece(3, BIG), 2: None}
-    assert volume.copy(entries, data) == [2]
+    assert volume.mark_stale([2]) and volume.copy(entries, data) == [2]
     wait_for(lambda: volume.journal.durable_index == volume.journal.last_index, "it is durable")
     return volume
 
@@ -411,16 +411,42 @@ def test_what_was_stale_and_is_reaped_is_not_missed_after_a_crash(tmp_path: Path
     volume.close()
 
 
+@pytest.mark.parametrize("then", ["nothing", "a write whose data is gone"])
+def test_a_stale_file_that_is_cut_to_nothing_is_whole_unless_what_follows_is_missing(tmp_path: Path, then: str) -> None:
+    leader = filled(tmp_path / "leader")
+    more: list[Change] = [Changed(*BY, 2, size=0)]
+    if then != "nothing":
+        more.append(Wrote(*BY, 2, 0, BIG, piece(9, BIG)))
+    for change in more:
+        leader.state.apply(change)
+        leader.append(1, change)
+    wait_for(lambda: leader.journal.durable_index == leader.journal.last_index, "it is durable")
+    entries = leader.log.entries(1, 100, 1 << 30)
+    leader.close()
+    volume = opened(tmp_path / "follower")
+    for entry in entries:
+        volume.log.append(entry.epoch, entry.data)
+    volume.mark_stale([2])
+    volume.copy(entries, dict.fromkeys(range(1, 10)))
+    wait_for(lambda: volume.journal.durable_index == volume.journal.last_index, "it is durable")
+    volume.commit(100)
+    assert list(volume.stale) == ([] if then == "nothing" else [2])
+    volume.journal.close()
+    volume = opened(tmp_path / "follower")
+    assert list(volume.stale) == ([] if then == "nothing" else [2])
+    volume.close()
+
+
 # ---- a snapshot that stands for all
 
 
-def installing(folder: Path) -> tuple[Volume, Callable[[Volume], None], bytes]:
+def installing(folder: Path) -> tuple[Volume, Callable[[Volume], object], bytes]:
     """A volume that is behind, and what lets it take the snapshot of one that is ahead."""
     leader = filled(folder / "leader")
     position, snapshot = leader.log.last, leader.state.encode()
     leader.close()
     volume = filled(folder / "follower", 2)
-    return volume, lambda volume: volume.install(position, snapshot), snapshot
+    return volume, lambda volume: volume.install(position, snapshot, volume.store.applied), snapshot
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -467,7 +493,7 @@ def test_what_was_committed_and_found_no_room_is_stale_when_a_snapshot_is_instal
     for entry in volume.log.entries(1, 10, 1 << 30):
         leader.log.append(entry.epoch, entry.data)
     position = leader.log.append(1, b"").index
-    volume.install(leader.log.last, snapshot)
+    volume.install(leader.log.last, snapshot, volume.store.applied)
     assert position == 4 and list(volume.stale) == [2]
     leader.close()
     volume.close()

@@ -16,6 +16,7 @@ import pytest
 from beo import votes
 from beo.entries import BEGINNING
 from beo.ha.log import Log
+from beo.settings import Level
 from beo.tree import copying, leading
 from beo.tree import words as w
 from beo.tree.changes import Changed
@@ -31,13 +32,13 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(found)
 
 
-def run(folder: Path, seed: int, steps: int) -> Counter[str]:
+def run(folder: Path, seed: int, steps: int, level: Level = "C") -> Counter[str]:
     """One world, from its beginning through trouble to its end; return what has happened in it."""
     happened: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock()
         small(patch, clock, happened)
-        world = World(folder / str(seed), seed, clock)
+        world = World(folder / str(seed), seed, clock, level)
         try:
             for _ in range(steps):
                 world.step()
@@ -56,6 +57,23 @@ def test_what_was_said_is_on_both_whatever_happens(folder: Path) -> None:
     for seed in range(30):
         happened += run(folder, seed, 400)
     assert all(happened[name] for name in ("back", "install", "mark_stale", "fetched")), "all of it has happened"
+
+
+@pytest.mark.parametrize("level", ["A", "B"])
+def test_at_levels_a_and_b_both_end_alike_and_nothing_is_torn_whatever_happens(folder: Path, level: Level) -> None:
+    """At B nothing that was said is lost, either: the world looks after that."""
+    happened: Counter[str] = Counter()
+    for seed in range(2_000, 2_010):
+        happened += run(folder, seed, 400, level)
+    assert all(happened[name] for name in ("back", "install", "mark_stale", "fetched")), "all of it has happened"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["A", "B"])
+@pytest.mark.parametrize("part", range(3))
+def test_the_same_for_a_long_time(folder: Path, level: Level, part: int) -> None:
+    for seed in range(3_000 + 10 * part, 3_010 + 10 * part):
+        run(folder, seed, 1_000, level)
 
 
 @pytest.mark.slow
@@ -177,12 +195,16 @@ def test_a_piece_that_is_older_than_what_was_done_since_is_asked_for_again(world
     world.clock.now_s += 10
     world.turn_follower()
     assert world.link
-    want = copying.Want(world.epoch, ino, 0, volume.store.applied)
+    newest = volume.state.inodes[ino].version
+    want = copying.Want(world.epoch, ino, 0, newest)
     assert copying.encode(want) in world.link.back
-    old = copying.Piece(world.epoch, ino, 0, 3, b"old", volume.store.applied - 1)
+    old = copying.Piece(world.epoch, ino, 0, 3, b"old", newest - 1)
     follower_of(world).hear(b"leader", copying.encode(old))
     assert volume.stale and world.heads["B"].content() == before
-    assert copying.to_leader.decode(world.link.back.pop()) == want
+    world.link.back.clear()
+    world.clock.now_s += 0.1
+    world.turn_follower()
+    assert copying.encode(want) in world.link.back
 
 
 def test_an_inode_of_which_a_part_was_fetched_is_fetched_anew_when_a_snapshot_is_installed(world: World) -> None:

@@ -19,16 +19,19 @@ from typing import Any, cast
 import pytest
 
 from beo.compactor import compact
+from beo.entries import Entry
+from beo.settings import Level
 from beo.tree import copying, following, leading
 from beo.tree import segments as segments_module
 from beo.tree import volume as volume_module
 from beo.tree import words as w
+from beo.tree.changes import Change
 from beo.tree.following import Follower
 from beo.tree.leading import Leader
 from beo.tree.replay import replay
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
-from tests.tree_world import ROOT_CALLER, look_after
+from tests.tree_world import ROOT_CALLER, do_bytes, look_after
 
 ENOUGH_TURNS = 3_000  # of a world without trouble, after which everything has to be in order
 WAIT_S = 20.0
@@ -70,7 +73,6 @@ def small(monkeypatch: pytest.MonkeyPatch, clock: Clock, happened: Counter[str])
     monkeypatch.setattr(copying, "UNDER_WAY_BYTES", 60_000)
     monkeypatch.setattr(copying, "MESSAGE_BYTES", 30_000)
     monkeypatch.setattr(copying, "FETCHED_BYTES", 16_000)
-    monkeypatch.setattr(following, "FETCHED_BYTES", 16_000)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, name: str, happened: Counter[str]) -> None:
@@ -198,6 +200,7 @@ class Author:
         self.ino = 0
         self.log: list[Any] = []  # what was asked to be done, in order
         self.names: list[bytes] = []
+        self.may_lose = False  # what was answered, as at level A
         self.ask(w.Begin())
         self.ask(w.Make(w.ROOT, self.name, stat.S_IFREG | 0o644))
 
@@ -243,6 +246,8 @@ class Author:
         if isinstance(answer, w.Elsewhere):
             self.asked = dict(sorted({**self.asked, number: question}.items()))
             return
+        if self.may_lose and isinstance(answer, w.Over | w.Failed):
+            return  # what it builds on was lost
         if isinstance(question, w.Make) and answer == w.Failed(errno.ESTALE):
             pass  # it was made, and by the time of the repeated question it was removed, as was asked for behind it
         else:
@@ -289,11 +294,15 @@ class Author:
 class World:
     """Heads A and B, authors, and the trouble that they are in."""
 
-    def __init__(self, folder: Path, seed: int, clock: Clock) -> None:
+    def __init__(self, folder: Path, seed: int, clock: Clock, level: Level = "C") -> None:
+        self.level: Level = level
+        self.history: dict[bytes, tuple[bytes, Change]] = {}  # of every entry there ever was, the one before it
         self.rng = random.Random(seed)
         self.clock = clock
         self.heads = {name: Head(folder / name) for name in "AB"}
         self.authors = [Author(number, self.rng) for number in range(3)]
+        for author in self.authors:
+            author.may_lose = level == "A"
         self.leader, self.epoch = "A", 1
         self.both = self.joined = False
         self.link: Inbox | None = None
@@ -315,15 +324,31 @@ class World:
         head = self.heads[self.leader]
         self.both = both
         self.connect()
-        head.part = Leader(head.volume, self.role(), self.answer)
+        head.part = Leader(head.volume, self.role(), self.answer, level=self.level)
+        self.write_history(head.volume)
         head.part.direct(cast(Any, self.link), self.role(), cast(Any, None))
+
+    def write_history(self, volume: Volume) -> None:
+        """Write down what this volume appends from here on."""
+
+        def append(epoch: int, change: Change) -> Entry:
+            before = volume.log.last.hash
+            entry = Volume.append(volume, epoch, change)
+            self.history[entry.hash] = before, change
+            return entry
+
+        volume.append = append  # type: ignore[method-assign]
+
+    def next_epoch(self) -> int:
+        """The next one of whoever leads: A's are odd, B's even."""
+        return self.epoch + 1 + (self.epoch % 2 == (self.leader == "A"))
 
     def connect(self) -> None:
         """A new connection to the other head, if it is up; what was on its way over another one is lost."""
         head = self.heads[self.other]
         self.link = Inbox() if head.is_up else None
         if head.is_up and not isinstance(head.part, Follower):
-            head.part = Follower(head.volume, self.epoch, self.reply)
+            head.part = Follower(head.volume, self.epoch, self.reply, self.level)
 
     def direct(self, both: bool) -> None:
         """Tell the leader of a change."""
@@ -349,17 +374,23 @@ class World:
     def kill_the_leader(self) -> None:
         """And let the other one lead, if it has everything, or the same one again."""
         self.heads[self.leader].kill()
-        self.epoch += 2
-        if self.joined and self.rng.random() < 0.7:
+        if self.joined and self.other_may_lead() and self.rng.random() < 0.7:
             self.take_over()
         else:
+            self.epoch = self.next_epoch()
             self.heads[self.leader].open()
             self.restart_follower()
             self.lead(self.both)
 
+    def other_may_lead(self) -> bool:
+        """Whether it takes over by itself, being in step."""
+        part = self.heads[self.other].part
+        return not part.lacks if isinstance(part, Follower) else self.level == "C"
+
     def take_over(self) -> None:
         """The other head has everything that was said: it leads alone now, and that is looked at."""
         self.leader = self.other
+        self.epoch = self.next_epoch()
         self.joined = False
         head = self.heads[self.leader]
         if not head.is_up:
@@ -367,18 +398,38 @@ class World:
         self.lead(both=False)
         head.flush()
         self.turn_leader()
-        for author in self.authors:
-            author.check(head)
+        self.check(head)
+
+    def check(self, head: Head) -> None:
+        """Assert that it has what was said, where that may not be lost, and that its bytes are as its log made them."""
+        files: dict[int, bytearray] = {}
+        position = head.volume.log.position(head.volume.store.applied)
+        changes, at = [], position.hash if position else b""
+        while at in self.history:
+            at, change = self.history[at]
+            changes.append(change)
+        assert position and len(changes) == position.idx
+        for change in reversed(changes):
+            do_bytes(files, change)
+        found = head.content()
+        assert {ino: bytes(files.get(ino, b"")) for ino in found if ino not in head.volume.stale} == {
+            ino: data for ino, data in found.items() if ino not in head.volume.stale
+        }
+        if self.level != "A":
+            for author in self.authors:
+                author.check(head)
 
     def switch_over(self) -> None:
         """The roles change, and both live on."""
         if self.joined and self.heads[self.other].is_up:
             leader = self.heads[self.leader].part
             assert isinstance(leader, Leader)
+            if leader.lag(self.clock.now_s)[:2] != (True, 0):
+                return  # it waits until the other one has everything
             leader.close(cast(Any, None))
             self.heads[self.leader].part = None
             self.leader = self.other
-            self.epoch += 2
+            self.epoch = self.next_epoch()
             self.lead(both=True)
             self.restart_follower()
 
@@ -386,7 +437,7 @@ class World:
         """As after a changed role: with nothing but its disk's."""
         head = self.heads[self.other]
         if head.is_up:
-            head.part = Follower(head.volume, self.epoch, self.reply)
+            head.part = Follower(head.volume, self.epoch, self.reply, self.level)
 
     def kill_the_follower(self) -> None:
         """It comes back later, or at once."""
@@ -515,8 +566,7 @@ class World:
         look_after(leader.volume.state)
         assert leader.content() == other.content()
         for head in (leader, other):
-            for author in self.authors:
-                author.check(head)
+            self.check(head)
 
     def is_quiet(self) -> bool:
         """Whether nothing is to be done."""

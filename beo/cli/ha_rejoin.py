@@ -19,7 +19,8 @@ def rejoin(name: str, wipe: bool) -> None:
     """Let HEAD (default: this machine's) begin anew, and copy all that the other head has.
 
     It is for a head that was shut out since the other one was forced to go on without it, or whose files are damaged.
-    What it has goes to head.old-1 (or -2 ...) beside it, where 'beo ha orphans' does not look; keys and addresses stay.
+    What it has goes to head.old-1 (or -2 ...) beside it; keys and addresses stay. Of its files, 'beo ha orphans' lists
+    what the cluster has not; in its journal it does not look for more than was put aside before.
     The other head must act: without that, what is here may be the only copy.
     """
     from beo import pairing

@@ -29,12 +29,14 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed.
 
     disk_s: how long the disk has taken for something that the core doesn't see. output_lag_bytes: what the other head
-    lacks of the output, and output_stuck_s: for how long it has taken none of it.
+    lacks of the output, and output_stuck_s: for how long it has taken none of it. lacks: what this head itself is known
+    to lack of the files that were acknowledged, where it follows.
     """
 
     disk_s: float = 0.0
     output_lag_bytes: int = 0
     output_stuck_s: float = 0.0
+    lacks: int = 0
 
 
 class Stored(msgspec.Struct, frozen=True):

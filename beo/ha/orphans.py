@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,9 +103,10 @@ def read(path: Path) -> list[Orphan]:
 class Count:
     """How many entries were put aside and not submitted again; counted anew only where the folder has changed."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder, which need not be there."""
+    def __init__(self, folder: Path, count: Callable[[Path], int]) -> None:
+        """Take the folder, which need not be there; count(folder) counts."""
         self._folder = folder
+        self._counts = count
         self._seen_ns = 0
         self._count = 0
 
@@ -116,7 +117,7 @@ class Count:
         except OSError:
             return 0
         if seen_ns != self._seen_ns:
-            self._seen_ns, self._count = seen_ns, count(self._folder)
+            self._seen_ns, self._count = seen_ns, self._counts(self._folder)
         return self._count
 
 

@@ -77,6 +77,7 @@ class Pair(Leader):
         self._heard_primary_s = 0.0
         self._answer_t: tuple[int, float] | None = None  # epoch and t of the last Append, to be answered again
         self._lag_seen = 0
+        self._lacks = 0  # of files, as of the last tick
         self._wished_until_s = 0.0  # an operator wants this head to take over
         self._asked_s = 0.0  # as candidate: when it began to ask
 
@@ -336,6 +337,9 @@ class Pair(Leader):
             self.why = f"{self._lag_seen} entries were missing here when {self.other} was last heard: 'beo ha takeover'"
             return False
         last_was_me = acc.epoch % 2 == self._parity
+        if self._lacks and not (wished or last_was_me):
+            self.why = f"files are not whole here: {self._lacks} pieces are on {self.other} alone: 'beo ha takeover'"
+            return False
         if (settings.takeover == "manual" or settings.frozen) and not (last_was_me or wished):
             self.why = "take-over is manual: 'beo ha takeover' here" if not settings.frozen else "frozen: 'beo ha thaw'"
             return False
@@ -351,6 +355,7 @@ class Pair(Leader):
         super()._try_for_real()
 
     def _tick(self, item: Tick) -> None:
+        self._lacks = item.lacks
         if self.role == "idle":
             if self._may_stand():
                 self._stand()

@@ -57,6 +57,7 @@ class Taker:
                     at += 1
                     continue
                 if at < safe:
+                    self.agreed = max(self.agreed, at)
                     raise self._differ(at + 1, safe)
                 kept = log.position(at)
                 assert kept

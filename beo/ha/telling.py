@@ -100,8 +100,22 @@ def sentences(told: Fare, now_s: float) -> Iterator[str]:
         if told.primary and (lag := told.primary.output_lag_bytes):
             known = lag < units.SIZE_LIMIT_BYTES  # what a silent head lacks isn't
             yield f"output: the standby lacks {units.format_size(lag) if known else 'an unknown amount'}"
+    yield from files(told)
     yield from resources(told)
     yield measured(one, now_s)
+
+
+def files(told: Fare) -> Iterator[str]:
+    """What an acknowledgement of a change of the tree of files means, where that is another level than C."""
+    one = told.primary
+    if one is None or not one.in_step:
+        return
+    other = next((name for name in told.heads if name != one.name), "the other one")
+    match one.config.get("files.level"):
+        case "A":
+            yield f"files: level A: a change is on the disk of {one.name}: with its machine the newest may be lost"
+        case "B":
+            yield f"files: level B: a change is on the disk of {one.name} and has been received by {other}"
 
 
 def resources(told: Fare) -> Iterator[str]:

@@ -51,6 +51,7 @@ from beo.headnode.sweeping import Sweeping, needed
 from beo.headnode.tree import Tree
 from beo.journal import Journal
 from beo.snapshots import Stamp
+from beo.tree import orphans as file_orphans
 from beo.votes import Cfg
 
 TICK_S = 0.05
@@ -108,7 +109,8 @@ class Server:
         self._noted: dict[str, HeadInfo] = {}  # of the heads, what this machine's files say
         self._directed: tuple[bool, int, str, bool] | None = None  # what the bulk plane was told last
         self._clerk = Clerk(where)
-        self._orphans = orphans.Count(where.head / "orphans")
+        self._orphans = orphans.Count(where.head / "orphans", orphans.count)
+        self._file_orphans = orphans.Count(where.head / "tree" / "orphans", file_orphans.count)
         self._resources = Resources(where, self._who.name, self._config.ha, self._who.control)
         self._own = self._facts()
         self._alive = Alive(where.head / "alive")
@@ -283,7 +285,7 @@ class Server:
         if other := self._other():
             self._link.connect(other.links)
             self._link.greet()
-        self._handle(Ticked(PairTick(0.0, *self._lag(other is not None))))
+        self._handle(Ticked(PairTick(0.0, *self._lag(other is not None), self._tree.lacks)))
         self._compact(now_s)
         self._note_heads()
         self._tell_facts()
@@ -316,6 +318,8 @@ class Server:
         facts, standings = self._replica.facts, self._resources.standings()
         troubles = (self._link.why, self._streams.lag().trouble, self._tree.trouble, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
+        if changes := self._file_orphans.now():
+            facts.findings += (f"{changes} changes of files were here alone: see 'beo ha orphans' there",)
         facts.orphans = self._orphans.now()
         facts.config = {**self._own, **standings.facts, verify.CLOCK: f"{time.time():.3f}"}
 

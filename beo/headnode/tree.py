@@ -80,6 +80,11 @@ class Tree:
             return "the tree of files is not served: its process doesn't live, see the head's log"
         return self._report.trouble if self._report else ""
 
+    @property
+    def lacks(self) -> int:
+        """What the tree here lacks of what was acknowledged, where it follows and as far as it knows."""
+        return self._report.lacks if self._report and self._wanted else 0
+
     def lag(self) -> tuple[bool, int, float]:
         """Return whether the other head's tree has all, what it lacks (-1: not known), and for how long it is stuck."""
         if not self._wanted:
@@ -158,7 +163,7 @@ class Tree:
             try:
                 self._pid = os.posix_spawn(
                     sys.executable,
-                    (sys.executable, *ARGV),
+                    (sys.executable, *ARGV, str(os.getpid())),
                     env,
                     setsigmask=[],
                     setsigdef=[signal.SIGTERM, signal.SIGINT],

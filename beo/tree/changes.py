@@ -119,7 +119,14 @@ class Ended(_Change, frozen=True):
     """A session is over (`session`): its locks are free, and nothing is remembered of it."""
 
 
-Change = Made | Linked | Removed | Moved | Changed | Wrote | Allocated | Reaped | Locked | Began | Ended
+class Settled(_Change, frozen=True):
+    """All answers up to `beyond` have come, but for the questions that are `waiting`: they need not be remembered."""
+
+    beyond: int
+    waiting: tuple[int, ...]
+
+
+Change = Made | Linked | Removed | Moved | Changed | Wrote | Allocated | Reaped | Locked | Began | Ended | Settled
 
 INLINE_MAX_BYTES = 8_192  # of data in an entry itself: what costs the journal less than a second file would
 
@@ -148,3 +155,16 @@ def decode(data: bytes) -> Change:
     except msgspec.DecodeError as error:
         raise Internal("an entry of the tree's log can't be read", str(error), "update this beo") from None
     return found
+
+
+def bytes_of(change: Change) -> tuple[int, ...]:
+    """Return the inodes whose bytes a change is about."""
+    match change:
+        case Wrote() | Allocated():
+            return (change.ino,)
+        case Changed() if change.size is not None:
+            return (change.ino,)
+        case Reaped():
+            return change.inos
+        case _:
+            return ()

@@ -33,7 +33,10 @@ class Data(_Word, frozen=True):
 
 
 class Piece(_Word, frozen=True):
-    """Bytes of an inode as it is in the leader's store after entry `applied`: `size` in all, -1 where it is gone."""
+    """Bytes of an inode as it is in the giver's store after entry `applied`.
+
+    size: in all; GONE where the inode is, LOST where it is stale there, too.
+    """
 
     epoch: int
     ino: int
@@ -52,6 +55,14 @@ class Want(_Word, frozen=True):
     applied: int
 
 
+class Received(_Word, frozen=True):
+    """Everything up to an entry has come, in this life of the head that follows, though it may not be durable."""
+
+    epoch: int
+    life: str
+    index: int
+
+
 class Condition(_Word, frozen=True):
     """How a head that follows fares besides, as of entry `match`: how many inodes are stale, what room it has left."""
 
@@ -63,8 +74,10 @@ class Condition(_Word, frozen=True):
     trouble: str = ""
 
 
-ToFollower = Data | Piece | Append | Part
-ToLeader = Appended | Parted | Want | Condition
+GONE, LOST = -1, -2
+
+ToFollower = Data | Piece | Append | Part | Want
+ToLeader = Appended | Parted | Want | Condition | Received | Piece
 
 encode = msgspec.msgpack.Encoder().encode
 to_follower: msgspec.msgpack.Decoder[ToFollower] = msgspec.msgpack.Decoder(ToFollower)

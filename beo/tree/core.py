@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from beo.tree import decide, leases, locks
-from beo.tree.changes import Began, Change, Ended, Locked, Moved, Reaped, Removed
+from beo.tree.changes import Began, Change, Ended, Locked, Moved, Reaped, Removed, Settled
 from beo.tree.decide import READ, WRITE, Refuse, Room
 from beo.tree.leases import Hold, Leases
 from beo.tree.locks import Held
@@ -25,6 +25,7 @@ from beo.tree.words import (
     CHANGING,
     DATA_MAX_BYTES,
     ENTRIES_MAX,
+    WAITING_TOLD_MAX,
     WHOLE,
     Answer,
     Ask,
@@ -71,6 +72,7 @@ GRACE_S = 30.0  # after which a new head believes that it knows everything that 
 REAPED_MAX = 1_000  # inodes in one entry
 SESSIONS_MAX = 20_000  # a hundred for each of 200 nodes
 ANSWERED_MAX = 1_000_000  # answers kept for one session that doesn't say that it has them
+SETTLE_EVERY = 10_000  # questions, of a session of which one waits: then it is written down that the others are settled
 WAITING_MAX = 10_000  # for locks
 OPEN_MAX = 1_000_000  # inodes that one session says are open
 EXPIRE_EVERY_S = 1.0
@@ -256,9 +258,12 @@ class Core:
             return Over()
         client.heard_s = self._now_s
         client.peer = peer
-        if ask.number <= self.state.sessions[ask.session].settled:
+        session = self.state.sessions[ask.session]
+        if session.is_settled(ask.number):
             return None  # a copy that comes late, over an earlier connection: its answer came long ago
-        if len(self.state.sessions[ask.session].answered) >= ANSWERED_MAX:
+        if ask.beyond - session.beyond >= SETTLE_EVERY and len(ask.waiting) <= WAITING_TOLD_MAX:
+            self._append(Settled(ask.session, 0, 0, self._now_ns, ask.beyond, ask.waiting))
+        if len(session.answered) >= ANSWERED_MAX:
             return Failed(errno.ENOBUFS)
         handler = self._answers.get(type(ask.question))
         if handler is None:

@@ -10,16 +10,18 @@ from collections.abc import Callable
 import msgspec
 
 from beo import votes
-from beo.errors import BeoError
+from beo.errors import BeoError, Internal
 from beo.ha.acts import Back, Copied
 from beo.ha.taking import Taker
+from beo.settings import Level
 from beo.tree import changes, copying
 from beo.tree.changes import Wrote, digest_of
-from beo.tree.copying import FETCHED_BYTES, FETCHED_MAX, Condition, Data, Piece, Want
+from beo.tree.copying import Condition, Data, Piece, Received, Want
+from beo.tree.fetching import Fetching, give
 from beo.tree.volume import Volume
 
+ASYNC_LAG = 1_000  # entries that a head may lack at level A and still take over by itself, as of the journal
 STASH_MAX_BYTES = 64 << 20  # of data whose entries have not come yet: eight times what is sent ahead
-ASK_AGAIN_S = 1.0  # for a piece of a stale inode
 TELL_EVERY_S = 0.1
 
 log = logging.getLogger("beo.tree")
@@ -28,11 +30,12 @@ log = logging.getLogger("beo.tree")
 class Follower:
     """Who takes copies, from the leader of an epoch or a later one. For one thread."""
 
-    def __init__(self, volume: Volume, epoch: int, reply: Callable[[bytes, bytes], None]) -> None:
+    def __init__(self, volume: Volume, epoch: int, reply: Callable[[bytes, bytes], None], level: Level = "C") -> None:
         """Copy into this volume; reply(peer, body) answers the leader."""
         self._volume = volume
         self._epoch = epoch
         self._reply = reply
+        self._level = level
         self._taker = Taker(volume.log)
         self._life = secrets.token_hex(4)
         self._leader = b""
@@ -44,9 +47,10 @@ class Follower:
         self._tell_s = 0.0
         self.trouble = ""
         self.heard_s = float("-inf")  # when a leader was heard last
-        self._gone = volume.journal.last_index  # up to here entries may have come without what belongs to them
         self._last = -1  # the newest entry that the leader of this epoch is known to have; -1: not known
-        self._asked: dict[int, tuple[int, float]] = {}  # stale inode -> (offset asked for, when)
+        self._committed = 0  # the newest one that it has acknowledged
+        self._received = -1  # told last
+        self._fetching = Fetching(volume, self._want, volume.journal.last_index)
 
     def hear(self, peer: bytes, body: bytes) -> None:
         """Take what the leader says."""
@@ -67,12 +71,16 @@ class Follower:
                 case Data():
                     self._keep(word)
                 case Piece():
-                    self._put(word)
+                    if self._fetching.put(word, time.monotonic()):
+                        self._tell_s = 0.0
+                case Want():
+                    if piece := give(self._volume, word, self._taker.agreed):
+                        self._reply(peer, copying.encode(piece))
                 case votes.Append():
                     self._append(word)
                 case votes.Part():
                     self._part(word)
-            self.trouble = ""
+                    self.trouble = ""
         except BeoError as error:
             if str(error) != self.trouble:
                 log.error("%s", error)
@@ -83,11 +91,21 @@ class Follower:
 
         Then it makes other entries of these numbers, in the same epoch.
         """
-        self._leader, self._told_stale, self._commit, self._last = peer, -1, 0, -1
+        self._leader, self._told_stale, self._commit, self._last, self._received = peer, -1, 0, -1, -1
+        self._committed = 0
         self._taker = Taker(self._volume.log)
         self._stash.clear()
         self._stash_bytes = 0
-        self._asked.clear()
+        self._fetching.begin_anew()
+
+    @property
+    def lacks(self) -> int:
+        """How much this head lacks of what was acknowledged, as far as it knows: entries, and stale inodes."""
+        behind = max(0, self._committed - self._volume.log.last.idx)
+        if self._level == "A" and behind <= ASYNC_LAG:
+            behind = 0  # so much may be lost
+        # What was received, but not written yet, is gone with a process that ended.
+        return behind + self._fetching.missing + (self._level == "B" and not self._volume.was_whole)
 
     def turn(self) -> None:
         """Do what is to be done after what has come."""
@@ -98,7 +116,12 @@ class Follower:
         if match != self._said:
             self._said = match
             self._answer(True, 0)
-        self._fetch(time.monotonic())
+        received = self._taker.agreed_with(self._epoch)
+        if self._level == "B" and received != self._received:
+            self._received = received
+            self._reply(self._leader, copying.encode(Received(self._epoch, self._life, received)))
+        if self._last >= 0:  # what is here behind the leader's last entry will be taken back
+            self._fetching.ask(self._epoch, self._last, time.monotonic())
 
     def tick(self, now_s: float) -> None:
         """Let time pass."""
@@ -107,7 +130,7 @@ class Follower:
             self._tell()
 
     def _tell(self) -> None:
-        self._told_stale = len(self._volume.stale)
+        self._told_stale = self._fetching.missing
         total, _, _, _ = self._volume.store.space()
         room = self._volume.room_bytes()
         word = Condition(self._epoch, self._told_stale, room, total, self._match(), self.trouble)
@@ -117,7 +140,7 @@ class Follower:
         return min(self._taker.agreed_with(self._epoch), self._volume.journal.durable_index)
 
     def _answer(self, ok: bool, hint: int) -> None:
-        if self._told_stale != len(self._volume.stale):  # first: who has all entries may lack bytes of them
+        if self._told_stale != self._fetching.missing:  # first: who has all entries may lack bytes of them
             self._tell()
         word = votes.Appended("", self._epoch, 0.0, self._match(), ok, hint, self._life)
         self._reply(self._leader, copying.encode(word))
@@ -133,20 +156,43 @@ class Follower:
 
     def _append(self, message: votes.Append) -> None:
         whole = self._with_data(message)
-        ok, hint, acts = self._taker.take(whole, self._volume.committed)
+        ok, hint, acts = self._taker.take(whole, self._safe())
         for act in acts:
             match act:
                 case Back():
                     log.warning("entries of the tree behind %d are not the leader's", act.position.idx)
-                    self._volume.back(act.position)
+                    self._volume.back(act.position, self._level == "A")
                 case Copied():
                     self._copied(act)
+        if ok and message.previous.idx == message.last:
+            self._end_with(message)
         if ok:
             self._commit = max(self._commit, message.commit)
             self._last = max(self._last, message.last)
+            if message.entries or self._taker.agreed >= message.last:  # else it may be what failed the last time
+                self.trouble = ""
+        self._committed = max(self._committed, message.commit)
+        if self._volume.log.last.idx >= self._committed and self._taker.agreed_with(self._epoch) >= self._committed:
+            self._volume.was_whole = True
         if not ok or not message.entries or whole is not message:
             self._answer(ok, hint)
             self._said = self._match()
+
+    def _end_with(self, message: votes.Append) -> None:
+        """Take back what is here behind the leader's last entry and was made before its time."""
+        log_, end = self._volume.log, message.previous
+        behind = log_.position(end.idx + 1)
+        if behind is None or behind.epoch >= message.epoch:
+            return
+        if end.idx < self._safe():
+            what, why = (
+                f"this head's tree has entries behind {end.idx}",
+                "the primary's has not, and they were committed",
+            )
+            raise Internal(what, why, "look at both heads; 'beo ha rejoin --wipe' makes this head follow")
+        log.warning("entries of the tree behind %d are not the leader's", end.idx)
+        log_.truncate(end)
+        self._volume.back(end, self._level == "A")
 
     def _copied(self, act: Copied) -> None:
         data = {entry.index: self._stash.get(entry.index) for entry in act.entries}
@@ -155,12 +201,25 @@ class Follower:
                 piece = self._stash.pop(entry.index)
                 self._stash_bytes -= len(piece or b"")
                 if piece is None:
-                    self._gone = max(self._gone, entry.index)
+                    self._fetching.gone = max(self._fetching.gone, entry.index)
         for ino in self._volume.copy(act.entries, data):
-            self._asked.pop(ino, None)
+            self._fetching.again(ino)
+
+    def _safe(self, index: int = 0) -> int:
+        """Up to here nothing is taken back; at level A, what one head has acknowledged alone may be.
+
+        Where an operator has forced the other head, it is all that is here, or up to `index`: an operator wipes it.
+        """
+        last = self._volume.log.last
+        if last.idx and votes.generation(last.epoch) < votes.generation(self._epoch):
+            return max(index, last.idx)
+        return 0 if self._level == "A" else self._volume.committed
 
     def _with_data(self, message: votes.Append) -> votes.Append:
-        """Return as many of the entries as everything is here of that belongs to them."""
+        """Return as many of the entries as everything is here of that belongs to them.
+
+        That some of it is not to be had any more is written down before they are taken.
+        """
         for number, (epoch, data) in enumerate(message.entries):
             index = message.previous.idx + 1 + number
             here = self._volume.log.position(index)
@@ -170,57 +229,32 @@ class Follower:
             if not isinstance(change, Wrote) or not change.digest:
                 continue
             piece = self._stash.get(index, b"")
-            if piece is None or (piece and len(piece) == change.size and digest_of(piece) == change.digest):
+            if piece is None and self._volume.mark_stale([change.ino]):
+                continue
+            if piece and len(piece) == change.size and digest_of(piece) == change.digest:
                 continue
             return msgspec.structs.replace(message, entries=message.entries[:number])
         return message
 
     def _part(self, message: votes.Part) -> None:
-        have, install = self._taker.part(message, self._volume.committed)
+        have, install = self._taker.part(message, self._safe(message.position.idx))
         if install:
             log.info("a snapshot of the tree is taken, of entry %d", install.position.idx)
-            self._volume.install(install.position, install.data)
-            self._asked.clear()  # what was fetched in part is fetched anew: nobody does to it what the snapshot skips
+            if not self._volume.install(install.position, install.data, self._trusted()):
+                return  # it is sent again
+            self._fetching.begin_anew()  # what was fetched in part is fetched anew: the snapshot skips what was done
             self._taker.agreed = install.position.idx
-            self._gone = install.position.idx
+            self._fetching.gone = install.position.idx
             self._commit = max(self._commit, install.position.idx)
         self._reply(self._leader, copying.encode(votes.Parted("", self._epoch, message.position.idx, have)))
 
-    # ---- stale inodes
+    def _trusted(self) -> int:
+        """Up to which entry what is in the store here is what the leader has there, too.
 
-    def _fetch(self, now_s: float) -> None:
-        """Ask for what is stale, once all entries are here that came without what belongs to them.
-
-        What this head has behind the leader's last entry is none of those: it will be taken back.
+        At level A this head may have done there what it alone had in its log: not if its last was made by the other.
         """
-        if not self._volume.stale or self._last < 0 or self._volume.store.applied < min(self._gone, self._last):
-            return
-        for ino in list(self._volume.stale)[:FETCHED_MAX]:
-            offset, asked_s = self._asked.get(ino, (0, -ASK_AGAIN_S))
-            if now_s - asked_s >= ASK_AGAIN_S:
-                self._want(ino, offset, now_s)
+        is_common = self._level != "A" or self._volume.log.last.epoch % 2 == self._epoch % 2
+        return self._volume.store.applied if is_common else 0
 
-    def _want(self, ino: int, offset: int, now_s: float) -> None:
-        self._asked[ino] = offset, now_s
-        self._reply(self._leader, copying.encode(Want(self._epoch, ino, offset, self._volume.store.applied)))
-
-    def _put(self, piece: Piece) -> None:
-        asked = self._asked.get(piece.ino)
-        if piece.ino not in self._volume.stale or not asked or asked[0] != piece.offset:
-            return
-        now_s = time.monotonic()
-        if piece.applied < self._volume.store.applied:  # what was done here since would be undone
-            self._want(piece.ino, piece.offset, now_s)
-            return
-        if piece.size < 0:
-            self._volume.fetched([piece.ino], gone=True)
-            self._asked.pop(piece.ino)
-            return
-        self._volume.store.put(piece.ino, piece.offset, piece.data, piece.size)
-        offset = piece.offset + len(piece.data)
-        if len(piece.data) < FETCHED_BYTES or offset >= piece.size:
-            self._asked.pop(piece.ino)
-            self._volume.fetched([piece.ino])
-            self._tell_s = 0.0
-        else:
-            self._want(piece.ino, offset, now_s)
+    def _want(self, word: Want) -> None:
+        self._reply(self._leader, copying.encode(word))

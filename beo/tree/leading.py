@@ -13,16 +13,21 @@ import msgspec
 from beo import snapshots, votes, wire
 from beo.errors import BeoError
 from beo.ha.sending import Sender
+from beo.settings import Level
 from beo.tree import copying
 from beo.tree import words as w
-from beo.tree.copying import Condition, Data, Piece, Want, Window
+from beo.tree.copying import Condition, Data, Piece, Received, Want, Window
 from beo.tree.core import Append, Core, Effect, Say, SayData, SaySpace, Speech
 from beo.tree.decide import INODES_MAX, Room
+from beo.tree.fetching import Fetching, give
+from beo.tree.paths import path_of
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
 
 HEARTBEAT_S = 0.1  # to the other head, while there is nothing to copy
 ROOM_EVERY_S = 0.2
+FETCH_MAX_S = 10.0  # so long who reads waits for bytes that are on the other head alone; then it is an error
+TOLD_MAX = 100  # files that the log names
 BACKLOG_MAX_BYTES = 32 << 20  # more is not taken in before some of it is on the disk
 
 _ALL = Room()
@@ -40,10 +45,14 @@ class Leader:
         answer: Callable[[bytes, int, w.Told], None],
         room: Room = _ALL,
         calm_s: float = 0.0,
+        level: Level = "C",
     ) -> None:
         """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it. calm_s: for so long
-        leases may last that an earlier server has given."""
+        leases may last that an earlier server has given. level: where a change has to be before it is acknowledged,
+        while both heads are in step."""
         self._volume = volume
+        self._level = level
+        volume.was_whole = True
         self._answer = answer
         self._epoch = role.epoch
         self._both = False
@@ -57,6 +66,10 @@ class Leader:
         self._window = Window(volume.log, volume.segments.size)
         self._sender = Sender(self._window, time.monotonic())
         self._condition: Condition | None = None
+        self._received = 0  # up to here the other head has everything, be it durable or not
+        self._fetching = Fetching(volume, self._want, volume.log.last.idx)
+        self._reads: dict[tuple[bytes, int], tuple[SayData, float]] = {}  # of what is being fetched, and until when
+        self._told_stale: dict[int, bool] = {}  # inodes of which a person was told that their bytes are not here
         self._heartbeat_s = self._room_s = 0.0
         self._told = 0  # the commit that the other head was told last
         self._ready: deque[Speech] = deque()  # to be said as soon as this head is sure to act
@@ -78,6 +91,8 @@ class Leader:
         self._window = Window(self._volume.log, self._volume.segments.size)
         self._sender = Sender(self._window, now_s)
         self._condition = None
+        self._received = 0
+        self._fetching.begin_anew()
 
     def lag(self, now_s: float) -> tuple[bool, int, float]:
         """Return whether the other head has everything, what it lacks (-1: not known), and for how long it is stuck."""
@@ -87,8 +102,9 @@ class Leader:
         stale = self._condition.stale
         # Which inodes are stale is known by what it last said of them: that must be of after it had everything.
         match = min(self._sender.match, self._condition.match)
-        in_step = self._both and not stale and match >= self._alone
-        return in_step, self._sender.lag + stale, self._stuck_s(now_s)
+        own = self._fetching.missing  # what this head has to get from there, it would lose with that one
+        in_step = self._both and not stale and not own and match >= self._alone
+        return in_step, self._sender.lag + stale + own, self._stuck_s(now_s)
 
     def _stuck_s(self, now_s: float) -> float:
         return now_s - self._sender.progress_s if self._sender.lag else 0.0
@@ -104,6 +120,7 @@ class Leader:
                 case votes.Appended() if word.epoch == self._epoch:
                     if word.member != self._sender.member:
                         self._window.again(0)
+                        self._received = 0
                     before = self._sender.next
                     self._sender.heard(word, now_s)
                     self._window.matched(self._sender.match)
@@ -114,22 +131,19 @@ class Leader:
                 case Condition() if word.epoch == self._epoch:
                     self._condition = word
                     self.trouble = word.trouble
+                case Received() if word.epoch == self._epoch and word.life == self._sender.member:
+                    self._received = max(self._received, word.index)
                 case Want() if word.epoch == self._epoch:
-                    self._give(other, word)
+                    if piece := give(self._volume, word):
+                        other.send(0, copying.encode(piece))
+                case Piece() if word.epoch == self._epoch:
+                    self._fetching.put(word, now_s)
                 case _:
                     continue
 
-    def _give(self, other: wire.Connection, want: Want) -> None:
-        store, state = self._volume.store, self._volume.state
-        if store.applied < want.applied or want.ino in self._volume.stale:
-            return  # it is asked for again
-        found = state.inodes.get(want.ino)
-        if found is None or not found.is_file:
-            other.send(0, copying.encode(Piece(self._epoch, want.ino, 0, -1, b"", store.applied)))
-            return
-        size = store.size(want.ino)
-        data = store.read(want.ino, want.offset, copying.FETCHED_BYTES, size)
-        other.send(0, copying.encode(Piece(self._epoch, want.ino, want.offset, size, data, store.applied)))
+    def _want(self, word: Want) -> None:
+        if self._other:
+            self._other.send(0, copying.encode(word))
 
     def _copy(self, other: wire.Connection) -> None:
         now_s = time.monotonic()
@@ -168,9 +182,10 @@ class Leader:
     def _commit(self) -> int:
         """Up to which entry everything is durable wherever it has to be."""
         durable = self._volume.journal.durable_index
-        if not self._both:
+        if not self._both or self._level == "A":
             return durable
-        return min(durable, self._sender.match) if self._sender.agreed else min(durable, self._volume.committed)
+        there = max(self._sender.match, self._received) if self._level == "B" else self._sender.match
+        return min(durable, there) if self._sender.agreed else min(durable, self._volume.committed)
 
     # ---- whoever asks
 
@@ -188,12 +203,15 @@ class Leader:
         if self._other:
             self._hear_other(self._other)
             self._copy(self._other)
+            self._fetching.ask(self._epoch, self._volume.log.last.idx, time.monotonic())
         commit = self._commit()
         self._volume.commit(commit)
         self._ready.extend(self._core.durable(min(commit, self._volume.store.applied), time.monotonic()))
-        if self._ready and (left_s := self.until_s - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
+        waits = self._ready or self._reads
+        if waits and (left_s := self.until_s - time.clock_gettime(time.CLOCK_BOOTTIME)) > 0:
             while self._ready:
                 self._say(self._ready.popleft(), left_s)
+            self._read_again(time.monotonic())
 
     def tick(self, now_s: float) -> None:
         """Let time pass."""
@@ -218,15 +236,57 @@ class Leader:
                 answer = speech.answer
                 if isinstance(answer, w.Leased) and left_s < answer.lease_s:  # no longer than no other head can act
                     answer = msgspec.structs.replace(answer, lease_s=left_s)
+            case SayData() if speech.ino in self._volume.stale:
+                self._await_bytes(speech)
+                return
             case SayData():
                 answer = self._read(speech)
             case SaySpace():
                 answer = self._space()
         self._answer(speech.peer, speech.number, answer)
 
+    # ---- what is stale here
+
+    def _await_bytes(self, speech: SayData) -> None:
+        """Who reads what is being fetched waits for it; what no head that can be asked has is an error."""
+        self._reads.setdefault((speech.peer, speech.number), (speech, time.monotonic() + FETCH_MAX_S))
+
+    def _read_again(self, now_s: float) -> None:
+        for key, (speech, until_s) in list(self._reads.items()):
+            stale = speech.ino in self._volume.stale
+            if stale and self._other and speech.ino not in self._fetching.lost and now_s < until_s:
+                continue
+            del self._reads[key]
+            if stale:
+                self._tell_stale(speech.ino)
+            self._answer(speech.peer, speech.number, w.Failed(errno.EIO) if stale else self._read(speech))
+
+    def _tell_stale(self, ino: int) -> None:
+        if ino in self._told_stale or len(self._told_stale) >= TOLD_MAX:
+            return
+        self._told_stale[ino] = True
+        what = f"{path_of(self._volume.state, ino)} (inode {ino}) can't be read"
+        why, cure = "its bytes are not here, but on the other head", "start that one; or put it anew, or remove it"
+        if ino in self._fetching.lost:
+            why, cure = "neither head has all its bytes", "put it anew, or remove it"
+        log.error("%s", BeoError(what, why, cure))
+
+    @property
+    def stale(self) -> str:
+        """What a person should know of it."""
+        count = len(self._volume.stale)
+        if not count:
+            return ""
+        lost = len(self._fetching.lost)
+        if lost:
+            return (
+                f"of {lost} file(s) neither head has all bytes: put them anew, or remove them; the log has their names"
+            )
+        return f"{count} file(s) of the tree are not whole here" + (
+            ", and are being fetched from the other head" if self._other else ": start the other head"
+        )
+
     def _read(self, speech: SayData) -> w.Answer:
-        if speech.ino in self._volume.stale:
-            return w.Failed(errno.EIO)
         found = self._volume.state.inodes.get(speech.ino)
         if found is None:
             return w.Failed(errno.ESTALE)
@@ -245,9 +305,11 @@ class Leader:
 
     def close(self, poller: wire.Poller) -> None:
         """Serve no more; whoever waits for an answer is sent elsewhere, to ask again."""
-        for speech in (*self._ready, *self._core.unanswered()):
+        reads = [speech for speech, _ in self._reads.values()]
+        for speech in (*self._ready, *reads, *self._core.unanswered()):
             self._answer(speech.peer, speech.number, w.Elsewhere())
         self._ready.clear()
+        self._reads.clear()
         self._hang_up(poller)
 
     def _hang_up(self, poller: wire.Poller) -> None:

@@ -1,4 +1,4 @@
-"""Serves the tree beside a head: ``python -m beo.tree.server``, with BEO_DIR naming the cluster.
+"""Serves the tree beside a head: ``python -m beo.tree.server PID`` of that head, with BEO_DIR naming the cluster.
 
 A process of its own, so that files never delay a heartbeat. The head tells it its role (tie.py): where the head leads,
 this serves everybody and gives the other head's tree a copy of its log; else it takes copies, and sends everybody
@@ -48,6 +48,7 @@ class Server:
         self._lock = lockfile.hold(self._folder / "lock")
         self._secret = where.secret("head")
         files = where.config().files
+        self._level = files.level
         self._room = Room(user_bytes_max=files.user_bytes_max, user_inodes_max=files.user_files_max)
         self._own = wire.public_of(self._secret)
         self._accounts = Accounts()
@@ -147,10 +148,10 @@ class Server:
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
-            self._part = Leader(self._volume, role, self._answer, self._room, calm_s)
+            self._part = Leader(self._volume, role, self._answer, self._room, calm_s, self._level)
             self._part.direct(self._connect(role.other), role, self._poller)
         else:
-            self._part = Follower(self._volume, role.epoch, self._reply)
+            self._part = Follower(self._volume, role.epoch, self._reply, self._level)
 
     def _calm_s(self, old: Role) -> float:
         """For how long leases of who led before may last. A head that had to wait until nobody else could act has
@@ -221,11 +222,13 @@ class Server:
             part = self._part
             lag = part.lag(now_s) if isinstance(part, Leader) else (False, -1, 0.0)
             trouble = part.trouble if part else ""
+            lacks = part.lacks if isinstance(part, Follower) else 0
+            if isinstance(part, Leader) and not trouble:
+                trouble = part.stale
             if self._volume.full and not trouble:
                 trouble = "the tree's disk is full: free space there"
-            self._tie.say(
-                Report(self._router.address, self._role.number, *lag, trouble, files=len(self._volume.state.inodes))
-            )
+            files = len(self._volume.state.inodes)
+            self._tie.say(Report(self._router.address, self._role.number, *lag, trouble, files, lacks))
 
 
 _NOBODY = 65_534
@@ -234,10 +237,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run a tree until SIGTERM or SIGINT, or until its head ends; 0 for a clean end."""
-    head = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != head:
-        return 1
+    if [str(os.getppid())] != sys.argv[1:]:
+        return 1  # the head has ended before that was said
     return daemon.main("tree", lambda: Server(home()))
 
 

@@ -177,15 +177,26 @@ class Session:
         if not self._connection or len(self._sent) == len(self._asked):
             return
         settled = min(self._asked) - 1
+        beyond, waiting = self._beyond(settled + 1)
         for number, (caller, question, _) in self._asked.items():
             if number in self._sent:
                 continue
             if len(self._sent) >= UNDER_WAY_MAX:
                 return
-            word = w.Ask(self._id, number, settled, caller, question, self._remembers)
+            word = w.Ask(self._id, number, settled, caller, question, self._remembers, beyond, waiting)
             if not self._connection.send(number, w.encode(word)):
                 return  # nobody is there: it is looked for again after a while
             self._sent[number] = self._sent_s = time.monotonic()
+
+    def _beyond(self, first: int) -> tuple[int, tuple[int, ...]]:
+        """Return up to where all is answered but what waits for locks, and what does, where the first one is such."""
+        if not _waits(self._asked[first][1]):
+            return 0, ()
+        rest = min((number for number, (_, question, _) in self._asked.items() if not _waits(question)), default=0)
+        waiting = sorted(number for number in self._asked if number < rest or not rest)
+        if len(waiting) > w.WAITING_TOLD_MAX:
+            rest = waiting[w.WAITING_TOLD_MAX]
+        return (rest or self._number + 1) - 1, tuple(waiting[: w.WAITING_TOLD_MAX])
 
     def _present(self) -> None:
         self._present_s = time.monotonic()
@@ -300,3 +311,7 @@ class Session:
             self._connection.close()
         self._connection = None
         self._sent.clear()
+
+
+def _waits(question: w.Question) -> bool:
+    return isinstance(question, w.Lock) and question.wait

@@ -24,6 +24,7 @@ from beo.tree.changes import (
     Moved,
     Reaped,
     Removed,
+    Settled,
     Wrote,
 )
 from beo.tree.locks import Held
@@ -65,10 +66,19 @@ class Inode(msgspec.Struct, array_like=True):
 
 
 class Session(msgspec.Struct, array_like=True):
-    """What a client's questions came to: number -> inode, of those behind `settled`, which it may send again."""
+    """What a client's questions came to: number -> inode, of those behind `settled`, which it may send again.
+
+    beyond: up to here all are settled, too, but these that are `waiting`, as it was written down last.
+    """
 
     settled: int = 0
     answered: dict[int, int] = {}
+    beyond: int = 0
+    waiting: tuple[int, ...] = ()
+
+    def is_settled(self, number: int) -> bool:
+        """Whether the answer to a question has come."""
+        return number <= self.settled or (number <= self.beyond and number not in self.waiting)
 
 
 class Used(msgspec.Struct, array_like=True):
@@ -184,6 +194,9 @@ class State(msgspec.Struct):
                 return 0
             case Ended():
                 self._ended(change.session)
+                return 0
+            case Settled():
+                self._settled(change)
                 return 0
 
     # ---- names
@@ -336,6 +349,11 @@ class State(msgspec.Struct):
             self.locks[change.ino] = held
         else:
             self.locks.pop(change.ino, None)
+
+    def _settled(self, change: Settled) -> None:
+        session = self.sessions[change.session]
+        session.beyond, session.waiting = change.beyond, change.waiting
+        session.answered = {number: ino for number, ino in session.answered.items() if not session.is_settled(number)}
 
     def _ended(self, session: str) -> None:
         self.sessions.pop(session, None)

@@ -185,16 +185,28 @@ class Store:
             if number not in (errno.EOPNOTSUPP, errno.ENOSPC):
                 raise OSError(number, os.strerror(number), str(self.path(change.ino)))
             if change.punch:  # a disk without holes: the zeros have to be written
-                self._zero(fd, change.offset, min(change.length, change.size - change.offset))
+                _zero(fd, change.offset, min(change.length, change.size - change.offset))
         if os.fstat(fd).st_size < change.size:
             with suppress(FileNotFoundError):
                 os.ftruncate(fd, change.size)
 
-    def _zero(self, fd: int, offset: int, length: int) -> None:
-        while length > 0:
-            size = min(length, COPY_MAX_BYTES)
-            _write(fd, bytes(size), offset)
-            offset, length = offset + size, length - size
+
+def redo(fd: int, change: Change, upto: int) -> None:
+    """Do what a change does to the bytes of one file, up to so many."""
+    match change:
+        case Wrote() if change.offset < upto:
+            _write(fd, change.data[: upto - change.offset], change.offset)
+        case Changed() if change.size is not None:
+            os.ftruncate(fd, min(change.size, upto))
+        case Allocated() if change.punch:
+            _zero(fd, change.offset, min(change.length, change.size - change.offset, upto - change.offset))
+
+
+def _zero(fd: int, offset: int, length: int) -> None:
+    while length > 0:
+        size = min(length, COPY_MAX_BYTES)
+        _write(fd, bytes(size), offset)
+        offset, length = offset + size, length - size
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -44,7 +44,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
     """The tree to its head: where it listens, and, of a role's number, how far the other head is behind.
 
     in_step: it has everything; missing: what it lacks, in entries and stale inodes, -1: not known. stalled_s: for how
-    long it has taken nothing though it lacks something. trouble: what a person should know.
+    long it has taken nothing though it lacks something. trouble: what a person should know. lacks: where this head
+    follows, what it lacks itself of what was acknowledged, as far as it knows.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag="Report"):
     stalled_s: float
     trouble: str
     files: int = 0
+    lacks: int = 0
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):

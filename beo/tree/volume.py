@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,15 +23,16 @@ import msgspec
 from beo.compaction import Compaction
 from beo.config import write_durably
 from beo.entries import Entry, Position
-from beo.errors import BeoError, DamagedJournal, Internal, reason
+from beo.errors import BeoError, DamagedJournal, reason
 from beo.ha.log import Log
 from beo.journal import Journal
-from beo.tree import changes
-from beo.tree.changes import INLINE_MAX_BYTES, Change, Reaped, Wrote, digest_of
+from beo.tree import changes, orphans
+from beo.tree.changes import INLINE_MAX_BYTES, Change, Changed, Reaped, Wrote, bytes_of, digest_of
 from beo.tree.replay import replay
 from beo.tree.segments import Segments
 from beo.tree.state import State
-from beo.tree.store import Store
+from beo.tree.store import COPY_MAX_BYTES as COPY_BYTES
+from beo.tree.store import Store, redo
 
 SYNC_EVERY_S = 5.0  # what isn't synced has to be written again after a crash
 SYNC_OBJECTS_MAX = 200  # then it is synced sooner, as each costs the disk a turn
@@ -69,9 +71,11 @@ class Volume:
         self._pending: deque[tuple[int, Change]] = deque()  # behind what is in the store; data and all
         self.pending_bytes = 0
         self._load_pending()
+        self._found = last.idx  # what was in the log as it was opened
         self._compaction = Compaction(self.journal, folder / "log", "beo.tree.compactor")
         self._sync_s = self._retry_s = 0.0
         self.full = False  # the store's disk is: what is committed waits for room
+        self.was_whole = False  # in this life, it had all that was acknowledged
 
     # ---- growing
 
@@ -88,7 +92,7 @@ class Volume:
     def copy(self, entries: Sequence[Entry], data: dict[int, bytes | None]) -> list[int]:
         """Take entries of the other head, which the log has already; return the inodes that are stale by that.
 
-        data: what belongs to them, by index; None where the other head no longer has it.
+        data: what belongs to them, by index; None where the other head no longer has it, and the inode is marked stale.
         """
         found = [(entry, changes.decode(entry.data)) for entry in entries]
         gone = [
@@ -96,7 +100,7 @@ class Volume:
             for entry, change in found
             if isinstance(change, Wrote) and change.digest and data[entry.index] is None
         ]
-        self.mark_stale(gone)
+        assert all(ino in self.stale for ino in gone)
         for entry, change in found:
             if isinstance(change, Wrote) and change.digest:
                 piece = data[entry.index]
@@ -108,20 +112,65 @@ class Volume:
             self._wait_for_store(entry.index, change)
         return gone
 
-    def back(self, position: Position) -> None:
-        """Take back everything behind a position, which the log has done already."""
-        if position.idx < self.store.applied:
-            why = f"the objects are as of entry {self.store.applied}"
-            raise Internal(f"entries from {position.idx + 1} on can't be taken back", why, "look at both heads")
+    def back(self, position: Position, was_acknowledged: bool = False) -> None:
+        """Take back everything behind a position, which the log has done already; it is put aside before.
+
+        Bytes that are in the store already can't be taken back: such inodes are stale then. was_acknowledged: this head
+        may have acknowledged any of it alone, so that it may be in the store, also by an earlier life.
+        """
+        self.put_aside(position.idx, max(self.committed, self._found if was_acknowledged else 0))
+        done = max(self.store.applied, self._found if was_acknowledged else 0)
+        if position.idx < done:
+            tail = [entry for entry in self.journal.tail(position.idx) if entry.index <= done]
+            self._write_stale([ino for entry in tail for ino in bytes_of(changes.decode(entry.data))])
+            self.store.sync_objects()
+            self.store.mark(min(position.idx, self.store.applied))  # killed here, it does again what follows
+        self.committed = min(self.committed, position.idx)
         self.journal.truncate_after(position.idx)
         self.segments.truncate_after(position.idx)
         self.state = self._replay()
         while self._pending and self._pending[-1][0] > position.idx:
             self.pending_bytes -= _size(self._pending.pop()[1])
+        gone = [ino for ino in self.stale if ino not in self.state.inodes]
+        for ino in gone:
+            self.store.drop(ino)
+        self._fresh(gone)
 
-    def install(self, position: Position, snapshot: bytes) -> None:
-        """Let the other head's tree stand for all; what differs of the bytes is stale."""
-        new, old, here = State.decode(snapshot), self.state, self.store.applied
+    def put_aside(self, index: int, acknowledged: int, folder: Path | None = None, sure: bool = True) -> None:
+        """Keep what is behind an entry where `beo ha orphans` finds it: the changes, and the files they were about.
+
+        acknowledged: up to this entry it may have been. sure: the cluster has nothing of it.
+        """
+        tail = self.journal.tail(index)
+        if tail:
+            log.warning("changes of the tree are put aside: entries %d to %d", tail[0].index, tail[-1].index)
+            folder = folder or self._folder / "orphans"
+            orphans.put_aside(folder, tail, self.state, acknowledged, self.content, time.time_ns() / 1e9, sure)
+
+    def content(self, ino: int, upto: int, path: Path) -> bool:
+        """Write an inode's bytes to a file, with all that is not in the store yet; return whether that is all of them.
+
+        upto: no more bytes than these. Raises OSError.
+        """
+        with path.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            size = min(self.store.size(ino), upto)
+            for offset in range(0, size, COPY_BYTES):
+                file.write(self.store.read(ino, offset, COPY_BYTES, size))
+            for _, change in self._pending:
+                if ino in bytes_of(change):
+                    redo(file.fileno(), change, upto)
+            whole = self.state.inodes[ino].size
+            os.ftruncate(file.fileno(), min(whole, upto))
+            os.fsync(file.fileno())
+        return whole <= upto and ino not in self.stale
+
+    def install(self, position: Position, snapshot: bytes, trusted: int) -> bool:
+        """Let the other head's tree stand for all; what differs of the bytes is stale. False: there is no room for it.
+
+        trusted: up to this entry, what is in the store here is what the other head has, too.
+        """
+        new, old, here = State.decode(snapshot), self.state, trusted
         stale = [
             ino
             for ino, found in new.inodes.items()
@@ -129,7 +178,13 @@ class Volume:
             and found.version
             and (ino not in old.inodes or old.inodes[ino].version != found.version or found.version > here)
         ]
-        write_durably(self._installing_path, msgspec.json.encode((position.idx, stale)), 0o600)
+        try:
+            write_durably(self._installing_path, msgspec.json.encode((position.idx, stale)), 0o600)
+        except OSError as error:
+            self.wait_for_room(error)
+            return False
+        if here < self.store.applied:
+            self.put_aside(here, self.journal.last_index)
         self.journal.install(position, snapshot)
         self.log.install(position)
         self._pending.clear()
@@ -137,11 +192,12 @@ class Volume:
         self.state = new
         self._installed(position.idx, stale)
         self.committed = position.idx
+        return True
 
     def _installed(self, index: int, stale: list[int]) -> None:
         """The journal is a snapshot of entry `index` now: let the store follow."""
         self.segments.truncate_after(0)
-        self.mark_stale(stale)
+        self._write_stale(stale)
         gone = [ino for ino in (*self.store.inos(), *self.stale) if ino not in self.state.inodes]
         for ino in gone:
             self.store.drop(ino)
@@ -170,28 +226,43 @@ class Volume:
             return
         while self._pending and self._pending[0][0] <= self.committed:
             number, change = self._pending[0]
-            if isinstance(change, Wrote) and change.digest and not change.data:
-                self.store.applied = number  # stale: the bytes are fetched
-            else:
-                try:
-                    self.store.apply(number, change)
-                except OSError as error:
-                    self._wait_for_room(error)
-                    return
+            try:
+                self._do(number, change)
+            except OSError as error:  # to do it again is harmless
+                self.wait_for_room(error)
+                return
             self._pending.popleft()
             self.pending_bytes -= _size(change)
-            if isinstance(change, Reaped) and any(ino in self.stale for ino in change.inos):
-                self.store.sync()  # so that nothing of them, which may never have come, is done again
-                self._fresh(change.inos)
         self.full = False
         if not self._pending:
             self.store.applied = self.committed
+
+    def _do(self, number: int, change: Change) -> None:
+        """Let the store do what a committed entry says."""
+        if isinstance(change, Wrote) and change.digest and not change.data:
+            self.store.applied = number  # stale: the bytes are fetched
+            return
+        self.store.apply(number, change)
+        known = [ino for ino in _known_by(change) if ino in self.stale and not self._is_to_be_fetched(ino)]
+        if known:
+            self.store.sync()  # so that nothing of them, which may never have come, is done again
+            self._fresh(known)
+
+    def _is_to_be_fetched(self, ino: int) -> bool:
+        """Whether what a later entry has written is not here."""
+        return any(
+            isinstance(one, Wrote) and one.ino == ino and one.digest and not one.data for _, one in self._pending
+        )
 
     def tick(self, now_s: float) -> None:
         """Let time pass: sync the store, forget what it has, have snapshots made."""
         if now_s >= self._sync_s or self.store.unsynced > SYNC_OBJECTS_MAX:
             self._sync_s = now_s + SYNC_EVERY_S
-            self.store.sync()
+            try:
+                self.store.sync()
+            except OSError as error:
+                self.wait_for_room(error)
+                self._sync_s = now_s + RETRY_S
             self.segments.forget(self.store.marked)
         self._compaction.tick(min(self.store.marked, self.committed), len(self.state.inodes), now_s)
         if self.journal.oldest_index != self.log.cut.idx + 1:
@@ -223,29 +294,35 @@ class Volume:
 
     # ---- stale inodes
 
-    def mark_stale(self, inos: Sequence[int]) -> None:
-        """Write down that these inodes have to be fetched."""
-        if any(ino not in self.stale for ino in inos):
-            self.stale.update(dict.fromkeys(inos, True))
-            self._write_stale()
+    def mark_stale(self, inos: Sequence[int]) -> bool:
+        """Write down that these inodes have to be fetched; False: there is no room for that, so nothing is done."""
+        try:
+            self._write_stale(inos)
+        except OSError as error:
+            self.wait_for_room(error)
+            return False
+        return True
 
     def fetched(self, inos: Sequence[int], gone: bool = False) -> None:
-        """These inodes are as they should be: they are here whole, or gone."""
+        """These inodes are as they should be: here whole, or gone. Raises OSError: they are stale as before."""
         if gone:
             for ino in inos:
                 self.store.drop(ino)
         self.store.sync_objects()
         self.store.sync()  # so that what came without its data is behind the mark
-        for ino in inos:
-            self.stale.pop(ino, None)
-        self._write_stale()
+        self._fresh(inos)
 
     def _fresh(self, inos: Sequence[int]) -> None:
-        if any(self.stale.pop(ino, None) for ino in inos):
-            self._write_stale()
+        self._write_stale((), inos)
 
-    def _write_stale(self) -> None:
-        write_durably(self._stale_path, msgspec.json.encode(list(self.stale)), 0o600)
+    def _write_stale(self, more: Sequence[int], less: Sequence[int] = ()) -> None:
+        """Let more be stale, or less. Raises OSError, and nothing has changed."""
+        stale = {**self.stale, **dict.fromkeys(more, True)}
+        for ino in less:
+            stale.pop(ino, None)
+        if stale != self.stale:
+            write_durably(self._stale_path, msgspec.json.encode(list(stale)), 0o600)
+            self.stale = stale
 
     def _read_stale(self) -> dict[int, bool]:
         try:
@@ -296,13 +373,21 @@ class Volume:
         self._pending.append((index, change))
         self.pending_bytes += _size(change)
 
-    def _wait_for_room(self, error: OSError) -> None:
+    def wait_for_room(self, error: OSError) -> None:
+        """Go on when the disk has room again, which this error says it has not. Raises what is another error."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise error
         if not self.full:
             log.error("files wait for room: %s", BeoError("the tree's disk is full", reason(error), "free space there"))
         self.full = True
         self._retry_s = time.monotonic() + RETRY_S
+
+
+def _known_by(change: Change) -> tuple[int, ...]:
+    """Inodes whose bytes are what they should be after this change, whatever they were."""
+    if isinstance(change, Reaped):
+        return change.inos
+    return (change.ino,) if isinstance(change, Changed) and change.size == 0 else ()
 
 
 def _divided(change: Change) -> tuple[Change, bytes]:

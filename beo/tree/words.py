@@ -21,6 +21,7 @@ LINKS_MAX: Final = 65_000  # of an inode, as in ext4
 ENTRIES_MAX: Final = 1_000  # in one answer to List
 GROUPS_MAX: Final = 65_536  # of a caller, as Linux has it
 PERMISSIONS: Final = 0o7777
+WAITING_TOLD_MAX: Final = 100  # in an Ask
 WHOLE: Final = (1 << 63) - 1  # end of a lock that goes to the end of the file, however it grows
 
 
@@ -376,7 +377,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     """A question on the wire, which may be sent again. session: who asks. number: the question's own, ever growing.
 
     settled: the answers to all questions up to this number have come, and none of them is sent again. remembers: the
-    session would like to remember what it is answered; then the answer is `Leased`.
+    session would like to remember what it is answered; then the answer is `Leased`. beyond: as `settled`, up to this
+    number, but for these questions that are `waiting` for locks.
     """
 
     session: str
@@ -385,6 +387,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="Ask"):
     caller: Caller
     question: Question
     remembers: bool = False
+    beyond: int = 0
+    waiting: tuple[int, ...] = ()
 
 
 class Leased(_Word, frozen=True):
