@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def tree(cluster: Cluster) -> Files:
 def chunks_of(cluster: Cluster) -> dict[str, w.Attr]:
     """All chunks in the tree, by their paths."""
     found = {}
-    with tree(cluster) as files:
+    with tree(cluster) as files, suppress(FileNotFoundError):  # before the first job with files along
         for folder, _ in files.entries(f"{FOLDER}/{os.geteuid()}"):
             at = f"{FOLDER}/{os.geteuid()}/{folder}"
             found.update({f"{at}/{name}": attr for name, attr in files.entries(at)})
@@ -230,11 +231,18 @@ def test_results_that_can_t_be_kept_fail_the_job_and_say_so(cluster: Cluster, he
     assert view.reason in ok(cluster, here, "show", str(job))
 
 
+def hand_in_new(cluster: Cluster, here: Path) -> tuple[int, str, str]:
+    """Submit a held job; return it, and its new chunks: the pack of its files, and the manifest."""
+    before = chunks_of(cluster)
+    job = hand_in(cluster, here, "echo", "started", inputs=("data",), hold=True)
+    after = chunks_of(cluster)
+    pack, manifest = sorted(after.keys() - before.keys(), key=lambda path: after[path].size)
+    return job, pack, manifest
+
+
 def test_inputs_that_are_gone_or_spoilt_fail_the_job_at_once_and_it_says_why(cluster: Cluster, here: Path) -> None:
     (here / "data" / "y").write_text("gone")
-    before = chunks_of(cluster)
-    gone = hand_in(cluster, here, "echo", "started", inputs=("data",), hold=True)
-    pack, manifest = sorted(chunks_of(cluster).keys() - before.keys(), key=lambda path: chunks_of(cluster)[path].size)
+    gone, pack, _ = hand_in_new(cluster, here)
     with tree(cluster) as files:
         files.remove(pack)
     view = release(cluster, gone)
@@ -242,7 +250,8 @@ def test_inputs_that_are_gone_or_spoilt_fail_the_job_at_once_and_it_says_why(clu
     assert view.reason.startswith("its inputs are not in the tree any more (chunk ")
     assert view.reason.endswith(": submit the job anew")
     assert cluster.output(gone) == ""
-    spoilt = hand_in(cluster, here, "echo", inputs=("data",), hold=True)  # sends the chunk again
+    (here / "data" / "y").write_text("spoilt")  # other chunks: nobody can have seen them whole
+    spoilt, _, manifest = hand_in_new(cluster, here)
     with tree(cluster) as files:
         files.write(manifest, iter([bytes(files.stat(manifest).size)]), 0o600)
     view = release(cluster, spoilt)
