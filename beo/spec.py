@@ -30,6 +30,7 @@ PATH_LENGTH_MAX = 4_096  # PATH_MAX
 MEM_MAX_BYTES = 1 << 50
 TIME_LIMIT_MAX_S = 366 * 86_400.0
 PRIORITY_MAX = 1_000
+ERRANDS = ("get", "put")  # what a node's copier does
 TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
 DIRECTIVES_MAX = 100  # #BEO lines in one script
 DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
@@ -57,6 +58,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     attached: bool = False  # ends when its client has gone (`beo run`)
     slots: int = 0  # of the whole allocation, where that is more than its ranks take: room for steps and spawned ranks
     terminal: tuple[int, int] | None = None  # (rows, columns) of rank 0's pseudo-terminal; None: it has pipes
+    errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
     @property
     def title(self) -> str:
@@ -71,9 +73,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return max(self.ranks, -(-self.slots // self.cpus))
 
     @property
+    def slots_per_place(self) -> int:
+        """Slots that a rank takes on its node: an errand takes none."""
+        return 0 if self.errand else self.cpus
+
+    @property
     def slots_in_all(self) -> int:
         """Slots of the whole allocation."""
-        return self.places * self.cpus
+        return self.places * self.slots_per_place
 
 
 def _bounded(what: str, value: float, low: float, high: float, option: str) -> None:
@@ -121,6 +128,15 @@ def _check_terminal(spec: JobSpec, window: tuple[int, int]) -> None:
         raise UsageError(f"--pty with --requeue {spec.requeue}", why, "use --requeue never")
 
 
+def _check_errand(spec: JobSpec) -> None:
+    """Refuse an errand that would be more than one: it takes no slot, so it may be no program of the user's own."""
+    plain = JobSpec(
+        argv=spec.argv, cwd="/", name=spec.name, requeue="never", stdin=True, attached=True, errand=spec.errand
+    )
+    if spec != plain or spec.argv[0] not in ERRANDS or not spec.errand.isprintable():
+        raise UsageError("an errand that is none", "it is a copy, made by 'beo cp'", "use that")
+
+
 def check(spec: JobSpec) -> JobSpec:
     """Return the spec, or raise UsageError that names the option at fault."""
     if not spec.argv or not spec.argv[0]:
@@ -146,6 +162,8 @@ def check(spec: JobSpec) -> JobSpec:
         )
     if spec.terminal is not None:
         _check_terminal(spec, spec.terminal)
+    if spec.errand:
+        _check_errand(spec)
     if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
         raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
     for what, path, option in (

@@ -37,7 +37,7 @@ FLOORS = {
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.volume tree.session tree.files tree.mount "
-    "worker.processes worker.disk worker.bounds worker.remains "
+    "worker.processes worker.disk worker.bounds worker.remains worker.copier "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness "
     "compactor headnode.compactor tree.compactor headnode.tree tree.server tree.leading tree.following "
@@ -62,7 +62,7 @@ PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__
 
 # These run without site-packages (`python -I -S`), so they and all that they import from beo, however deep, import only
 # the standard library.
-STDLIB_ONLY = {"worker.warden", "worker.pmi", "worker.rsh"}
+STDLIB_ONLY = {"worker.copier", "worker.warden", "worker.pmi", "worker.rsh"}
 
 # One owner for each of these: everybody else goes through that file.
 OWNERS = {"zmq": "wire"}

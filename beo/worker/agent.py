@@ -49,6 +49,7 @@ WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what rem
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 RSH = str(Path(__file__).with_name("beo-rsh"))
+COPIER = str(Path(__file__).with_name("copier.py"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
 _Knock = tuple[int, int, int, tuple[int, ...], str]  # visitor, uid, gid, groups, key
@@ -527,6 +528,9 @@ class Agent:
         size = spec.ranks
         if spec.script:
             argv[0] = self._write_script(order)
+        if spec.errand:
+            who = f"{order.uid}:{order.gid}:{','.join(map(str, order.groups))}"
+            argv = [sys.executable, "-I", "-S", COPIER, who, *argv]
         if spec.batch:
             size = 1
             parts = [
@@ -549,9 +553,9 @@ class Agent:
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
             mem_bytes=spec.mem_bytes * places or None,
-            uid=order.uid,
-            gid=order.gid,
-            groups=order.groups,
+            uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
+            gid=None if spec.errand else order.gid,
+            groups=None if spec.errand else order.groups,
         )
         facts = launch.Facts(
             self._cluster.cluster,
