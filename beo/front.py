@@ -34,7 +34,7 @@ HERE = frozenset(
     {
         *("doctor", "down", "gone", "ha", "head", "login", "man", "mount", "resident", "token", "top", "umount", "up"),
         *("witness", "worker"),
-        *("cat", "df", "get", "ls", "mkdir", "mv", "put", "rm"),
+        *("cat", "cp", "df", "get", "ls", "mkdir", "mv", "put", "rm"),
     }
 )
 THROUGH = frozenset(

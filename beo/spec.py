@@ -30,6 +30,7 @@ PATH_LENGTH_MAX = 4_096  # PATH_MAX
 MEM_MAX_BYTES = 1 << 50
 TIME_LIMIT_MAX_S = 366 * 86_400.0
 PRIORITY_MAX = 1_000
+ERRANDS = ("get", "put")  # what a node's copier does
 TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
 OUTPUTS_MAX = 100  # patterns of one job's results
 OUTPUTS_SIZE_MAX_BYTES = 16 * 1024  # of all of them
@@ -61,6 +62,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     terminal: tuple[int, int] | None = None  # (rows, columns) of rank 0's pseudo-terminal; None: it has pipes
     bundle: str = ""  # the files that it has along, by the name of their manifest in the tree; empty: none
     outputs: tuple[str, ...] = ()  # patterns of what is kept of its files when it ends, in the tree
+    errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
     @property
     def is_carrying(self) -> bool:
@@ -80,9 +82,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return max(self.ranks, -(-self.slots // self.cpus))
 
     @property
+    def slots_per_place(self) -> int:
+        """Slots that a rank takes on its node: an errand takes none."""
+        return 0 if self.errand else self.cpus
+
+    @property
     def slots_in_all(self) -> int:
         """Slots of the whole allocation."""
-        return self.places * self.cpus
+        return self.places * self.slots_per_place
 
 
 def _bounded(what: str, value: float, low: float, high: float, option: str) -> None:
@@ -155,6 +162,15 @@ def pattern(text: str) -> str:
     )
 
 
+def _check_errand(spec: JobSpec) -> None:
+    """Refuse an errand that would be more than one: it takes no slot, so it may be no program of the user's own."""
+    plain = JobSpec(
+        argv=spec.argv, cwd="/", name=spec.name, requeue="never", stdin=True, attached=True, errand=spec.errand
+    )
+    if spec != plain or spec.argv[0] not in ERRANDS or not spec.errand.isprintable():
+        raise UsageError("an errand that is none", "it is a copy, made by 'beo cp'", "use that")
+
+
 def check(spec: JobSpec) -> JobSpec:
     """Return the spec, or raise UsageError that names the option at fault."""
     if not spec.argv or not spec.argv[0]:
@@ -182,6 +198,8 @@ def check(spec: JobSpec) -> JobSpec:
         _check_terminal(spec, spec.terminal)
     if spec.is_carrying:
         _check_files(spec)
+    if spec.errand:
+        _check_errand(spec)
     if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
         raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
     for what, path, option in (

@@ -38,7 +38,7 @@ FLOORS = {
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
-    "worker.processes worker.disk worker.bounds worker.remains worker.errand worker.carrying "
+    "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store "
@@ -66,7 +66,7 @@ PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__
 
 # These run without site-packages (`python -I -S`), so they and all that they import from beo, however deep, import only
 # the standard library.
-STDLIB_ONLY = {"worker.warden", "worker.pmi", "worker.rsh"}
+STDLIB_ONLY = {"worker.copier", "worker.warden", "worker.pmi", "worker.rsh"}
 
 # One owner for each of these: everybody else goes through that file.
 OWNERS = {"zmq": "wire"}

@@ -43,6 +43,7 @@ VERBS = {
     "cat": ("files", "print files of the tree"),
     "put": ("files", "copy files into the tree"),
     "get": ("files", "copy files out of the tree"),
+    "cp": ("cp", "copy files from and to a node's disk"),
     "mkdir": ("files", "make directories in the tree"),
     "mv": ("files", "move files of the tree"),
     "rm": ("files", "remove files of the tree"),
@@ -69,7 +70,7 @@ VERBS = {
 FAMILIES = {
     "Run programs": "run submit",
     "Jobs": "queue show wait logs cancel hold release requeue set kill ps top history",
-    "Files of all nodes": "ls cat put get mkdir mv rm df mount umount",
+    "Files of all nodes": "ls cat put get cp mkdir mv rm df mount umount",
     "Nodes": "nodes drain resume gone forget",
     "Clusters": "up down info events doctor users",
     "Clusters of several machines": "head ha token worker witness login",

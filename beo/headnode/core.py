@@ -52,6 +52,7 @@ RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
 PLAN_EVERY_S = 1.0
 FORGET_EVERY_S = 30.0
+ERRAND_KEEP_S = 60.0  # its client has all of it before it ends
 FORGET_BATCH = 10_000  # jobs per Forgotten entry
 FINDINGS_MAX = 32  # that one node may have
 NOTE_LENGTH_MAX = 500  # of what a node says about an end
@@ -569,7 +570,8 @@ class Head:
         ended = [job for job in self.state.jobs.values() if job.state in ENDED]
         over = max(0, len(ended) - keep)
         ended.sort(key=lambda job: (job.ended_s, job.id))
-        old = [job.id for n, job in enumerate(ended) if n < over or job.ended_s < now.wall_s - keep_s]
+        before_s = {True: now.wall_s - ERRAND_KEEP_S, False: now.wall_s - keep_s}  # an errand's output is a whole copy
+        old = [job.id for n, job in enumerate(ended) if n < over or job.ended_s < before_s[bool(job.spec.errand)]]
         for first in range(0, len(old), FORGET_BATCH):
             jobs = tuple(sorted(old[first : first + FORGET_BATCH]))
             self._append(ev.Forgotten(jobs, now.wall_s))

@@ -9,7 +9,7 @@ from beo import events as ev
 from beo import nodeset
 from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
 from beo.headnode.queue import Shape, shape_of
-from beo.headnode.schedule import back_off_s, capacity, limits_of, narrow, open_to, place
+from beo.headnode.schedule import ERRANDS_MAX, back_off_s, capacity, limits_of, narrow, open_to, place
 from beo.headnode.state import State
 from beo.settings import UsersConfig
 from beo.units import approximate_size, format_duration, format_size
@@ -120,6 +120,11 @@ class Outlook:
         return ""
 
     def _why_queued(self, job: Job) -> list[str]:
+        if job.spec.errand:
+            node = self._state.nodes.get(job.spec.errand)
+            if node is None or node.name not in self._ready:
+                return [f"waits for {job.spec.errand}, which is silent"]
+            return [f"waits until one of {ERRANDS_MAX} copies on {job.spec.errand} is done"]
         if not self._up:
             return [self._drain_sentence() or "no node is up: see 'beo nodes'"]
         if not self._fits(job, empty=True):

@@ -34,22 +34,30 @@ class Queue:
         """Make an empty one."""
         self._lanes: dict[str, dict[Shape, list[Place]]] = {}  # by user
         self._length = 0
+        self.errands: dict[int, str] = {}  # job -> node, in the order of coming: they stand beside the queue
 
     def __len__(self) -> int:
         """How many jobs wait."""
-        return self._length
+        return self._length + len(self.errands)
 
     def __iter__(self) -> Iterator[int]:
-        """All jobs, by priority and age."""
-        return (job for _, job in merge(*(lane for lanes in self._lanes.values() for lane in lanes.values())))
+        """All jobs: errands, then by priority and age."""
+        yield from self.errands
+        yield from (job for _, job in merge(*(lane for lanes in self._lanes.values() for lane in lanes.values())))
 
     def add(self, job: Job) -> None:
         """Put a job where its priority and its age say."""
+        if job.spec.errand:
+            self.errands[job.id] = job.spec.errand
+            return
         insort(self._lanes.setdefault(job.user, {}).setdefault(shape_of(job), []), (-job.spec.priority, job.id))
         self._length += 1
 
     def remove(self, job: Job) -> None:
         """Take a job out; nothing where it doesn't stand in the queue."""
+        if job.spec.errand:
+            self.errands.pop(job.id, None)
+            return
         lanes, shape = self._lanes.get(job.user, {}), shape_of(job)
         lane, place = lanes.get(shape, []), (-job.spec.priority, job.id)
         at = bisect_left(lane, place)

@@ -4,6 +4,9 @@ Jobs are looked at in the order of the queue (queue.py): by priority, then whose
 age. One whose user is at a limit of his is passed over and holds nobody up. Each other is placed first-fit on the nodes
 that are ready; one that doesn't fit is passed over by smaller ones, but only for PATIENCE_S: from then on nothing
 behind it starts before it, so that a steady stream of small jobs can't starve a wide one.
+
+An *errand* (a copy of files to or from a node) stands beside all that: it takes no slot, and starts on its node where
+not too many of them are under way.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its
 PATIENCE_S = 600.0
 SHORT_S = 10.0  # an attempt that is lost sooner may be the job's (or its warden's) own doing
 BACK_OFF_MAX_S = 60.0
+ERRANDS_MAX = 4  # at a time on one node: each takes a process, and its disk
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -176,6 +180,20 @@ def open_to(uid: int, free: dict[str, tuple[int, int]], owned: dict[str, int]) -
     return {name: room for name, room in free.items() if owned.get(name, uid) == uid} if owned else free
 
 
+def errands(state: State, ready: Collection[str]) -> list[Placement]:
+    """Return the errands to start now: on a drained node, too."""
+    placements: list[Placement] = []
+    under_way = {
+        name: sum(bool(job.spec.errand) for job, _, _ in state.live_parts(name).values())
+        for name in set(state.queue.errands.values())
+    }
+    for number, name in state.queue.errands.items():
+        if name in ready and name in state.nodes and under_way[name] < ERRANDS_MAX:
+            under_way[name] += 1
+            placements.append(Placement(number, ((name, 0, 1, 0),)))
+    return placements
+
+
 def plan(state: State, ready: Collection[str], now_s: float, users: UsersConfig | None = None) -> list[Placement]:
     """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock."""
     users = users or UsersConfig()
@@ -188,7 +206,7 @@ def plan(state: State, ready: Collection[str], now_s: float, users: UsersConfig 
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
     owned = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
-    placements: list[Placement] = []
+    placements = errands(state, ready)
     hopeless: set[Shape] = set()
     quotas = Quotas(state, users)
     for looks, (number, shape) in enumerate(state.queue.walk(hopeless, quotas.closed, quotas.slots_of)):

@@ -191,7 +191,7 @@ class State:
                 for part in job.attempt.parts:
                     if part.state in ("live", "reserved"):
                         state.live.setdefault(part.node, {})[job.id, job.attempt.number] = (job, job.attempt, part)
-                        state._count(job.user, slots=part.places * job.spec.cpus)
+                        state._count(job.user, slots=part.places * job.spec.slots_per_place)
         return state
 
     def _share_environment(self, job: Job) -> None:
@@ -411,10 +411,10 @@ class State:
 
     def _hold(self, job: Job, attempt: Attempt, part: PartState) -> None:
         node = self.nodes[part.node]
-        node.used_slots += part.places * job.spec.cpus
+        node.used_slots += part.places * job.spec.slots_per_place
         node.used_bytes += part.places * job.spec.mem_bytes
         self.live.setdefault(part.node, {})[job.id, attempt.number] = (job, attempt, part)
-        self._count(job.user, slots=part.places * job.spec.cpus)
+        self._count(job.user, slots=part.places * job.spec.slots_per_place)
 
     def _count(self, user: str, jobs: int = 0, slots: int = 0, waiting: int = 0) -> None:
         held = self.holdings.setdefault(user, Holding())
@@ -426,9 +426,9 @@ class State:
 
     def _release(self, job: Job, attempt: Attempt, part: PartState) -> None:
         node = self.nodes[part.node]
-        node.used_slots -= part.places * job.spec.cpus
+        node.used_slots -= part.places * job.spec.slots_per_place
         node.used_bytes -= part.places * job.spec.mem_bytes
-        self._count(job.user, slots=-part.places * job.spec.cpus)
+        self._count(job.user, slots=-part.places * job.spec.slots_per_place)
         placed = self.live[part.node]
         del placed[job.id, attempt.number]
         if not placed:

@@ -51,6 +51,7 @@ SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batc
 WORK = ".work"  # and the files that it has along
 WORK_AT = "/run/beo/job"  # where a job sees these, on every node: behind its walls, each has its own there
 RSH = str(Path(__file__).with_name("beo-rsh"))
+COPIER = str(Path(__file__).with_name("copier.py"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
 _Knock = tuple[int, int, int, tuple[int, ...], str]  # visitor, uid, gid, groups, key
@@ -529,6 +530,9 @@ class Agent:
         size = spec.ranks
         if spec.script:
             argv[0] = self._write_script(order)
+        if spec.errand:
+            who = f"{order.uid}:{order.gid}:{','.join(map(str, order.groups))}"
+            argv = [sys.executable, "-I", "-S", COPIER, who, *argv]
         if spec.batch:
             size = 1
             parts = [
@@ -551,9 +555,9 @@ class Agent:
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
             mem_bytes=spec.mem_bytes * places or None,
-            uid=order.uid,
-            gid=order.gid,
-            groups=order.groups,
+            uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
+            gid=None if spec.errand else order.gid,
+            groups=None if spec.errand else order.groups,
             bundle=spec.bundle,
             outputs=spec.outputs,
         )

@@ -13,6 +13,7 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 BROKEN = 0
 """Nothing but the errors, which are always told: the other end of a pipe was closed."""
+_ALWAYS = select.EPOLLERR | select.EPOLLHUP
 _TURN_S_MAX = 3600.0  # epoll counts milliseconds in 31 bits: 24 days at most
 
 
@@ -21,7 +22,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
         self._timers: dict[Hashable, tuple[float, Callable[[], None]]] = {}
         self._running = True
         self.each_turn: list[Callable[[], None]] = []
@@ -33,7 +34,7 @@ class Loop:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
-        self._watched[fd] = callback
+        self._watched[fd] = events, callback
 
     def unwatch(self, fd: int) -> None:
         """Forget `fd`; must come before it is closed."""
@@ -64,9 +65,10 @@ class Loop:
             if self._timers:
                 timeout_s = min(moment for moment, _ in self._timers.values()) - time.monotonic()
                 timeout_s = min(max(0.0, timeout_s), _TURN_S_MAX)
-            for fd, _ in self._epoll.poll(timeout_s):
-                callback = self._watched.get(fd)
-                if callback:  # an earlier callback of this turn may have closed it
+            for fd, found in self._epoll.poll(timeout_s):
+                # An earlier callback of this turn may have closed it, or be waiting for something else by now.
+                events, callback = self._watched.get(fd, (0, None))
+                if callback and found & (events | _ALWAYS):
                     callback()
             if self._timers:
                 now = time.monotonic()
