@@ -170,7 +170,9 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
-    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit.
+    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. bulk: how
+    chunks of jobs' inputs reach the nodes: "plain" is fast, from node to node too, and unencrypted; "curve" is neither.
+    held_bytes_max: of the chunks that a node keeps; 0: a tenth of its memory.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -178,6 +180,8 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    bulk: Literal["plain", "curve"] = "plain"
+    held_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no path; msgspec says in which table."""

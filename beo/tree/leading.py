@@ -11,6 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from beo import snapshots, votes, wire
+from beo.bulk import words
+from beo.bulk.desk import Chunk, Desk
 from beo.errors import BeoError
 from beo.ha.sending import Sender
 from beo.tree import copying
@@ -34,9 +36,14 @@ class Leader:
     """Who serves the tree, in one epoch. For one thread."""
 
     def __init__(
-        self, volume: Volume, role: Role, answer: Callable[[bytes, int, w.Answer], None], room: Room = _ALL
+        self,
+        volume: Volume,
+        role: Role,
+        answer: Callable[[bytes, int, w.Answer], None],
+        room: Room = _ALL,
+        desk: Desk | None = None,
     ) -> None:
-        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it."""
+        """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it; desk: for chunks."""
         self._volume = volume
         self._answer = answer
         self._epoch = role.epoch
@@ -46,6 +53,10 @@ class Leader:
         self.trouble = ""
         self._core = Core(volume.state, time.monotonic())
         self._core.room = room
+        if desk:
+            desk.lead()
+            self._desk = desk
+            self._core.attend(words.Who, self._who)
         self._other: wire.Connection | None = None
         self._window = Window(volume.log, volume.segments.size)
         self._sender = Sender(self._window, time.monotonic())
@@ -170,6 +181,24 @@ class Leader:
     def ask(self, peer: bytes, ask: w.Ask) -> None:
         """Take a question."""
         self._perform(self._core.ask(peer, ask, time.monotonic(), time.time_ns()))
+
+    def _who(self, peer: bytes, ask: w.Ask) -> w.Answer:
+        """Tell a node where chunks are. It is said when the tree that was looked at is in the store, bytes and all."""
+        who = ask.question
+        assert isinstance(who, words.Who)
+        chunks = {name: chunk for name in who.wants[: words.WANTS_MAX] if (chunk := self._chunk(name))}
+        return self._desk.answer(who, chunks, time.monotonic(), time.time())
+
+    def _chunk(self, name: bytes) -> Chunk | None:
+        try:
+            uid, _ = words.parts_of(name)
+            ino = self._volume.state.walk(words.path_of(name))
+        except ValueError:
+            return None
+        found = self._volume.state.inodes.get(ino)
+        if not found or not found.is_file or found.uid not in (0, uid) or found.size > words.CHUNK_MAX_BYTES:
+            return None
+        return Chunk(ino, found.size, ino not in self._volume.stale)
 
     @property
     def has_backlog(self) -> bool:
