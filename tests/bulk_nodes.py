@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -77,8 +78,9 @@ class BulkNode:
 
 @contextmanager
 def nodes(cluster: Cluster, names: Sequence[str]) -> Iterator[list[BulkNode]]:
-    """Processes of nodes, ended at the end."""
+    """Processes of nodes, which hold nothing yet; ended at the end."""
     for name in names:
+        shutil.rmtree(cluster.home.nodes / name / "bulk", ignore_errors=True)
         os.makedirs(cluster.home.nodes / name, 0o700, exist_ok=True)
     made = [BulkNode(cluster, name) for name in names]
     try:

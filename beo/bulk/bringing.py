@@ -46,11 +46,11 @@ class Held:
         """Return the file of a chunk that has come."""
         return self._folder / "held" / str(self._uid) / digest
 
-    def want(self, digests: Sequence[str]) -> None:
-        """Ask for chunks; raises ValueError for what is no digest, BeoError where the process has ended."""
+    def want(self, digests: Sequence[str], together: bool) -> None:
+        """Ask for chunks, to be let go one by one or all `together`; raises ValueError for what is no digest."""
         names = [words.name_of(self._uid, digest) for digest in digests]
         for start in range(0, len(names), words.PACKET_NAMES_MAX):
-            self._send(Want(tuple(names[start : start + words.PACKET_NAMES_MAX])))
+            self._send(Want(tuple(names[start : start + words.PACKET_NAMES_MAX]), together))
 
     def let(self, digest: str) -> None:
         """It isn't needed here any more."""
@@ -114,7 +114,7 @@ def bring(where: Home, node: str, uid: int, digests: Sequence[str], patience_s: 
     held = Held(where, node, uid)
     try:
         missing = dict.fromkeys(digests, True)
-        held.want(list(missing))
+        held.want(list(missing), together=True)
         while missing:
             for digest in held.next(patience_s):
                 missing.pop(digest, None)
@@ -133,7 +133,7 @@ def stream(
     held = Held(where, node, uid)
     try:
         missing = dict.fromkeys(digests, True)
-        held.want(list(missing))
+        held.want(list(missing), together=False)
         while missing:
             for digest in held.next(patience_s):
                 if missing.pop(digest, None):

@@ -131,9 +131,11 @@ class Choice:
     ) -> list[Pick]:
         picks: list[Pick] = []
         slots = self._slots(node, now_s)
-        rare = [name for name in wants if slots and self._copies(name) == 0 and self._is_from_head(node, name, at_head)]
-        for name in rare[: min(slots, lanes)]:
-            picks.append(Pick(name, HEAD, ""))
+        for name in wants if slots else ():
+            if len(picks) == min(slots, lanes):
+                break
+            if self._copies(name) == 0 and self._is_from_head(node, name, at_head):
+                picks.append(Pick(name, HEAD, ""))
         slots -= len(picks)
         left = [name for name in wants if name not in {pick.name for pick in picks}]
         extra: dict[str, int] = {}
@@ -143,10 +145,12 @@ class Choice:
             if server := self._peer(asker, node, name, extra, now_s):
                 extra[server] = extra.get(server, 0) + 1
                 picks.append(Pick(name, server, self._nodes[server].address))
+        if not slots:
+            return picks
         taken = {pick.name for pick in picks}
         left = [name for name in left if name not in taken and self._is_from_head(node, name, at_head)]
         left.sort(key=self._copies)
-        picks += [Pick(name, HEAD, "") for name in left[: max(0, min(slots, lanes - len(picks)))]]
+        picks += [Pick(name, HEAD, "") for name in left[: min(slots, lanes - len(picks))]]
         return picks
 
     def _slots(self, node: _Node, now_s: float) -> int:

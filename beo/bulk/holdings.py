@@ -200,14 +200,15 @@ class Holdings:
             self.path(name).unlink()
 
     def _make_room(self, size: int) -> None:
+        in_use = sum(self._sizes[name] for name in self._pins) + self._coming_bytes
+        if in_use + size > self._room_bytes:
+            why = f"{in_use} bytes of {self._room_bytes} are in use"
+            raise Full("no room for another chunk", why, "raise held_bytes_max in [files] of this node's beo.toml")
         for name in list(self._sizes):
             if self._used_bytes + self._coming_bytes + size <= self._room_bytes:
                 return
             if name not in self._pins:
                 self._remove(name)
-        if self._used_bytes + self._coming_bytes + size > self._room_bytes:
-            why = f"{self._used_bytes + self._coming_bytes} bytes of {self._room_bytes} are in use"
-            raise Full("no room for another chunk", why, "raise held_bytes_max in [files] of this node's beo.toml")
 
     def _give_way(self, size: int) -> bool:
         """The disk is full: let go what was used longest ago, at least so much; whether there was something."""

@@ -53,6 +53,7 @@ class _Client:
     def __init__(self, link: socket.socket) -> None:
         self.link = link
         self.pins: dict[bytes, int] = {}
+        self.together = False  # lets nothing go before it has everything
         self.out: deque[bytes] = deque()
 
 
@@ -278,9 +279,12 @@ class Node:
             self._full, self._full_s = failure, time.monotonic()
 
     def _see_to_room(self, now_s: float) -> None:
-        """Nothing finds room: whoever has let nothing go for too long wants too much at once."""
+        """Nothing finds room: if nobody will let anything go, or has for too long, it is too much at once."""
         assert self._full
-        if now_s - self._full_s > FULL_S:
+        if self._lanes.busy or self._reading:
+            return  # what is under way finds its place, and may be let go
+        stuck = all(client.together for client in self._clients.values() if client.pins)
+        if stuck or now_s - self._full_s > FULL_S:
             for name in self._wants.all():
                 self._fail(name, self._full)
             self._full = None
@@ -376,6 +380,7 @@ class Node:
                 self._want(fd, client, order)
 
     def _want(self, fd: int, client: _Client, order: Want) -> None:
+        client.together = order.together
         missing = []
         for name in order.names:
             if len(name) != words.NAME_BYTES:

@@ -118,9 +118,13 @@ class SourcesAre(_Word, frozen=True):
 
 
 class Want(_Word, frozen=True):
-    """Bring these chunks, and keep them here until they are let go: Here, or Fails, for each."""
+    """Bring these chunks, and keep them here until they are let go: Here, or Fails, for each.
+
+    together: none is let go before all are here.
+    """
 
     names: tuple[bytes, ...]
+    together: bool = False
 
 
 class Let(_Word, frozen=True):
