@@ -170,7 +170,7 @@ def test_a_full_disk_lets_old_chunks_go_and_is_an_error_when_there_are_none(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(fd, data[:room])
 
-    monkeypatch.setattr(module.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     names = [put(held, data_of(number)) for number in range(5)]
     assert held.names() == names[2:]
     assert all(map(held.pin, names[2:]))

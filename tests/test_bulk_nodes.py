@@ -36,9 +36,9 @@ def servers_of_head(cluster: Cluster) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if b"beo.bulk.head" in (entry / "cmdline").read_bytes():
-                if f"BEO_DIR={cluster.home.path}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+            ours = f"BEO_DIR={cluster.home.path}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            if ours and b"beo.bulk.head" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
         except (OSError, ValueError):
             continue
     return found
@@ -48,6 +48,11 @@ def assert_brings(cluster: Cluster, node: BulkNode, made: dict[str, bytes]) -> N
     with bring(cluster.home, node.name, UID, list(made), 60.0) as held:
         for digest, data in made.items():
             assert held.path(digest).read_bytes() == data
+
+
+def bring_only(cluster: Cluster, digests: list[str], uid: int = UID) -> None:
+    with bring(cluster.home, "n1", uid, digests):
+        pass
 
 
 def test_chunks_come_from_the_head_and_then_from_each_other(cluster: Cluster) -> None:
@@ -75,8 +80,7 @@ def test_nobody_gets_another_users_chunk_by_its_digest(cluster: Cluster) -> None
         assert_brings(cluster, node, made)
         for whose in (UID + 1, 0):  # though its bytes are on this very node
             with pytest.raises(NotFound, match=f"no chunk {digest[:16]}… of user {whose}"):
-                with bring(cluster.home, "n1", whose, [digest]):
-                    pass
+                bring_only(cluster, [digest], whose)
             with pytest.raises(NotFound):
                 list(read_by_session(cluster.home, cluster.home.secret("worker"), whose, [digest]))
         assert len(node.held()) == 2
@@ -86,7 +90,7 @@ def test_only_a_node_is_told_who_has_what(cluster: Cluster) -> None:
     made = chunks(3, 1, SIZE)
     put_chunks(cluster, made)
     name = words.name_of(UID, *made)
-    who = w.Who("x" * 16, wants=(name,), lanes=1, all=True)
+    who = words.Who("x" * 16, wants=(name,), lanes=1, all=True)
     answers: dict[str, w.Answer] = {}
     for role in ("worker", "admin"):
         with Files(session(cluster.home, cluster.home.secret(role)), ROOT_CALLER) as files:
@@ -99,7 +103,7 @@ def test_only_a_node_is_told_who_has_what(cluster: Cluster) -> None:
             answers[role] = files.do(ask())
     assert answers["admin"] == w.Failed(1)
     told = answers["worker"]
-    assert isinstance(told, w.SourcesAre) and [one.name for one in told.sources] == [name] and len(told.key) == 32
+    assert isinstance(told, words.SourcesAre) and [one.name for one in told.sources] == [name] and len(told.key) == 32
     assert wire.public_of(cluster.home.secret("worker"))[:8] not in repr(told.sources)
 
 
@@ -182,8 +186,7 @@ def test_more_than_a_node_may_hold_is_streamed_and_at_once_is_an_error(tmp_path:
         put_chunks(cluster, made)
         with nodes(cluster, ["n1"]) as (node,):
             with pytest.raises(BeoError, match=r"no room for another chunk .* raise held_bytes_max in \[files\]"):
-                with bring(cluster.home, "n1", UID, list(made)):
-                    pass
+                bring_only(cluster, list(made))
             came = {}
             for digest, path in stream(cluster.home, "n1", UID, list(made)):
                 came[digest] = path.read_bytes()

@@ -294,11 +294,11 @@ def test_what_a_peer_says_wrongly_is_not_believed(held: Holdings, monkeypatch: p
         "another size": (WRONG, lambda link: link.sendall(tickets.pack_reply(tickets.OK, 5) + DATA[:5])),
         "more than a chunk": (DEAD, lambda link: link.sendall(struct.pack(">4sBI", tickets.MAGIC, 0, 1 << 31))),
         "nonsense": (DEAD, lambda link: link.sendall(b"HTTP/1.1 200 OK\r\n\r\n")),
-        "the half": (DEAD, lambda link: (link.sendall(ok + DATA[:150_000]), link.close())[0]),
+        "the half": (DEAD, lambda link: _say(link, ok + DATA[:150_000], link.close)),
         "nothing": (DEAD, lambda link: link.close()),
         "silence": (DEAD, lambda _: time.sleep(0.8)),
-        "silence in the middle": (SLOW, lambda link: (link.sendall(ok + DATA[:10]), time.sleep(0.8))[0]),
-        "drop by drop": (SLOW, lambda link: (link.sendall(ok), _drip(link))[0]),
+        "silence in the middle": (SLOW, lambda link: _say(link, ok + DATA[:10], lambda: time.sleep(0.8))),
+        "drop by drop": (SLOW, lambda link: _say(link, ok, lambda: _drip(link))),
         "gone": (GONE, lambda link: link.sendall(tickets.pack_reply(tickets.GONE, 0))),
         "expired": (LATE, lambda link: link.sendall(tickets.pack_reply(tickets.EXPIRED, 0))),
     }
@@ -307,6 +307,11 @@ def test_what_a_peer_says_wrongly_is_not_believed(held: Holdings, monkeypatch: p
             assert fetch(held, source(address)) == why, what
         assert NAME not in held and held.used_bytes == 0, what
         assert not [path for path in held.path(NAME).parents[2].rglob("*") if path.is_file()], what
+
+
+def _say(link: socket.socket, data: bytes, then: Callable[[], None]) -> None:
+    link.sendall(data)
+    then()
 
 
 def _drip(link: socket.socket) -> None:
@@ -329,7 +334,12 @@ def test_two_lanes_that_fetch_one_chunk_leave_one(server: Serving, held: Holding
     for _ in range(8):
         lanes.start(source(server.address))
     ended: list[fetching.Fetched] = []
-    wait_for(lambda: ended.extend(lanes.done()) or len(ended) == 8, "all have ended")
+
+    def all_ended() -> bool:
+        ended.extend(lanes.done())
+        return len(ended) == 8
+
+    wait_for(all_ended, "all have ended")
     assert not [one for one in ended if one.bad or one.failure] and lanes.free == 4
     assert held.used_bytes == len(DATA) and held.path(NAME).read_bytes() == DATA
     lanes.close()

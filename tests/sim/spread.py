@@ -1,8 +1,8 @@
 """Many nodes that want the same chunks, in virtual time: who serves whom is decided by the real code of both sides.
 
-Each machine has a link of so many bytes a second, each way, and everything that goes over one has an equal part of it (so
-a transfer gets the smaller one of two parts; what that leaves unused is lost, which is less than a real network does).
-Messages take a millisecond. Of one seed there is one course of events.
+Each machine has a link of so many bytes a second, each way, and everything that goes over one has an equal part of it:
+a transfer gets the smaller one of two parts, and what that leaves unused is lost, which is less than a real network
+does. Messages take a millisecond. Of one seed there is one course of events.
 """
 
 from __future__ import annotations
