@@ -3,8 +3,12 @@
     with bring(where, "node01", uid, digests) as held:
         held.path(digest).read_bytes()
 
-`stream` gives them one by one as they come, for more than a node may hold at one time. `read_by_session` needs no such
-process: everything comes from the head, encrypted, through this one.
+    for digest, data in stream(where, "node01", uid, digests):
+        ...
+
+`bring` keeps all of them here at once; `stream` gives them one by one as they come, for more than a node may hold.
+Whoever is to give up root's rights makes a `Held` before, and streams by it: chunks come as open files, so he needs no
+right to the folder. `read_by_session` needs no process: everything comes from the head, encrypted, through this one.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ from pathlib import Path
 import msgspec
 
 from beo.bulk import words
-from beo.bulk.node import SOCKET
 from beo.bulk.words import Fails, Let, Want
 from beo.config import Home
 from beo.errors import BeoError, Conflict, Internal, NotFound, TimedOut, from_dict
@@ -33,39 +36,58 @@ PATIENCE_S = 120.0  # with nothing that comes at all: a take-over takes a second
 
 
 class Held:
-    """Chunks of one user that are here, and stay until the end of the block that they were brought by."""
+    """Chunks that this node's process holds for whoever has this: until he lets them go, or closes it."""
 
-    def __init__(self, where: Home, node: str, uid: int) -> None:
-        """Connect to the node's process; raises Conflict where there is none, after START_S."""
-        self._uid = uid
+    def __init__(self, where: Home, node: str) -> None:
+        """Connect to that process; raises Conflict where there is none, after START_S. To be done by who runs beo."""
         self._folder = where.nodes / node / "bulk"
         self._link = _connect(self._folder)
-        self._came: dict[str, bool] = {}
 
-    def path(self, digest: str) -> Path:
-        """Return the file of a chunk that has come."""
-        return self._folder / "held" / str(self._uid) / digest
+    def path(self, uid: int, digest: str) -> Path:
+        """Return the file of a user's chunk that has come."""
+        return self._folder / "held" / str(uid) / digest
 
-    def want(self, digests: Sequence[str], together: bool) -> None:
-        """Ask for chunks, to be let go one by one or all `together`; raises ValueError for what is no digest."""
-        names = [words.name_of(self._uid, digest) for digest in digests]
+    def bring(self, uid: int, digests: Sequence[str], patience_s: float = PATIENCE_S) -> None:
+        """Bring all these chunks of a user; they stay until the end. Raises BeoError where one can't be brought."""
+        for _, fd in self._come(uid, digests, patience_s, together=True):
+            os.close(fd)
+
+    def stream(self, uid: int, digests: Sequence[str], patience_s: float = PATIENCE_S) -> Iterator[tuple[str, bytes]]:
+        """Yield (digest, bytes) of each of these chunks of a user once, in the order in which they come.
+
+        Raises BeoError where one can't be brought.
+        """
+        for digest, fd in self._come(uid, digests, patience_s, together=False):
+            with open(fd, "rb", buffering=0) as file:
+                data = file.read(words.CHUNK_MAX_BYTES)
+            self._send(Let((words.name_of(uid, digest),)))
+            yield digest, data
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._link.close()
+
+    def _come(self, uid: int, digests: Sequence[str], patience_s: float, together: bool) -> Iterator[tuple[str, int]]:
+        missing = dict.fromkeys((words.name_of(uid, digest) for digest in digests), True)
+        names = tuple(missing)
         for start in range(0, len(names), words.PACKET_NAMES_MAX):
-            self._send(Want(tuple(names[start : start + words.PACKET_NAMES_MAX]), together))
+            self._send(Want(names[start : start + words.PACKET_NAMES_MAX], together))
+        while missing:
+            name, fd = self._next(patience_s)
+            if missing.pop(name, None):
+                yield words.parts_of(name)[1], fd
+            else:
+                os.close(fd)
 
-    def let(self, digest: str) -> None:
-        """It isn't needed here any more."""
-        self._send(Let((words.name_of(self._uid, digest),)))
-
-    def next(self, patience_s: float) -> list[str]:
-        """Return the digests of chunks that have come; raises TimedOut, or what went wrong with one."""
+    def _next(self, patience_s: float) -> tuple[bytes, int]:
         self._link.settimeout(patience_s)
         try:
-            data = self._link.recv(words.PACKET_MAX_BYTES)
+            data, fds, _, _ = socket.recv_fds(self._link, words.PACKET_MAX_BYTES, 1)
         except TimeoutError:
             what = f"no chunk has come for {patience_s:g} s"
             raise TimedOut(what, "", "see 'beo ha status' and the node's log") from None
         except OSError:
-            data = b""
+            data, fds = b"", []
         if not data:
             raise Conflict("the node's process for chunks has ended", "", "try it again")
         try:
@@ -74,11 +96,9 @@ class Held:
             raise Internal("a notice of a chunk can't be read", str(error), "") from None
         if isinstance(notice, Fails):
             raise from_dict(notice.error)
-        return [words.parts_of(name)[1] for name in notice.names]
-
-    def close(self) -> None:
-        """Let everything go."""
-        self._link.close()
+        if not fds:
+            raise Conflict("a chunk has come without its bytes", "no descriptor is left", "raise 'ulimit -n'")
+        return notice.name, fds[0]
 
     def _send(self, order: Want | Let) -> None:
         try:
@@ -95,7 +115,7 @@ def _connect(folder: Path) -> socket.socket:
         with suppress(OSError):
             fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                link.connect(f"/proc/self/fd/{fd}/{SOCKET}")
+                link.connect(f"/proc/self/fd/{fd}/{words.SOCKET}")
                 return link
             finally:
                 os.close(fd)
@@ -105,40 +125,41 @@ def _connect(folder: Path) -> socket.socket:
         time.sleep(LOOK_S)
 
 
+class Brought:
+    """Chunks of one user that are all here."""
+
+    def __init__(self, held: Held, uid: int) -> None:
+        """Look for them there."""
+        self._held, self._uid = held, uid
+
+    def path(self, digest: str) -> Path:
+        """Return the file of one of them."""
+        return self._held.path(self._uid, digest)
+
+
 @contextmanager
-def bring(where: Home, node: str, uid: int, digests: Sequence[str], patience_s: float = PATIENCE_S) -> Iterator[Held]:
+def bring(
+    where: Home, node: str, uid: int, digests: Sequence[str], patience_s: float = PATIENCE_S
+) -> Iterator[Brought]:
     """Bring all these chunks of a user, and keep them here while the block lasts.
 
     Raises BeoError where one can't be brought: there is no such chunk, or no room for all of them at once.
     """
-    held = Held(where, node, uid)
+    held = Held(where, node)
     try:
-        missing = dict.fromkeys(digests, True)
-        held.want(list(missing), together=True)
-        while missing:
-            for digest in held.next(patience_s):
-                missing.pop(digest, None)
-        yield held
+        held.bring(uid, digests, patience_s)
+        yield Brought(held, uid)
     finally:
         held.close()
 
 
 def stream(
     where: Home, node: str, uid: int, digests: Sequence[str], patience_s: float = PATIENCE_S
-) -> Iterator[tuple[str, Path]]:
-    """Yield each of these chunks of a user once, (digest, file), in the order in which they come.
-
-    A file is to be read before the next one is asked for: then it may be thrown out. Raises as `bring` does.
-    """
-    held = Held(where, node, uid)
+) -> Iterator[tuple[str, bytes]]:
+    """Yield (digest, bytes) of each of these chunks of a user once, as they come. Raises as `bring` does."""
+    held = Held(where, node)
     try:
-        missing = dict.fromkeys(digests, True)
-        held.want(list(missing), together=False)
-        while missing:
-            for digest in held.next(patience_s):
-                if missing.pop(digest, None):
-                    yield digest, held.path(digest)
-                held.let(digest)
+        yield from held.stream(uid, digests, patience_s)
     finally:
         held.close()
 

@@ -6,6 +6,7 @@ them, and serves them to other nodes. It ends with its agent; what it holds stay
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -41,7 +42,6 @@ UNREAD_S = 0.01  # until somebody here who doesn't read is tried again
 REFUSED_S = 1.0  # until it is asked again where the head can't answer
 FULL_S = 20.0  # with no room and nothing let go: then what is wanted at once is too much
 CLIENTS_MAX = 256
-SOCKET = "socket"
 _ucred = struct.Struct("3i")
 
 log = logging.getLogger("beo.bulk")
@@ -54,7 +54,7 @@ class _Client:
         self.link = link
         self.pins: dict[bytes, int] = {}
         self.together = False  # lets nothing go before it has everything
-        self.out: deque[bytes] = deque()
+        self.out: deque[Here | Fails] = deque()
 
 
 class _Reading:
@@ -109,11 +109,11 @@ class Node:
 
     def _open_door(self) -> socket.socket:
         door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        path = self._folder / SOCKET
+        path = self._folder / words.SOCKET
         path.unlink(missing_ok=True)
         fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            door.bind(f"/proc/self/fd/{fd}/{SOCKET}")  # a path may be longer than an address of a socket
+            door.bind(f"/proc/self/fd/{fd}/{words.SOCKET}")  # a path may be longer than an address of a socket
         finally:
             os.close(fd)
         path.chmod(0o600)
@@ -292,7 +292,7 @@ class Node:
     def _fail(self, name: bytes, error: BeoError) -> None:
         log.warning("a chunk can't be brought: %s", error)
         for fd in self._wants.end(name):
-            self._clients[fd].out.append(words.encode(Fails(name, error.to_dict())))
+            self._clients[fd].out.append(Fails(name, error.to_dict()))
 
     # ---- through the session
 
@@ -384,10 +384,10 @@ class Node:
         missing = []
         for name in order.names:
             if len(name) != words.NAME_BYTES:
-                client.out.append(words.encode(Fails(name, UsageError("that is no chunk's name").to_dict())))
+                client.out.append(Fails(name, UsageError("that is no chunk's name").to_dict()))
             elif len(self._wants) >= WANTED_MAX:
                 what = f"more than {WANTED_MAX} chunks are wanted at once"
-                client.out.append(words.encode(Fails(name, Conflict(what, "", "bring fewer at a time").to_dict())))
+                client.out.append(Fails(name, Conflict(what, "", "bring fewer at a time").to_dict()))
             elif not self._give(fd, name):
                 missing.append(name)
         self._wants.add(fd, missing)
@@ -401,7 +401,7 @@ class Node:
             self._holdings.unpin(name)
             return False
         client.pins[name] = client.pins.get(name, 0) + 1
-        client.out.append(words.encode(Here((name,))))
+        client.out.append(Here(name))
         return True
 
     def _unpin(self, client: _Client, name: bytes) -> None:
@@ -417,12 +417,27 @@ class Node:
         client = self._clients[fd]
         try:
             while client.out:
-                client.link.send(client.out[0])
+                self._say(client, client.out[0])
                 client.out.popleft()
         except BlockingIOError:
             pass  # again in the next turn: it reads when it likes
-        except OSError:
-            self._leave(fd)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # of descriptors that nobody has taken yet
+                self._leave(fd)
+
+    def _say(self, client: _Client, notice: Here | Fails) -> None:
+        if isinstance(notice, Fails):
+            client.link.send(words.encode(notice))
+            return
+        chunk = self._holdings.open(notice.name)
+        if chunk is None:  # somebody has removed it, in use as it is
+            error = Conflict("a chunk has gone", "its file was removed", "try it again")
+            client.link.send(words.encode(Fails(notice.name, error.to_dict())))
+            return
+        try:
+            socket.send_fds(client.link, [words.encode(notice)], [chunk])
+        finally:
+            os.close(chunk)
 
     def _leave(self, fd: int) -> None:
         client = self._clients.pop(fd)

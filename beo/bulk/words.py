@@ -134,9 +134,9 @@ class Let(_Word, frozen=True):
 
 
 class Here(_Word, frozen=True):
-    """These are here, whole."""
+    """This one is here, whole; with it comes a descriptor of its bytes (SCM_RIGHTS)."""
 
-    names: tuple[bytes, ...]
+    name: bytes
 
 
 class Fails(_Word, frozen=True):
@@ -146,6 +146,7 @@ class Fails(_Word, frozen=True):
     error: dict[str, str]
 
 
+SOCKET: Final = "socket"  # in the folder of that process
 PACKET_NAMES_MAX: Final = 1_024  # in one packet, which must fit the kernel's buffer
 PACKET_MAX_BYTES: Final = 64 << 10
 
