@@ -602,15 +602,18 @@ def new_spec(
     attached: bool = False,
     slots: int = 0,
     terminal: tuple[int, int] | None = None,
+    outputs: Sequence[str] = (),
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
-    to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. Raises `UsageError` that names
-    the option at fault.
+    to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
+    files that are kept when it ends. Raises `UsageError` that names the option at fault.
     """
     if isinstance(argv, str):
         raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
+    if isinstance(outputs, str):
+        raise UsageError("outputs is one text", "it is a list of patterns", "write [text]")
     words = tuple(map(str, argv))
     for word in words:
         if not _is_text(word):
@@ -647,5 +650,6 @@ def new_spec(
             attached=attached,
             slots=slots,
             terminal=terminal,
+            outputs=tuple(map(spec.pattern, outputs)),
         )
     )

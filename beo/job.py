@@ -10,12 +10,13 @@ The cluster is the one in `BEO_DIR` unless another is given.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from beo import messages as m
 from beo import spec
 from beo.client import ENDED, WAIT_SLICE_S, Cluster, new_spec
-from beo.errors import BeoError, NotFound
+from beo.errors import BeoError, NotFound, UsageError
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         priority: int
         output: str
         errors: str
+        outputs: Sequence[str]
 
 
 class Job:
@@ -123,31 +125,49 @@ def submit(
     *,
     key: str | None = None,
     hold: bool = False,
+    inputs: Sequence[str] = (),
     cluster: Cluster | None = None,
     **options: Unpack[Options],
 ) -> Job:
     """Submit a job and return it at once; `options` are those of `new_spec`.
 
-    When this returns, the job is durable. `hold`: it starts after a `release`. See `Cluster.submit` for `key`
-    and the errors.
+    When this returns, the job is durable. `hold`: it starts after a `release`. `inputs`: files and folders that it has
+    along as they are now, relative to its `cwd`; it runs where these are. What its `outputs` match is kept as
+    ``/jobs/ID`` in the tree. See `Cluster.submit` for `key` and the errors.
     """
     cluster = cluster or Cluster()
-    return Job(cluster.submit(new_spec(argv, **options), key, hold=hold), cluster)
+    return Job(cluster.submit(_with(cluster, new_spec(argv, **options), inputs), key, hold=hold), cluster)
+
+
+def _with(cluster: Cluster, job: spec.JobSpec, inputs: Sequence[str]) -> spec.JobSpec:
+    if not inputs:
+        return job
+    from beo.bulk.taking import take_along  # here: most jobs take none along
+
+    if isinstance(inputs, str):
+        raise UsageError("inputs is one text", "it is a list of files", "write [text]")
+    return take_along(cluster, job, list(map(os.fspath, inputs)))
 
 
 def run(
-    argv: Sequence[str], *, check: bool = False, cluster: Cluster | None = None, **options: Unpack[Options]
+    argv: Sequence[str],
+    *,
+    check: bool = False,
+    inputs: Sequence[str] = (),
+    cluster: Cluster | None = None,
+    **options: Unpack[Options],
 ) -> CompletedProcess[str]:
     """Run a program on the cluster and return how it ended, as `subprocess.run` with `capture_output` and `text` does.
 
-    `options` are those of `new_spec`. The job is cancelled where this call is interrupted, and ends by itself where
-    this process dies. Raises `subprocess.CalledProcessError` for another exit code than 0 where `check`, and
-    `BeoError` for a job that did not end of its own accord: cancelled, lost, or over its time limit.
+    `options` are those of `new_spec`, `inputs` those of `submit`. The job is cancelled where this call is interrupted,
+    and ends by itself where this process dies. Raises `subprocess.CalledProcessError` for another exit code
+    than 0 where `check`, and `BeoError` for a job that did not end of its own accord: cancelled, lost, or over its time
+    limit.
     """
     from subprocess import CompletedProcess  # here, because `submit` does without
 
     cluster = cluster or Cluster()
-    job = Job(cluster.submit(new_spec(argv, attached=True, **options)), cluster)
+    job = Job(cluster.submit(_with(cluster, new_spec(argv, attached=True, **options), inputs)), cluster)
     try:
         view = job.view
         while view.state not in ENDED:

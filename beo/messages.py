@@ -824,7 +824,10 @@ class Start(_Message, frozen=True):
 
 
 class Kill(_Message, frozen=True):
-    """End your part of an attempt; if it isn't there, say Gone. `index` is that of its Started entry, 0: not known."""
+    """End your part of an attempt; if it isn't there, say Gone. `index` is that of its Started entry, 0: not known.
+
+    wanted: somebody wants it to end (who cancels or requeues it), so none of its results is kept.
+    """
 
     epoch: int
     incarnation: str
@@ -833,6 +836,7 @@ class Kill(_Message, frozen=True):
     reason: str
     grace_s: float
     index: int = 0
+    wanted: bool = False
 
 
 class Deliver(_Message, frozen=True):

@@ -35,8 +35,9 @@ class PartResult(msgspec.Struct, frozen=True, array_like=True):
 
     reason: '' its ranks ended by themselves · 'rank' one failed and took the rest along (`culprit`, else -1) ·
     'time limit' · 'out of memory' · 'peer' another part ended first · 'silence' another part's node was silent ·
-    'ended' the head had asked for it · 'lost' beo itself lost the ranks. note: a sentence for people. steps: ranks of
-    further steps on that node, and how many more there were that ended well.
+    'ended' the head had asked for it · 'lost' beo itself lost the ranks, or couldn't start them · 'staging' the files
+    that it was to have can't be had · 'collecting' its ranks ended by themselves, and its results aren't kept. note: a
+    sentence for people. steps: ranks of further steps on that node, and how many more there were that ended well.
     """
 
     ranks: tuple[RankResult, ...]

@@ -170,9 +170,10 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
-    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. bulk: how
-    chunks of jobs' inputs reach the nodes: "plain" is fast, from node to node too, and unencrypted; "curve" is neither.
-    held_bytes_max: of the chunks that a node keeps; 0: a tenth of its memory.
+    as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. sweep_s:
+    how often chunks that no job needs are looked for; spare_s: those that were touched within it stay. bulk: how chunks
+    reach the nodes: "plain" is fast, from node to node too, and unencrypted; "curve" is neither. held_bytes_max: of the
+    chunks that a node keeps; 0: a tenth of its memory.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -180,6 +181,10 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mounts: Annotated[dict[str, str], msgspec.Meta(max_length=MOUNTS_MAX)] = {}
     user_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     user_files_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    sweep_s: Annotated[float, msgspec.Meta(ge=0.1, le=1e9)] = 600.0
+    spare_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = (
+        3_600.0  # a submission sends and touches what it needs first
+    )
     bulk: Literal["plain", "curve"] = "plain"
     held_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
 

@@ -31,6 +31,8 @@ MEM_MAX_BYTES = 1 << 50
 TIME_LIMIT_MAX_S = 366 * 86_400.0
 PRIORITY_MAX = 1_000
 TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
+OUTPUTS_MAX = 100  # patterns of one job's results
+OUTPUTS_SIZE_MAX_BYTES = 16 * 1024  # of all of them
 DIRECTIVES_MAX = 100  # #BEO lines in one script
 DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
 
@@ -57,6 +59,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     attached: bool = False  # ends when its client has gone (`beo run`)
     slots: int = 0  # of the whole allocation, where that is more than its ranks take: room for steps and spawned ranks
     terminal: tuple[int, int] | None = None  # (rows, columns) of rank 0's pseudo-terminal; None: it has pipes
+    bundle: str = ""  # the files that it has along, by the name of their manifest in the tree; empty: none
+    outputs: tuple[str, ...] = ()  # patterns of what is kept of its files when it ends, in the tree
+
+    @property
+    def is_carrying(self) -> bool:
+        """Whether files come along, or are kept."""
+        return bool(self.bundle or self.outputs)
 
     @property
     def title(self) -> str:
@@ -121,6 +130,31 @@ def _check_terminal(spec: JobSpec, window: tuple[int, int]) -> None:
         raise UsageError(f"--pty with --requeue {spec.requeue}", why, "use --requeue never")
 
 
+def _check_files(spec: JobSpec) -> None:
+    if spec.bundle and not re.fullmatch(r"[0-9a-f]{64}", spec.bundle):
+        raise UsageError("the job's inputs have no usable name", "it is a hash of 64 hex digits", "use --in")
+    if len(spec.outputs) > OUTPUTS_MAX:
+        raise UsageError(f"{len(spec.outputs)} patterns of results", f"the limit is {OUTPUTS_MAX}", "name their folder")
+    size = 0
+    for pattern in spec.outputs:
+        size += _size_bytes(f"the pattern {pattern[:80]!r}", pattern)
+        steps = pattern.split("/")
+        if "\0" in pattern or any(step in ("", ".", "..") for step in steps):
+            why = "results are below the job's folder, and are named from there"
+            raise UsageError(f"{pattern[:80]!r} is no pattern of results", why, "change --out, to 'results/*' say")
+    if size > OUTPUTS_SIZE_MAX_BYTES:
+        why = f"the limit is {OUTPUTS_SIZE_MAX_BYTES}"
+        raise UsageError(f"the patterns of results have {size} bytes", why, "name the folder instead")
+
+
+def pattern(text: str) -> str:
+    """Return a pattern of results as a spec has it: without ``./`` before and ``/`` behind."""
+    steps = [step for step in text.split("/") if step not in ("", ".")]
+    return ("/" if text.startswith("/") else "") + (
+        "/".join(steps) or ("*" if text and not text.startswith("/") else "")
+    )
+
+
 def check(spec: JobSpec) -> JobSpec:
     """Return the spec, or raise UsageError that names the option at fault."""
     if not spec.argv or not spec.argv[0]:
@@ -146,6 +180,8 @@ def check(spec: JobSpec) -> JobSpec:
         )
     if spec.terminal is not None:
         _check_terminal(spec, spec.terminal)
+    if spec.is_carrying:
+        _check_files(spec)
     if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
         raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
     for what, path, option in (

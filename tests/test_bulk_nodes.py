@@ -199,6 +199,8 @@ def test_a_node_that_ends_leaves_nothing_waiting(cluster: Cluster) -> None:
             pass
         for ending in (signal.SIGTERM, signal.SIGKILL):
             failed: list[BeoError] = []
+            with pytest.raises(NotFound):
+                bring_only(cluster, [missing])
             os.kill(node.process.pid, signal.SIGSTOP)
 
             def work(failed: list[BeoError] = failed) -> None:

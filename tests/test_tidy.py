@@ -29,25 +29,27 @@ FLOORS = {
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel "
     "tree.mounting tree.plans "
-    "bulk.tickets bulk.choice bulk.wants "
+    "bulk.chunks bulk.tickets bulk.choice bulk.wants "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child "
-    "bulk.holdings bulk.serving bulk.fetching "
+    "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.volume tree.session tree.files tree.mount "
-    "worker.processes worker.disk worker.bounds worker.remains "
+    "worker.processes worker.disk worker.bounds worker.remains worker.errand worker.carrying "
+    "bulk.snapshot bulk.unpacking bulk.results "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
-    3: "pairing ha.witness "
-    "compactor headnode.compactor tree.compactor headnode.tree tree.server tree.leading tree.following "
-    "bulk.desk bulk.head "
+    3: "pairing ha.witness bulk.store bulk.desk bulk.head "
+    "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
+    "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "tree.locate tree.attach bulk.node bulk.bringing client diagnosis job follow cli.* direct front resident",
+    4: "bulk.taking bulk.porter bulk.sweeper bulk.node bulk.bringing "
+    "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

@@ -1,1 +1,1 @@
-"""The bulk plane: immutable chunks go from the heads to the nodes, and from node to node, by sendfile."""
+"""What jobs take along and bring back, and how its chunks reach the nodes: by sendfile, and from node to node."""

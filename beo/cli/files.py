@@ -300,6 +300,19 @@ def get(paths: tuple[str, ...], target: str, verbose: bool) -> None:
     copy.end()
 
 
+def bring(path: str, folder: str) -> None:
+    """Copy all that is in a directory of the tree into a folder of this machine; nothing where it isn't there."""
+    copy = _Copy(verbose=False)
+    with _tree() as files:
+        try:
+            entries = files.entries(path)
+        except FileNotFoundError:
+            return
+        for name, _ in entries:
+            copy.get(files, _within(path, name), os.path.join(folder, name), follow=False)
+    copy.end()
+
+
 class _Copy:
     """Copies many files, and tells at the end which ones failed."""
 
@@ -373,9 +386,9 @@ class _Copy:
         if isinstance(result, OSError):
             self._failed(result)
 
-    def get(self, files: Files, path: str, target: str) -> None:
-        """Copy from the tree to here."""
-        found = files.stat(path)
+    def get(self, files: Files, path: str, target: str, follow: bool = True) -> None:
+        """Copy from the tree to here. follow: where a link at that path leads to."""
+        found = files.stat(path, follow=follow)
         todo = [(path, found, target)]
         folders: list[tuple[str, w.Attr]] = []
         while todo:

@@ -13,13 +13,14 @@ from click.core import ParameterSource
 
 from beo import spec
 from beo.cli.group import in_our_words, option
-from beo.client import new_spec, tell
+from beo.client import Cluster, new_spec, tell
 from beo.errors import BeoError, UsageError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 # Options stop at the first word of the command, whose own they would be.
 STOP_AT_COMMAND: dict[str, Any] = {"allow_interspersed_args": False, "ignore_unknown_options": False}
+ADDED_UP = ("env", "inputs", "outputs")
 ONLY_TYPED = ("key", "pty", "command")  # what belongs to one call: a script is submitted many times, from anywhere
 
 _DIRECTIVE = re.compile(rb"^\s*#BEO(\s|$)", re.MULTILINE)
@@ -41,6 +42,8 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
         option("-o", "--output", default="", metavar="FILE", help="Also write stdout there; %j is the job's id."),
         option("-e", "--error", default="", metavar="FILE", help="Write stderr there instead."),
         option("--env", multiple=True, metavar="K=V", help="Set a variable, besides those of this shell."),
+        option("--in", "inputs", multiple=True, metavar="FILE", help="Take a file or folder along, as it is now."),
+        option("--out", "outputs", multiple=True, metavar="PATTERN", help="Keep such files when it ends: 'results/*'."),
         option("--chdir", default="", metavar="DIR", help="Run in DIR, not here; files are taken from there."),
         option(
             "--requeue",
@@ -100,7 +103,17 @@ def spec_of(
         stdin=stdin,
         attached=attached,
         terminal=terminal,
+        outputs=asked["outputs"],
     )
+
+
+def with_inputs(cluster: Cluster, job: spec.JobSpec, inputs: tuple[str, ...]) -> spec.JobSpec:
+    """Return the spec with the files along that a command line names."""
+    if not inputs:
+        return job
+    from beo.bulk.taking import take_along  # here: most jobs take none along, and what this loads takes its time
+
+    return take_along(cluster, job, inputs)
 
 
 def variable(text: str) -> tuple[str, str]:
@@ -155,7 +168,7 @@ def _take_directives(context: click.Context, text: str) -> None:
             continue
         if name in ONLY_TYPED:
             raise UsageError(f"--{name} belongs on the command line")
-        if name == "env":
-            context.params["env"] = (*value, *context.params["env"])  # the later one wins
+        if name in ADDED_UP:
+            context.params[name] = (*value, *context.params[name])  # of two variables the later one wins
         elif context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             context.params[name] = value

@@ -11,7 +11,7 @@ from contextlib import suppress
 import click
 
 from beo.cli.group import Verb, option
-from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of
+from beo.cli.options import STOP_AT_COMMAND, job_options, spec_of, with_inputs
 from beo.cli.steps import ENDING, INSIST_COUNT, INSIST_S, TAKEN_OVER, run_step
 from beo.cli.terminal import Left, Screen, Terminal
 from beo.cli.waiting import exit_code_of
@@ -37,6 +37,7 @@ PENDING_MAX = 100  # signals under way; those beyond are the same over and over
         ("beo run -l -n 3 hostname", "who says what"),
         ("beo run -n 2 ./a & beo run -n 2 ./b & wait", "in a job's script: two steps at once"),
         ("beo run --pty bash", "a shell on a worker"),
+        ("beo run --in . --out 'fit/*' ./fit", "its files along, its results here"),
     ],
     exits=[("program's", "the program's own, 128 + signal for a killed one")],
 )
@@ -50,6 +51,8 @@ def run(context: click.Context, /, **_: object) -> int:
 
     Standard input goes to rank 0. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 go to every rank; the third
     SIGINT within two seconds cancels the job. Where there is no room, it waits, and says why on a terminal.
+
+    --in and --out are those of 'beo submit'; what --out has kept is copied to this folder when the job ends.
 
     With --pty, CMD runs in a terminal that looks like this one: a shell, an editor, a debugger. All keys are CMD's, ^C
     and ^Z too. At the beginning of a line, ~. ends the session, also when no head answers, ~^Z suspends it, and ~~ is a
@@ -74,6 +77,7 @@ def run(context: click.Context, /, **_: object) -> int:
     job = spec_of(context, stdin=source is not None, attached=True, terminal=window)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a reader that has gone must end the job, not this program alone
     cluster = Cluster()
+    job = with_inputs(cluster, job, context.params["inputs"])
     number = cluster.submit(job, context.params["key"] or None)
     watch = Watch(cluster, number, attached=True)
     signals = Signals(cluster, watch, hang_up=job.terminal is not None)
@@ -90,6 +94,8 @@ def run(context: click.Context, /, **_: object) -> int:
         raise
     finally:
         signals.close()
+    if job.outputs:
+        _bring(number, job.cwd)
     # What ended by the signal that it was sent needs no explanation.
     as_told = view.code_by == "job" and view.exit_code - 128 in signals.delivered
     return signals.exit_code or exit_code_of([view], quiet=as_told)
@@ -103,6 +109,13 @@ def _ends(context: click.Context) -> tuple[Printer, Source | None]:
         raise UsageError("--label with --pty", "what a terminal shows has no lines to label", "leave one of them out")
     screen = Screen()
     return screen, Terminal(0, screen)
+
+
+def _bring(job: int, folder: str) -> None:
+    """Copy what the job has made to where it was submitted."""
+    from beo.cli.files import bring  # here: few jobs have results
+
+    bring(f"/jobs/{job}", folder)
 
 
 def _leave(cluster: Cluster, job: int) -> int:

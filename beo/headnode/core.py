@@ -496,7 +496,7 @@ class Head:
         reason = attempt.cause[2] if attempt.cause else job.cancel or job.requeue
         grace_s = 0.0 if broken else self._config.worker.grace_s
         key = (job.id, attempt.number)
-        message = ms.Kill(self.state.epoch, session.incarnation, *key, reason, grace_s, attempt.index)
+        message = ms.Kill(self.state.epoch, session.incarnation, *key, reason, grace_s, attempt.index, not broken)
         self._command(session, "kill broken" if broken else "kill", key, now, message)
 
     def _deliver(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:

@@ -165,6 +165,9 @@ def submit(
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
     spec = check(wish.spec)
+    if spec.is_carrying and config.files.backend == "shared":
+        what = f"--in and --out, where files are at {config.files.path} on every machine"
+        raise Conflict(what, "what lies there needs no copy", "submit from a folder there, without them")
     check_room(state, owner, config)
     check_priority(state, user, spec.priority, config)
     groups, warnings = _groups(user, wish, account)

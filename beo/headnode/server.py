@@ -47,6 +47,7 @@ from beo.headnode.replica import Effect, FetchSnapshot, Input, Me, Rebuilt, Repl
 from beo.headnode.sight import Sight
 from beo.headnode.state import State
 from beo.headnode.streams import Streams
+from beo.headnode.sweeping import Sweeping, needed
 from beo.headnode.tree import Tree
 from beo.journal import Journal
 from beo.snapshots import Stamp
@@ -99,6 +100,7 @@ class Server:
             )
         self._keys = self._public_keys()
         self._tree = Tree(where)
+        self._sweeping = Sweeping(where, self._config.files)
         self._server = self._listen(self._who.control)
         self._link = self._open_link()
         self._streams = Streams(self._who.bulk, self._secret, where.head / "output", Sight(lambda: self.state))
@@ -286,6 +288,8 @@ class Server:
         self._note_heads()
         self._tell_facts()
         self._tree.tick(self.state)
+        serves = self._replica.pair.role == "primary" and self._tree.is_there
+        self._sweeping.tick(serves, lambda: needed(self.state), now_s)
 
     def _lag(self, is_pair: bool) -> tuple[int, float]:
         """What the other head lacks of output and of files, in bytes, and for how long it has taken none of it."""
@@ -391,6 +395,7 @@ class Server:
             self._door.close()
         self._resources.close()
         self._streams.stop()
+        self._sweeping.stop()
         self._tree.close()
         self._clerk.close()
         self._server.close()

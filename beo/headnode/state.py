@@ -54,6 +54,7 @@ TOKENS_MAX = 10_000  # about 3 MB; beyond, the oldest are forgotten
 CODE_TIME_LIMIT = 124  # as timeout(1)
 CODE_CANCELLED = 143  # as if ended by SIGTERM, which is what happened
 CODE_LOST = 75  # EX_TEMPFAIL: not the job's own failure
+CODE_FILES = 74  # EX_IOERR: of the files that it was to have, or has made
 CODE_OUT_OF_MEMORY = 137  # the kernel's SIGKILL
 
 
@@ -490,7 +491,7 @@ class State:
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
         elif kind != "lost":
-            by = "beo" if kind == "time limit" else "job"
+            by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
             self._end_job(job, "failed" if code else "done", code, text, by, time_s)
         elif job.spec.requeue == "never" or attempt.number >= ATTEMPTS_MAX:
             self._end_job(job, "lost", CODE_LOST, text, "beo", time_s)
@@ -669,6 +670,8 @@ def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:
         return ("lost", CODE_LOST, result.note or f"{node}: {result.reason}")
     if result.reason == "time limit":
         return ("time limit", CODE_TIME_LIMIT, result.note or "time limit")
+    if result.reason in ("staging", "collecting"):
+        return (result.reason, CODE_FILES, result.note or f"{node}: {result.reason}")
     if result.reason == "out of memory":
         return ("out of memory", CODE_OUT_OF_MEMORY, result.note or f"out of memory on {node}")
     statuses = {r.rank: r.status for r in result.steps} | {r.rank: r.status for r in result.ranks}

@@ -17,6 +17,7 @@ from beo.tree.words import (
     LINKS_MAX,
     NAME_MAX_BYTES,
     PERMISSIONS,
+    ROOT,
     SIZE_MAX_BYTES,
     TARGET_MAX_BYTES,
     Allocate,
@@ -34,6 +35,7 @@ READ, WRITE, ENTER = 4, 2, 1  # permissions, as in a mode
 INODES_MAX = 4_000_000  # in one tree: about 2 GiB of the head's memory
 TIME_MAX_NS = 1 << 62
 NOW = -1  # for a time
+CHUNKS, CHUNKS_MODE = b".chunks", stat.S_IFDIR | 0o1777
 NAMES_ONLY = (Remove, Rename)  # their answer has nothing to tell
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
@@ -219,7 +221,17 @@ def _make(state: State, caller: Caller, make: Make, by: _By, room: Room) -> Chan
             mode |= stat.S_ISGID
         elif mode & stat.S_ISGID and mode & stat.S_IXGRP and caller.uid and not _is_member(caller, gid):
             mode &= ~stat.S_ISGID
-    return Made(*by, make.parent, make.name, mode, caller.uid, gid, make.target, make.rdev)
+    uid = caller.uid
+    if _is_chunks(make.parent, make.name):
+        if not is_dir:
+            raise Refuse(errno.EPERM)
+        mode, uid, gid = CHUNKS_MODE, 0, 0
+    return Made(*by, make.parent, make.name, mode, uid, gid, make.target, make.rdev)
+
+
+def _is_chunks(parent: int, name: bytes) -> bool:
+    """Whether this is where chunks of bundles are: whoever makes it, it is root's and everybody's, as /tmp is."""
+    return parent == ROOT and name == CHUNKS
 
 
 def _link(state: State, caller: Caller, link: Link, by: _By) -> Change:
@@ -230,6 +242,8 @@ def _link(state: State, caller: Caller, link: Link, by: _By) -> Change:
     assert directory.children is not None
     if link.name in directory.children:
         raise Refuse(errno.EEXIST)
+    if _is_chunks(link.parent, link.name):
+        raise Refuse(errno.EPERM)
     _check_making(caller, directory)
     if found.is_dir:
         raise Refuse(errno.EPERM)
@@ -260,6 +274,8 @@ def _rename(state: State, caller: Caller, move: Rename, by: _By) -> Change | Non
     _check_new_name(move.new_name)
     if move.keep and move.exchange:
         raise Refuse(errno.EINVAL)
+    if _is_chunks(move.new_parent, move.new_name):
+        raise Refuse(errno.EPERM)
     ino = find(state, caller, move.parent, move.name)
     found = state.inodes[ino]
     assert new.children is not None

@@ -68,14 +68,14 @@ class Files:
         found: T = result
         return found
 
-    def do_all(self, todo: Iterable[Plan[Any]]) -> Iterator[tuple[Plan[Any], Any]]:
-        """Carry plans out, many at a time; yield each as it ends, with what came of it or the OSError raised."""
+    def do_all(self, todo: Iterable[Plan[Any]], width: int = WIDTH) -> Iterator[tuple[Plan[Any], Any]]:
+        """Carry plans out, `width` at a time; yield each as it ends, with what came of it or the OSError raised."""
         waiting = iter(todo)
         ended: deque[tuple[Plan[Any], Any]] = deque()
         running = 0
         more = True
         while more or running or ended:
-            while more and running < WIDTH:
+            while more and running < width:
                 plan = next(waiting, None)
                 if plan is None:
                     more = False

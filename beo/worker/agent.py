@@ -29,6 +29,7 @@ import msgspec
 from beo import address, birth, daemon, doctor, lockfile, nodeset, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
+from beo.child import Child
 from beo.config import Home, home, is_address, write_durably
 from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
@@ -48,6 +49,9 @@ LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer,
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
+WORK = ".work"  # and the files that it has along
+WORK_AT = "/run/beo/job"  # where a job sees these, on every node: behind its walls, each has its own there
+CHUNKS_ARGV = ("-P", "-m", "beo.bulk.node")
 RSH = str(Path(__file__).with_name("beo-rsh"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
 
@@ -123,6 +127,8 @@ class Agent:
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._refusal = ""  # the last one, each told once
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
+        self._chunks = Child("the process for chunks", where, (*CHUNKS_ARGV, name), log)
+        self._wants_chunks = False  # from its first job with files along on
         self._checkup = Checkup(lambda: doctor.machine(where, contain, self._memory_kind))
         self._inspector = Inspector(name, self._waker, self._to_warden)
         self._shipping: set[tuple[int, int]] = set()
@@ -235,6 +241,7 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
+        self._chunks.close()
         if self._door:
             self._door.close()
         if self._door_lock >= 0:
@@ -389,6 +396,8 @@ class Agent:
             self._sweep_up(probe.remove_cgroup, self._crowd(number))
 
     def _housekeep(self) -> None:
+        if self._wants_chunks:
+            self._chunks.keep(time.monotonic())
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
@@ -552,16 +561,25 @@ class Agent:
             uid=order.uid,
             gid=order.gid,
             groups=order.groups,
+            bundle=spec.bundle,
+            outputs=spec.outputs,
         )
+        if spec.bundle and not self._wants_chunks:
+            self._wants_chunks = True
+            self._chunks.keep(time.monotonic())
+        tmp = self._tmp(order.job, order.attempt)
         facts = launch.Facts(
             self._cluster.cluster,
             here.node,
             self._interface,
-            self._tmp(order.job, order.attempt),
+            tmp,
             self._make_cgroup(order, spec.mem_bytes * places),
             self._limits,
             RSH,
             sys.executable,
+            f"{tmp}{WORK}",
+            WORK_AT if self._contain == "pidns" else None,
+            self._beo_dir,
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
@@ -620,8 +638,9 @@ class Agent:
         script = f"{tmp}{SCRIPT}"
         if os.path.lexists(script):
             os.unlink(script)
-        if os.path.exists(tmp) or (self._cgroups and os.path.isdir(cgroup)):
-            self._sweep_up(_remove, tmp, cgroup)
+        left = [path for path in (tmp, f"{tmp}{WORK}") if os.path.exists(path)]
+        if left or (self._cgroups and os.path.isdir(cgroup)):
+            self._sweep_up(_remove, cgroup, *left)
 
     def _sweep_up(self, remove: Callable[..., object], *paths: str) -> None:
         self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
@@ -630,8 +649,9 @@ class Agent:
         self._sweepers.append(thread)
 
 
-def _remove(tmp: str, cgroup: str) -> None:
-    shutil.rmtree(tmp, ignore_errors=True)
+def _remove(cgroup: str, *folders: str) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     probe.remove_cgroup(cgroup)
 
 

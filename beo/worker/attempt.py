@@ -1,7 +1,8 @@
 """One attempt's part on one node, from the first rank's start to the last process's end.
 
-Phases: running (ranks live), killing (everything is told to die and is reaped), sweeping (all dead: the pipes are read
-to their end, the folder for temporary files is removed), ended (the result stands).
+Phases: running (its files come in, then ranks live), killing (everything is told to die and is reaped), sweeping (all
+dead: the pipes are read to their end), collecting (its results go out), sweeping again (its folders are removed), ended
+(the result stands).
 
 A part has the ranks of step 0 here, if there are any, and those of further steps (conductor.py). Where an attempt has
 several nodes, its part ends when the *lead*, the warden of the first node, says that all is done.
@@ -15,7 +16,9 @@ import time
 
 from beo.worker import contain, door, pmi, ranks
 from beo.worker.bounds import OOM_SCORE, Bounds
+from beo.worker.carrying import Carrying
 from beo.worker.conductor import Conductor, Stage
+from beo.worker.frames import LOST, STAGING
 from beo.worker.loop import Loop
 from beo.worker.order import Order
 from beo.worker.peers import Peers
@@ -116,11 +119,39 @@ class Attempt:
             self._finish,
         )
         self._conductor = Conductor(order, loop, stage, services)
+        self._carrying: Carrying | None = None
+        if order.is_carrying:
+            self._carrying = Carrying(
+                order,
+                kind,
+                folder,
+                loop,
+                self._post,
+                lambda: bool(self._peers.pending()),
+                self._go,
+                lambda why, again: self._lose((LOST if again else STAGING) + why),
+                self._collected,
+            )
+        self._went = False  # the ranks were started
+        self._early: list[int] = []  # signals that came before
+        self._wanted_end = False  # somebody wants it to end: then none of its results is kept
+        self._alone = False  # its agent has ended it, so another node may be gone
+        self._trouble = ""  # why results aren't kept
 
     # -- from the agent --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Have the files carried in, if there are any, and start every rank."""
+        if self._carrying:
+            self._carrying.stage()
+        else:
+            self._go()
+
+    def _go(self) -> None:
         """Start every rank; one that cannot start ends with 126 or 127 and a line on its stderr."""
+        if self._went or self.phase != "running" or self._reason is not None:
+            return
+        self._went = True
         order = self.order
         if order.time_limit_s is not None:
             self._loop.after(order.time_limit_s, "time limit", self._time_is_up)
@@ -142,11 +173,20 @@ class Attempt:
         if order.mem_bytes or order.cgroup:
             self._loop.after(MEMORY_POLL_S, "memory", self._watch_memory)
         self._loop.after(BOUNDS_POLL_S, "bounds", self._watch_bounds)
+        for number in self._early:
+            self._signal(number)
         if not self._by_pid:
             self._loop.after(0, "reap", self.reap)
 
-    def end(self, reason: str, grace_s: float) -> None:
-        """Let the attempt end: SIGTERM to everything, SIGKILL after the grace. May be repeated."""
+    def end(self, reason: str, grace_s: float, wanted: bool = False) -> None:
+        """Let the attempt end: SIGTERM to everything, SIGKILL after the grace. May be repeated.
+
+        wanted: by somebody. Else another node may be gone.
+        """
+        self._wanted_end = self._wanted_end or wanted
+        self._alone = self._alone or not wanted
+        if self.phase == "collecting" and self._carrying:
+            self._carrying.cut_short(wanted)
         self._lose(reason, grace_s=grace_s)
 
     def signal(self, serial: int, number: int) -> None:
@@ -156,7 +196,12 @@ class Attempt:
         self._serial = serial
         if number in (signal.SIGSTOP, signal.SIGCONT):  # a job that is suspended must be so as a whole
             contain.kill_all(self._kind, number)
-            return
+        elif self._went:
+            self._signal(number)
+        else:
+            self._early.append(number)
+
+    def _signal(self, number: int) -> None:
         for step in (self._own, *self._conductor.steps.values()):
             if step.family == 0:  # who has started another one passes the signal on, if he wants to
                 step.signal(number)
@@ -166,6 +211,8 @@ class Attempt:
 
         window: the size that rank 0's terminal has from now on; (0, 0): nothing is said of it.
         """
+        if not self._went:
+            return  # it is sent again, and then there is a rank to read it
         if self._terminal and any(window):
             self._terminal.resize(window)
         self._input.feed(offset, data, eof)
@@ -176,7 +223,11 @@ class Attempt:
         if new:
             if "lost" in body:
                 grace_s = float(body.get("grace_s") or 0)
+                self._wanted_end = self._wanted_end or bool(body.get("wanted"))
                 self._lose(str(body["lost"]), body.get("rank"), body.get("status"), grace_s, tell_peers=False)
+            elif "carry" in body:
+                if self._carrying and self.phase != "ended":
+                    self._carrying.hear(node, body)
             elif self.phase in ("running", "killing"):
                 self._act(node, body)
         self.tell("peer_ack", to=node, seq=seq)
@@ -200,6 +251,8 @@ class Attempt:
         self._conductor.flow()
         if self._finishing and not self._peers.pending():
             self._finished()
+        if self._carrying and self.phase == "collecting":
+            self._carrying.flow()
 
     def state(self) -> dict[str, Any]:
         """Everything that an agent must know to take up where another left off."""
@@ -228,6 +281,8 @@ class Attempt:
     def forget(self) -> None:
         """The result is in safe hands: remove the spool."""
         self._loop.forget("peers")
+        if self._carrying:
+            self._carrying.forget()
         self.spool.delete()
 
     def pids(self) -> dict[str, int]:
@@ -347,6 +402,8 @@ class Attempt:
             elif pid == self._sweeper:
                 self._sweeper = 0
                 self._sweep(again=True)
+            elif self._carrying:
+                self._carrying.reaped(pid, status)
         if self.phase == "running":
             self._look_for_end()
         elif self.phase == "killing" and self._childless:
@@ -356,7 +413,7 @@ class Attempt:
         if self._reason is not None or self._finishing:
             if not self._by_pid and not (self._finishing and self._peers.pending()):
                 self._finished()
-        elif not self._own.live and not self._own_ended:
+        elif self._went and not self._own.live and not self._own_ended:
             self._own_ended = True
             self._conductor.own_ranks_ended()
 
@@ -418,7 +475,8 @@ class Attempt:
         if self._reason is None:
             self._reason, self._culprit, self._culprit_status = reason, culprit, status
             if tell_peers:
-                self._post({"lost": reason, "rank": culprit, "status": status, "grace_s": grace_s})
+                wanted = {"wanted": True} if self._wanted_end else {}
+                self._post({"lost": reason, "rank": culprit, "status": status, "grace_s": grace_s, **wanted})
         if self.phase != "running":
             return
         if grace_s <= 0 or not self._by_pid:
@@ -489,23 +547,37 @@ class Attempt:
         if self._door:
             self._door.close()
         self.spool.free_min_bytes = 0  # it prints no more, and what is left must not wait for others to make room
-        self._output.drain(self._sweep)
+        self._output.drain(self._collect)
+
+    def _collect(self) -> None:
+        if not self._carrying:
+            self._sweep()
+            return
+        self.phase = "collecting"
+        self._carrying.collect(wanted=self._went and not self._wanted_end, alone=self._alone)
+
+    def _collected(self, trouble: str) -> None:
+        self._trouble = "" if self._wanted_end else trouble
+        self.phase = "sweeping"
+        self._sweep()
 
     def _sweep(self, again: bool = False) -> None:
-        """Remove the folder for temporary files; a child does it if that may take long, as the leash can't wait."""
-        tmp = self.order.tmp
-        try:
-            if tmp is not None:
-                os.rmdir(tmp)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if not again:
-                self._sweeper = os.fork()
-                if not self._sweeper:
-                    contain.remove_tree(tmp or "")
-                return
-            print(f"beo: {self.order.node}: cannot remove '{tmp}': {error.strerror}", flush=True)
+        """Remove the attempt's folders; a child does it if that may take long, as the leash can't wait."""
+        left = {}
+        for folder in filter(None, (self.order.tmp, self.order.carried.work)):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                left[folder] = error.strerror
+        if left and not again:
+            self._sweeper = os.fork()
+            if not self._sweeper:
+                contain.remove_trees(left)
+            return
+        for folder, why in left.items():
+            print(f"beo: {self.order.node}: cannot remove '{folder}': {why}", flush=True)
         self._end()
 
     def _end(self) -> None:
@@ -517,6 +589,7 @@ class Attempt:
             "reason": self._reason,
             "culprit": self._culprit,
             "status": self._culprit_status,
+            **({"trouble": self._trouble} if self._trouble else {}),
         }
         self._output.finish()
         self.tell("ended", result=self.result, spool_length=self.spool.whole_bytes)

@@ -259,16 +259,25 @@ def allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def remove_tree(folder: str) -> None:
-    """Remove all that is in `folder`, following no link out of it, and end this process."""
+def remove_trees(tops: Iterable[str]) -> None:
+    """Remove all that is in these folders, following no link out of them, and end this process."""
     signal.set_wakeup_fd(-1)
     try:
+        for top in tops:
+            _empty(top)
+    finally:
+        os._exit(0)
+
+
+def _empty(top: str) -> None:
+    try:
         if os.geteuid() != 0:  # root needs no permission, and must not change one by way of a link
-            for _, folders, _, fd in os.fwalk(folder):
+            os.chmod(top, 0o700)
+            for _, folders, _, fd in os.fwalk(top):
                 for name in folders:
                     if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                         os.chmod(name, 0o700, dir_fd=fd)
-        for _, folders, files, fd in os.fwalk(folder, topdown=False):
+        for _, folders, files, fd in os.fwalk(top, topdown=False):
             for name in [*files, *folders]:
                 try:
                     os.unlink(name, dir_fd=fd)
@@ -276,8 +285,6 @@ def remove_tree(folder: str) -> None:
                     os.rmdir(name, dir_fd=fd)
     except OSError:
         pass  # whoever finds the folder still there says why
-    finally:
-        os._exit(0)
 
 
 class OuterProc:

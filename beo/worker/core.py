@@ -373,7 +373,8 @@ class Worker:
         self.seen[key] = order.index
         self.held[key] = held
         self._do(Remember(order))
-        warden = self.idle.pop() if self.idle and order.spec.places == 1 else 0
+        is_plain = order.spec.places == 1 and not order.spec.is_carrying  # an idle warden may be of an older beo
+        warden = self.idle.pop() if self.idle and is_plain else 0
         self._do(Launch(warden, order, self._lease_ns if held.leashed else 0))
 
     def _launch_failed(self, item: LaunchFailed, now: Now) -> None:
@@ -387,7 +388,8 @@ class Worker:
         key = (message.job, message.attempt)
         held = self.held.get(key)
         if held and held.warden and held.alive:
-            self._to_warden(held, "end", reason=told.ENDED + message.reason, grace_s=message.grace_s)
+            reason, wanted = told.ENDED + message.reason, {"wanted": True} if message.wanted else {}
+            self._to_warden(held, "end", reason=reason, grace_s=message.grace_s, **wanted)
         elif not held:
             self._rule_out(key, "it does not run here")
 

@@ -19,6 +19,10 @@ LISTENER = 3
 PIDS = "pids"
 """The file of a warden's folder in which it names its processes before it serves anyone."""
 
+STAGING = "staging: "
+LOST = "lost: "
+"""What a reason begins with where the ranks were never started: for good, or so that another try may do better."""
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every message
 
 

@@ -35,7 +35,8 @@ class Attempt:
     job, attempt: its numbers. size: of how many ranks. parts: the nodes in order. nodes_folded: their names in short
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
     whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
-    terminal: (rows, columns) of rank 0's, None: it has pipes.
+    terminal: (rows, columns) of rank 0's, None: it has pipes. bundle: the files that it has along, "" none; outputs:
+    patterns of what is kept of its files.
     """
 
     job: int
@@ -58,13 +59,16 @@ class Attempt:
     uid: int | None = None
     gid: int | None = None
     groups: Sequence[int] | None = None
+    bundle: str = ""
+    outputs: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a node knows of itself: its name and its cluster's, the interface of the cluster's network, and where it
     lets this attempt have temporary files and a cgroup. limits: output_bytes, shm_bytes and free_bytes, see bounds.py.
-    rsh, python: the path of `beo-rsh` and what runs it.
+    rsh, python: the path of `beo-rsh` and what runs it. work, at: where the files that it has along are put, and where
+    they are seen (None: there). home: the cluster's folder.
     """
 
     cluster: str
@@ -75,6 +79,9 @@ class Facts:
     limits: Mapping[str, int] = field(default_factory=dict)
     rsh: str = ""
     python: str = ""
+    work: str | None = None
+    at: str | None = None
+    home: str = ""
 
 
 def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "node": facts.node,
         "nodes": [part.node for part in attempt.parts],
         "argv": list(attempt.argv),
-        "cwd": attempt.cwd,
+        "cwd": working_folder(attempt, facts),
         "env": environment(attempt, facts),
         "ranks": list(part.ranks),
         "size": attempt.size,
@@ -111,10 +118,30 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "cgroup": facts.cgroup,
         "limits": dict(facts.limits),
         "tmp": facts.tmp,
+        "carried": carried(attempt, facts),
         "uid": attempt.uid,
         "gid": attempt.gid,
         "groups": None if attempt.groups is None else list(attempt.groups),
         "leash_until_ns": leash_until_ns,
+    }
+
+
+def working_folder(attempt: Attempt, facts: Facts) -> str:
+    """Where the ranks run: with files along, where these are."""
+    return (facts.at or facts.work or attempt.cwd) if attempt.bundle else attempt.cwd
+
+
+def carried(attempt: Attempt, facts: Facts) -> dict[str, Any] | None:
+    """What the warden needs to know of files that come along or are kept; None where there are none."""
+    if not attempt.bundle and not attempt.outputs:
+        return None
+    return {
+        "bundle": attempt.bundle,
+        "outputs": list(attempt.outputs),
+        "work": facts.work if attempt.bundle else None,
+        "at": facts.at if attempt.bundle else None,
+        "python": facts.python,
+        "home": facts.home,
     }
 
 
@@ -137,6 +164,8 @@ def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
     }
     if facts.tmp is not None:
         env["TMPDIR"] = facts.tmp
+    if attempt.bundle:
+        env["BEO_WORK"] = env["PWD"] = working_folder(attempt, facts)
     return env
 
 

@@ -23,7 +23,7 @@ class Order:
     gets instead of pipes, or None. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds;
     mem_bytes; cgroup and tmp: folders. names: of nodes -> address. files: of tmp, by their names. output_max_bytes,
     shm_max_bytes (None: no limit) and free_min_bytes: see bounds.py. person: whose it is. leash_until_ns:
-    CLOCK_BOOTTIME, 0 for no leash.
+    CLOCK_BOOTTIME, 0 for no leash. carried: its files, if it `is_carrying` any.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -55,6 +55,8 @@ class Order:
         self.names = _environment(message.get("names") or {})
         self.files = _environment(message.get("files") or {})
         self._take_steps(message.get("steps") or {})
+        self.is_carrying = message.get("carried") is not None
+        self.carried = Carried(message.get("carried") or {})
         if not self.argv or len(self.ranks) > RANKS_HERE_MAX or not (self.ranks or len(self.nodes) > 1):
             raise ValueError(f"argv must not be empty, and ranks 1 to {RANKS_HERE_MAX}")
         if len(set(self.ranks)) != len(self.ranks) or max(self.ranks, default=0) >= self.size:
@@ -85,7 +87,23 @@ class Order:
     @property
     def reusable(self) -> bool:
         """Whether a warden may take another attempt after this one: one rank alone has no peer to mix up."""
-        return self.size == 1 and self.pmi is None and self.places <= 1 and len(self.nodes) == 1
+        alone = self.size == 1 and self.pmi is None and self.places <= 1 and len(self.nodes) == 1
+        return alone and not self.is_carrying
+
+
+class Carried:
+    """What files an attempt has carried in and out: those of `bundle` ("": none) into the folder `work` (None: it runs
+    in a folder of its own), which is seen behind the walls as `at` (None: as itself); and out those that the patterns
+    `outputs` mean. python, home: what runs the porter, and its BEO_DIR.
+    """
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.bundle = str(message.get("bundle") or "")
+        self.outputs = _texts(message, "outputs") if "outputs" in message else []
+        self.work = _text_or_none(message, "work")
+        self.at = _text_or_none(message, "at")
+        self.python = str(message.get("python") or "")
+        self.home = str(message.get("home") or "")
 
 
 def _pmi(value: Any) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union
 import msgspec
 
 from beo.results import PartResult, RankResult, StepRank
+from beo.worker.frames import LOST, STAGING
 
 NOTE_LENGTH_MAX = 500  # of a reason's text: it is kept in the journal
 ENDED = "ended: "  # how a warden is told a reason by its agent, and by which prefix it is recognised in the result
@@ -37,13 +38,17 @@ class StepRankEnd(RankEnd, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """How a part ended: its ranks, and why it ended if not by itself. steps, more: as in results.PartResult."""
+    """How a part ended: its ranks, and why it ended if not by itself. steps, more: as in results.PartResult.
+
+    trouble: why results of the job aren't kept.
+    """
 
     ranks: tuple[RankEnd, ...]
     reason: str | None = None
     culprit: int | None = None
     steps: tuple[StepRankEnd, ...] = ()
     more: Whole = 0
+    trouble: str = ""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -137,6 +142,10 @@ def part_result(told: Result) -> PartResult:
         reason, text = "ended", text.removeprefix(ENDED)
     elif text.startswith(SILENCE):
         reason, text = "silence", text.removeprefix(SILENCE)
+    elif text.startswith(STAGING):
+        reason, text = "staging", text.removeprefix(STAGING)
+    elif text.startswith(LOST):
+        reason, text = "lost", text.removeprefix(LOST)
     elif text in ("time limit", "out of memory"):
         reason, text = text, ""
     elif text and culprit is not None and culprit not in {*(r.rank for r in ranks), *(r.rank for r in steps)}:
@@ -147,6 +156,10 @@ def part_result(told: Result) -> PartResult:
         reason, text = "lost", "the exit status of a rank is not known"
     else:
         reason = ""
+    if told.trouble and not reason:
+        reason, text = "collecting", f"its results are not kept: {told.trouble}"
+    elif told.trouble:
+        text = f"{text or reason}; its results are not kept: {told.trouble}"
     return PartResult(ranks, reason, -1 if culprit is None else culprit, text[:NOTE_LENGTH_MAX], steps, told.more)
 
 

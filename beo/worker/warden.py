@@ -219,7 +219,7 @@ class Warden:
 
     def _handle_for(self, attempt: Attempt, op: str, message: dict[str, Any]) -> None:
         if op == "end":
-            attempt.end(str(message["reason"]), float(message.get("grace_s") or 0))
+            attempt.end(str(message["reason"]), float(message.get("grace_s") or 0), bool(message.get("wanted")))
         elif op == "signal":
             attempt.signal(whole(message, "serial"), whole(message, "signal"))
         elif op == "stdin":
