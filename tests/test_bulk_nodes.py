@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import wire
+from beo import lockfile, wire
 from beo.bulk import words
 from beo.bulk.bringing import bring, read_by_session, stream
 from beo.errors import BeoError, NotFound
@@ -20,7 +21,7 @@ from beo.tree.files import Files
 from beo.tree.locate import session
 from beo.tree.session import ROOT_CALLER
 from tests.bulk_nodes import UID, BulkNode, chunks, nodes, put_chunks
-from tests.cluster import Cluster, is_alive, running, wait_for
+from tests.cluster import BEO, Cluster, is_alive, running, wait_for
 
 SIZE = 400_000
 
@@ -220,6 +221,30 @@ def test_a_node_that_ends_leaves_nothing_waiting(cluster: Cluster) -> None:
             node.process.wait(10)
             assert not is_alive(node.process.pid)
             node.start()
+
+
+def test_a_jobs_inputs_come_by_the_process_of_its_node_which_ends_with_its_agent(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "big").write_bytes(chunks(10, 1, 6 << 20).popitem()[1])
+    words = ["submit", "-q", "--in", "data", "cmp", "data/big", str(tmp_path / "data" / "big")]
+    held = cluster.home.nodes / "node01" / "bulk" / "held"
+    lock = cluster.home.nodes / "node01" / "bulk" / "lock"
+
+    def job_is_done() -> None:
+        done = subprocess.run([*BEO, *words], env=cluster.env, cwd=tmp_path, capture_output=True, timeout=60)
+        (view,) = cluster.wait(int(done.stdout))
+        assert view.state == "done", (view.reason, done.stderr)
+
+    job_is_done()
+    assert sum(path.stat().st_size for path in held.glob(f"{os.geteuid()}/*")) > 6 << 20
+    pid = lockfile.holder(lock)
+    assert pid
+    cluster.kill("node01")
+    wait_for(lambda: not is_alive(pid), "it has ended with its agent")
+    job_is_done()
+    assert lockfile.holder(lock) not in (None, pid)
 
 
 @pytest.mark.slow
