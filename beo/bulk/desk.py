@@ -16,7 +16,7 @@ import msgspec
 
 from beo.bulk import tickets
 from beo.bulk.choice import Choice, Pick
-from beo.bulk.serving import BACKLOG, listen
+from beo.bulk.serving import BACKLOG, listen_near
 from beo.bulk.words import HEAD, ID_MAX_CHARS, WANTS_MAX, Source, SourcesAre, Who
 from beo.child import Child
 from beo.config import Home
@@ -39,9 +39,13 @@ class Chunk(msgspec.Struct, frozen=True):
 class Desk:
     """For one thread. It begins to serve when somebody first asks."""
 
-    def __init__(self, where: Home, secret: str, host: str, plain: bool = True) -> None:
-        """Nothing is started yet. host: where to serve; plain: whether chunks may go over the wire as they are."""
-        self._where, self._host, self._plain = where, host, plain
+    def __init__(self, where: Home, secret: str, beside: str, plain: bool = True) -> None:
+        """Nothing is started yet.
+
+        beside: the tree's address, behind whose port chunks are served, or at another where that isn't free. plain:
+        whether they may go over the wire as they are.
+        """
+        self._beside, self._plain = beside, plain
         self._master = tickets.master_key(secret)
         self._listener: socket.socket | None = None
         self._child = Child("the process that serves chunks", where, (*ARGV, str(FD)), log, self._spawn)
@@ -86,12 +90,13 @@ class Desk:
         if not self._plain or self._failed or not (wanted or self._listener):
             return
         if self._listener is None:
+            host, _, port = self._beside.rpartition(":")
             try:
-                self._listener = listen(self._host)
+                self._listener = listen_near(host, int(port) + 1)
                 self._listener.listen(BACKLOG)
             except OSError as error:
                 self._failed = True  # nodes read by their sessions
-                log.warning("chunks can't be served at %s: %s", self._host, reason(error))
+                log.warning("chunks can't be served at %s: %s", host, reason(error))
                 return
         self._child.keep(now_s)
 

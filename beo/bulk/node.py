@@ -20,10 +20,11 @@ from collections import deque
 import msgspec
 
 from beo import address, daemon, lockfile, wire
+from beo.birth import free_address
 from beo.bulk import words
 from beo.bulk.fetching import Fetched, Lanes
 from beo.bulk.holdings import PART_OF_MEMORY, Coming, Full, Holdings, Wrong
-from beo.bulk.serving import Serving, listen
+from beo.bulk.serving import Serving, listen_near
 from beo.bulk.tickets import Request
 from beo.bulk.wants import WANTED_MAX, Wants
 from beo.bulk.words import DEAD, HEAD, WRONG, Bad, Fails, Here, Let, Source, SourcesAre, Want, Who
@@ -82,8 +83,9 @@ class Node:
         self._lanes = Lanes(self._holdings, LANES, self._waker.wake)
         self._keys: tuple[bytes, ...] = ()
         self._ahead_s = 0.0  # the head's clock, less our monotonic one
-        host = address.own(where.cluster().heads[0].rpartition(":")[0])
-        self._serving = Serving(listen(host), self._look, lambda: self._keys, lambda: time.monotonic() + self._ahead_s)
+        host, _, port = free_address(address.own(where.cluster().heads[0].rpartition(":")[0])).rpartition(":")
+        listener = listen_near(host, int(port))
+        self._serving = Serving(listener, self._look, lambda: self._keys, lambda: time.monotonic() + self._ahead_s)
         self._session = session(where, where.secret("worker"))
         self._poller = wire.Poller()
         self._session.register(self._poller)

@@ -191,6 +191,14 @@ def receive(connection: socket.socket, size: int, deadline_s: float) -> bytes:
     return bytes(data)
 
 
+def listen_near(host: str, port: int) -> socket.socket:
+    """Return a socket bound to a port, or where it isn't free to another one; raises OSError."""
+    try:
+        return listen(host, port)
+    except (OSError, OverflowError):
+        return listen(host)
+
+
 def listen(host: str, port: int = 0) -> socket.socket:
     """Return a socket bound to a port, 0: a free one; raises OSError."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -59,8 +59,7 @@ class Server:
         self._volume = Volume(self._folder, lambda index: self._waker.wake(), self._failed)
         self._tie = Tie(self._folder, TREE, HEAD)
         self._router = self._listen(where.who().control)
-        host = self._router.address.rpartition(":")[0]
-        self._desk = Desk(where, self._secret, host, files.bulk == "plain")
+        self._desk = Desk(where, self._secret, self._router.address, files.bulk == "plain")
         self._role = Role(-1, False, 0, "", False, 0.0, -1)
         self._part: Leader | Follower | None = None
         self._context = wire.new_context()
