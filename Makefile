@@ -14,7 +14,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz sim test-net test-real test-real-long test-all demo bench openmpi clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files test-net test-real test-real-long test-all demo bench openmpi clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and
 
 sim: venv ## two heads, workers and trouble in virtual time: SEEDS=10000 of them, or SEED=n step by step
 	nice $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
+
+sim-files: venv ## how long chunks take to reach 200 nodes, in virtual time, as a table and docs/files-peers.svg
+	nice $(BIN)/python -m tests.sim.spread_plot --plot docs/files-peers.svg
 
 test-net: venv ## only the tests of several machines, made out of network namespaces (as root)
 	@for program in ip nft; do command -v $$program >/dev/null || \

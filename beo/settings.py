@@ -172,11 +172,11 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     backend: "beo" serves it from the heads' disks; with "shared" the site has one already, which is at `path` on every
     machine, and beo keeps away from it. mounts: folder of each machine -> path in the tree, for machines whose beo runs
     as root. The two maxima are of one user: of the sizes of his files, and how many they are; 0 is no limit. sweep_s:
-    how often chunks that no job needs are looked for; spare_s: those that were touched within it stay.
-    without_head: what a node does that hears of no head: "wait", or "read" what it remembers, which others may have
-    changed.
-    level: of two heads, where a change is when it is acknowledged: "C" on both disks, "B" on one and received by the
-    other, "A" on one.
+    how often chunks that no job needs are looked for; spare_s: those that were touched within it stay. bulk: how chunks
+    reach the nodes: "plain" is fast, from node to node too, and unencrypted; "curve" is neither. held_bytes_max: of the
+    chunks that a node keeps; 0: a tenth of its memory. without_head: what a node does that hears of no head: "wait", or
+    "read" what it remembers, which others may have changed. level: of two heads, where a change is when it is
+    acknowledged: "C" on both disks, "B" on one and received by the other, "A" on one.
     """
 
     backend: Literal["beo", "shared"] = "beo"
@@ -189,6 +189,8 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     # a submission sends and touches what it needs before it is made
     spare_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 3_600.0
     without_head: Literal["wait", "read"] = "wait"
+    bulk: Literal["plain", "curve"] = "plain"
+    held_bytes_max: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no path; msgspec says in which table."""

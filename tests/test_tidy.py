@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
     0: "version token account errors nodeset units spec settings results events entries messages records selector "
-    "table votes tree.words",
+    "table votes bulk.words tree.words",
     1: "ha.telling "
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
@@ -28,9 +28,11 @@ FLOORS = {
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
-    "tree.memory tree.mounting tree.plans tree.paths bulk.chunks "
+    "tree.memory tree.mounting tree.plans tree.paths "
+    "bulk.chunks bulk.tickets bulk.choice bulk.wants "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
-    2: "question line "
+    2: "question line child "
+    "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
@@ -41,23 +43,24 @@ FLOORS = {
     "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
-    3: "pairing ha.witness bulk.store "
+    3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "bulk.taking bulk.porter bulk.sweeper "
+    4: "bulk.taking bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room
-# A head is its state and its role; the log of the tree is copied from head to head as the journal is.
-DOORS = {("headnode.replica", "ha"), ("tree.copying", "ha"), ("tree.volume", "ha")}
+# A head is its state and its role; the log of the tree is copied from head to head as the journal is; who has a chunk
+# is asked where the tree is.
+DOORS = {("headnode.replica", "ha"), ("tree.copying", "ha"), ("tree.volume", "ha"), ("tree.words", "bulk")}
 
 # What a pure file may import: nothing that reads a clock, rolls dice, or touches the world outside.
 PURE_IMPORTS = (
-    "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq ipaddress "
+    "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq hmac ipaddress "
     "itertools json math msgspec operator re shlex string struct textwrap types typing zlib "
     "errno stat"  # numbers alone
 )

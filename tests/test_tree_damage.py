@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from beo import wire
+from beo import child, wire
 from beo.config import Home
 from beo.errors import BeoError
 from beo.headnode import tree as headnode_tree
@@ -199,10 +199,10 @@ def test_a_leader_whose_follower_is_nowhere_any_more_leaves_nothing_closed_in_it
 
 def test_a_head_that_ends_waits_for_no_tree_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(headnode_tree, "ARGV", ("-c", "import signal; signal.pause()"))
-    monkeypatch.setattr(headnode_tree, "END_S", 0.2)
+    monkeypatch.setattr(child, "END_S", 0.2)
     tree = headnode_tree.Tree(Home(tmp_path))
     tree.want()
-    os.kill(tree._pid, signal.SIGSTOP)
+    os.kill(tree._child.pid, signal.SIGSTOP)
     tree.close()
 
 
@@ -222,7 +222,7 @@ def test_a_head_that_can_start_no_tree_lives_on_and_tries_again(
     tree = headnode_tree.Tree(Home(tmp_path))
     tree.want()
     tree.tick(HeadState())
-    assert tree._pid
+    assert tree._child.pid
     tree.close()
 
 

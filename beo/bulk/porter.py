@@ -19,7 +19,8 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -28,7 +29,8 @@ from beo import messages as ms
 from beo import question
 from beo.bulk import chunks, results
 from beo.bulk.chunks import Damaged
-from beo.bulk.store import Missing, Store, manifest
+from beo.bulk.held import Held
+from beo.bulk.store import Fetch, Missing, Store, manifest
 from beo.bulk.unpacking import Unpacking
 from beo.config import Home, home
 from beo.errors import BeoError, NoHead
@@ -41,6 +43,7 @@ from beo.worker.ranks import Person
 
 KEPT = 3  # the descriptor of the file that is kept
 STAGE_PATIENCE_S = 120.0  # for a tree that doesn't answer: the order came from a head, so there is one
+HELD_S = 5.0  # for the node's process for chunks, which the agent starts with its first job that takes files along
 LOCATE_S = 5.0
 COLLECT_WIDTH = 8  # files under way at a time
 READ_BYTES = 1 << 20
@@ -92,6 +95,10 @@ class Porter:
         self._cluster = where.cluster()
         self._secret = where.secret("worker")
         self._person = Person(task.uid, task.gid, list(task.groups) if task.groups is not None else None)
+        self._held: Held | None = None
+        if task.bundle and task.do == "stage":
+            with suppress(BeoError):  # then everything comes by the session
+                self._held = Held(where, task.node, HELD_S)
 
     def do(self) -> None:
         """Do it; raises Trouble."""
@@ -118,9 +125,8 @@ class Porter:
         task = self._task
         if task.bundle:
             with self._files(STAGE_PATIENCE_S) as files:
-                fetch = Store(files, self._person.uid).fetch
                 try:
-                    self._unpack(fetch)
+                    self._unpack(self._fetch(Store(files, self._person.uid)))
                 except Missing as error:
                     why = f"its inputs are not in the tree any more ({error})"
                     raise Trouble(f"{why}: submit the job anew") from None
@@ -136,7 +142,25 @@ class Porter:
                 kept.write(data)
         say({"staged": True})
 
-    def _unpack(self, fetch: Any) -> None:
+    def _fetch(self, store: Store) -> Fetch:
+        """Return what gets chunks: from wherever they are nearest, and what doesn't come so, through the session."""
+
+        def fetch(names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+            missing = dict.fromkeys(names, True)
+            if self._held:
+                try:
+                    for name, data in self._held.stream(self._person.uid, names):
+                        del missing[name]
+                        yield name, data
+                except BeoError:  # it is told of in the log of that process
+                    self._held.close()
+                    self._held = None
+            if missing:
+                yield from store.fetch(list(missing))
+
+        return fetch
+
+    def _unpack(self, fetch: Fetch) -> None:
         task = self._task
         found = manifest(fetch, task.bundle)
         room = os.statvfs(task.work)

@@ -7,25 +7,17 @@ It ends with the head, and is started anew where it ends by itself.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
 import time
 
+from beo.child import Child
 from beo.config import Home
-from beo.errors import reason
 from beo.headnode.state import State
 from beo.tree import tie
 from beo.tree.tie import Known, Report, Role, Tie
 
 SILENT_S = 1.0  # without a report: then that process is taken for dead
-HEALTHY_S = 10.0  # who lived for so long begins with no delay again
-DELAY_FIRST_S = 0.1  # before the second start in a row; the first comes at once
-DELAY_MAX_S = 5.0
 ARGV = ("-P", "-m", "beo.tree.server")
 STARTING_S = 5.0  # for both heads' first start of it, one after the other: no reason to go alone, on busy machines too
-END_S = 3.0  # for a clean end, which syncs its store: a stopped one has none, and the head must end in time
-WAIT_S = 0.01  # between two looks whether it has ended
 KEYS_EVERY_S = 0.5  # between two looks whether other keys are known
 
 
@@ -37,14 +29,11 @@ class Tree:
 
     def __init__(self, home: Home) -> None:
         """Nothing is started yet, but where there is a tree already it will be."""
-        self._home = home
         folder = self._folder = home.head / "tree"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._wanted = (folder / "log").exists()
-        self._pid = 0
-        self._started_s = self._start_s = 0.0
+        self._child = Child("the tree's process", home, ARGV, log)
         self._begun_s = -STARTING_S  # when it was wanted for the first time
-        self._ends = 0  # in a row
         self._tie = Tie(folder, tie.HEAD, tie.TREE)
         self._role = Role(0, False, 0, "", False, 0.0, 0)
         self._report: Report | None = None
@@ -61,7 +50,7 @@ class Tree:
         if not self._wanted:
             self._wanted = True
             self._led_s = self._begun_s = time.monotonic()
-            self._keep_running(self._led_s)
+            self._child.keep(self._led_s)
 
     @property
     def address(self) -> str:
@@ -121,7 +110,7 @@ class Tree:
         """Keep it running, and let it know who holds which key."""
         now_s = time.monotonic()
         if self._wanted:
-            self._keep_running(now_s)
+            self._child.keep(now_s)
             self._tell_keys(state, now_s)
 
     def _tell_keys(self, state: State, now_s: float) -> None:
@@ -137,46 +126,9 @@ class Tree:
             self._said_s = 0.0
 
     def close(self) -> None:
-        """End the process, and wait for that."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGTERM)
-            deadline_s = time.monotonic() + END_S
-            while not os.waitpid(self._pid, os.WNOHANG)[0]:
-                if time.monotonic() > deadline_s:  # what it has acknowledged is on the disk
-                    os.kill(self._pid, signal.SIGKILL)
-                    os.waitpid(self._pid, 0)
-                    break
-                time.sleep(WAIT_S)
+        """End the process, and wait for that; what it has acknowledged is on the disk."""
+        self._child.close()
         self._tie.close()
-
-    def _keep_running(self, now_s: float) -> None:
-        if self._pid:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if not pid:
-                return
-            self._pid = 0
-            self._ended(now_s)
-            log.warning("the tree's process ended with %d", os.waitstatus_to_exitcode(status))
-        if now_s >= self._start_s:
-            env = {**os.environ, "BEO_DIR": str(self._home.path)}
-            self._started_s = now_s
-            try:
-                self._pid = os.posix_spawn(
-                    sys.executable,
-                    (sys.executable, *ARGV, str(os.getpid())),
-                    env,
-                    setsigmask=[],
-                    setsigdef=[signal.SIGTERM, signal.SIGINT],
-                )
-            except OSError as error:  # no memory or no process is left: no reason for the head to end
-                self._ended(now_s)
-                log.warning("the tree's process can't be started: %s", reason(error))
-
-    def _ended(self, now_s: float) -> None:
-        """It has ended, or never began: say when to start the next one."""
-        self._ends = 1 if now_s - self._started_s > HEALTHY_S else self._ends + 1
-        wait_s = 0.0 if self._ends == 1 else min(DELAY_MAX_S, DELAY_FIRST_S * 2.0 ** min(self._ends - 2, 30))
-        self._start_s = now_s + wait_s
 
     def _say(self, now_s: float) -> None:
         self._said_s = now_s

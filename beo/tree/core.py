@@ -196,6 +196,10 @@ class Core:
         for kind in CHANGING:
             self._answers[kind] = self._change
 
+    def attend(self, kind: type, answer: Callable[[bytes, Ask], Answer]) -> None:
+        """Let somebody else answer a kind of question, when everything that he may have looked at is durable."""
+        self._answers[kind] = answer
+
     def ask(self, peer: bytes, ask: Ask, now_s: float, now_ns: int) -> list[Effect]:
         """Take a question; return what follows from it."""
         self._out = []

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from beo import snapshots, votes, wire
+from beo.bulk import words
+from beo.bulk.desk import Chunk, Desk
 from beo.errors import BeoError
 from beo.ha.sending import Sender
 from beo.settings import Level
@@ -46,10 +48,11 @@ class Leader:
         room: Room = _ALL,
         calm_s: float = 0.0,
         level: Level = "C",
+        desk: Desk | None = None,
     ) -> None:
         """Serve this volume; answer(peer, number, answer) sends. room: what a user may have of it. calm_s: for so long
         leases may last that an earlier server has given. level: where a change has to be before it is acknowledged,
-        while both heads are in step."""
+        while both heads are in step. desk: for chunks."""
         self._volume = volume
         self._level = level
         volume.was_whole = True
@@ -62,6 +65,10 @@ class Leader:
         now_s = time.monotonic()
         self._core = Core(volume.state, now_s, time.time_ns(), now_s + calm_s)
         self._core.room = room
+        if desk:
+            desk.lead()
+            self._desk = desk
+            self._core.attend(words.Who, self._who)
         self._other: wire.Connection | None = None
         self._window = Window(volume.log, volume.segments.size)
         self._sender = Sender(self._window, time.monotonic())
@@ -192,6 +199,24 @@ class Leader:
     def ask(self, peer: bytes, ask: w.Ask) -> None:
         """Take a question."""
         self._perform(self._core.ask(peer, ask, time.monotonic(), time.time_ns()))
+
+    def _who(self, peer: bytes, ask: w.Ask) -> w.Answer:
+        """Tell a node where chunks are. It is said when the tree that was looked at is in the store, bytes and all."""
+        who = ask.question
+        assert isinstance(who, words.Who)
+        chunks = {name: chunk for name in who.wants[: words.WANTS_MAX] if (chunk := self._chunk(name))}
+        return self._desk.answer(who, chunks, time.monotonic(), time.time())
+
+    def _chunk(self, name: bytes) -> Chunk | None:
+        try:
+            uid, _ = words.parts_of(name)
+            ino = self._volume.state.walk(words.path_of(name))
+        except ValueError:
+            return None
+        found = self._volume.state.inodes.get(ino)
+        if not found or not found.is_file or found.uid not in (0, uid) or found.size > words.CHUNK_MAX_BYTES:
+            return None
+        return Chunk(ino, found.size, ino not in self._volume.stale)
 
     @property
     def has_backlog(self) -> bool:

@@ -7,11 +7,9 @@ elsewhere. Ended or killed, it is started anew, and goes on from its disk.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
-import signal
 import sys
 import time
 
@@ -20,6 +18,9 @@ import msgspec
 from beo import daemon, lockfile, votes, wire
 from beo.accounts import Accounts
 from beo.birth import free_address
+from beo.bulk.desk import Desk
+from beo.bulk.words import Who
+from beo.child import end_with_parent
 from beo.config import Home, home, write_durably
 from beo.errors import Conflict
 from beo.tree import leases
@@ -60,6 +61,7 @@ class Server:
         self._volume = Volume(self._folder, lambda index: self._waker.wake(), self._failed)
         self._tie = Tie(self._folder, TREE, HEAD)
         self._router = self._listen(where.who().control)
+        self._desk = Desk(where, self._secret, self._router.address, files.bulk == "plain")
         self._role = Role(-1, False, 0, "", False, 0.0, -1)
         self._part: Leader | Follower | None = None
         self._context = wire.new_context()
@@ -96,6 +98,7 @@ class Server:
     def close(self) -> None:
         """Release everything; what was taken is on the disk."""
         self._leave_part()
+        self._desk.close()
         self._router.close()
         self._tie.close()
         self._volume.close()
@@ -148,7 +151,7 @@ class Server:
         self._leave_part()
         log.info("the tree %s, epoch %s", "leads" if role.leads else "follows", votes.epoch_text(role.epoch))
         if role.leads:
-            self._part = Leader(self._volume, role, self._answer, self._room, calm_s, self._level)
+            self._part = Leader(self._volume, role, self._answer, self._room, calm_s, self._level, self._desk)
             self._part.direct(self._connect(role.other), role, self._poller)
         else:
             self._part = Follower(self._volume, role.epoch, self._reply, self._level)
@@ -193,8 +196,17 @@ class Server:
                 continue
             if not isinstance(self._part, Leader):
                 self._answer(peer, request, w.Elsewhere())
+            elif isinstance(ask.question, Who) and known.role != "worker":
+                self._answer(peer, request, w.Failed(errno.EPERM))
             elif ask.number == request:
-                self._part.ask(peer, msgspec.structs.replace(ask, caller=self._caller(known, ask.caller)))
+                self._part.ask(peer, self._vouched(ask, known, key))
+
+    def _vouched(self, ask: w.Ask, known: Known, key: str) -> w.Ask:
+        """Return a question with what is known of who asks in the place of what he says of himself."""
+        question = ask.question
+        if isinstance(question, Who):  # no other key can go by this name, and get what is kept for it
+            question = msgspec.structs.replace(question, id=f"{key}/{question.id}")
+        return msgspec.structs.replace(ask, caller=self._caller(known, ask.caller), question=question)
 
     def _caller(self, known: Known, said: w.Caller) -> w.Caller:
         """For whom somebody may ask: a node for all, an admin for all as their modes allow, a user for himself."""
@@ -217,6 +229,7 @@ class Server:
         if self._part:
             self._part.tick(now_s)
         self._volume.tick(now_s)
+        self._desk.keep(now_s)
         if now_s >= self._say_s:
             self._say_s = now_s + SAY_EVERY_S
             part = self._part
@@ -232,14 +245,12 @@ class Server:
 
 
 _NOBODY = 65_534
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Run a tree until SIGTERM or SIGINT, or until its head ends; 0 for a clean end."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if [str(os.getppid())] != sys.argv[1:]:
-        return 1  # the head has ended before that was said
+    if not end_with_parent():
+        return 1
     return daemon.main("tree", lambda: Server(home()))
 
 

@@ -7,6 +7,7 @@ The bytes of files are not here but in the store (store.py), which follows the s
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 
 import msgspec
 
@@ -136,6 +137,15 @@ class State(msgspec.Struct):
             -(-found.size // 512),
             found.rdev,
         )
+
+    def walk(self, names: Sequence[bytes]) -> int:
+        """Return the inode at the end of a path from the root, whoever may see it; 0: there is none."""
+        ino = ROOT
+        for name in names:
+            ino = (self.inodes[ino].children or {}).get(name, (0, 0))[0]
+            if not ino:
+                return 0
+        return ino
 
     def apply(self, change: Change) -> int:
         """Do what a change says; return the inode that it is about (0: none). Raises Internal where it can't be."""

@@ -47,7 +47,7 @@ class Store:
 
     def path(self, ino: int) -> Path:
         """Return where an inode's bytes are, or would be: one that never had any has no file."""
-        return self._folder / f"{ino % FOLDERS:02x}" / str(ino)
+        return object_path(self._folder, ino)
 
     # ---- following the log
 
@@ -207,6 +207,11 @@ def _zero(fd: int, offset: int, length: int) -> None:
         size = min(length, COPY_MAX_BYTES)
         _write(fd, bytes(size), offset)
         offset, length = offset + size, length - size
+
+
+def object_path(folder: Path, ino: int) -> Path:
+    """Return where an inode's bytes are in a folder of objects."""
+    return folder / f"{ino % FOLDERS:02x}" / str(ino)
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from beo.bulk.words import SourcesAre, Who
+
 ROOT: Final = 1  # the inode of the tree's root
 NAME_MAX_BYTES: Final = 255
 TARGET_MAX_BYTES: Final = 4_095
@@ -366,9 +368,22 @@ Question = (
     | Unlock
     | Recalled
     | CancelLock
+    | Who
 )
 Answer = (
-    Failed | Elsewhere | Over | Done | AttrIs | Listing | TargetIs | DataIs | Written | SpaceIs | BlockerIs | Recall
+    Failed
+    | Elsewhere
+    | Over
+    | Done
+    | AttrIs
+    | Listing
+    | TargetIs
+    | DataIs
+    | Written
+    | SpaceIs
+    | BlockerIs
+    | SourcesAre
+    | Recall
 )
 CHANGING: Final = (Make, Link, Remove, Rename, Set, Write, Allocate)  # these have an entry in the log each
 

@@ -29,6 +29,7 @@ import msgspec
 from beo import address, birth, daemon, doctor, lockfile, nodeset, version, votes, wire
 from beo import messages as ms
 from beo.accounts import Accounts
+from beo.child import Child
 from beo.config import Home, home, is_address, write_durably
 from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
@@ -50,6 +51,7 @@ SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm 
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 WORK = ".work"  # and the files that it has along
 WORK_AT = "/run/beo/job"  # where a job sees these, on every node: behind its walls, each has its own there
+CHUNKS_ARGV = ("-P", "-m", "beo.bulk.node")
 RSH = str(Path(__file__).with_name("beo-rsh"))
 COPIER = str(Path(__file__).with_name("copier.py"))
 END_S = 5.0  # for the wardens to end when the agent is asked to end its jobs
@@ -126,6 +128,8 @@ class Agent:
         self._shipper = Shipper(self._cluster, secret, name, self._memory.identity.incarnation, self._waker)
         self._refusal = ""  # the last one, each told once
         self._strangers: set[bytes] = set()  # greetings of other protocols, each told once
+        self._chunks = Child("the process for chunks", where, (*CHUNKS_ARGV, name), log)
+        self._wants_chunks = False  # from its first job with files along on
         self._checkup = Checkup(lambda: doctor.machine(where, contain, self._memory_kind))
         self._inspector = Inspector(name, self._waker, self._to_warden)
         self._shipping: set[tuple[int, int]] = set()
@@ -238,6 +242,7 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
+        self._chunks.close()
         if self._door:
             self._door.close()
         if self._door_lock >= 0:
@@ -392,6 +397,8 @@ class Agent:
             self._sweep_up(probe.remove_cgroup, self._crowd(number))
 
     def _housekeep(self) -> None:
+        if self._wants_chunks:
+            self._chunks.keep(time.monotonic())
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
@@ -561,6 +568,9 @@ class Agent:
             bundle=spec.bundle,
             outputs=spec.outputs,
         )
+        if spec.bundle and not self._wants_chunks:
+            self._wants_chunks = True
+            self._chunks.keep(time.monotonic())
         tmp = self._tmp(order.job, order.attempt)
         facts = launch.Facts(
             self._cluster.cluster,
