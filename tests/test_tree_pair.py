@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from beo import votes
+from beo.child import PARENT
 from beo.errors import BeoError
 from beo.tree import orphans, wiped
 from beo.tree import store as store_module
@@ -650,8 +651,8 @@ def test_a_list_that_is_none_is_named(tmp_path: Path, text: bytes) -> None:
 
 def test_a_trees_process_whose_head_ended_before_it_had_begun_ends_too(tmp_path: Path) -> None:
     """It was left over for ever, beside the next one: of a death before it asks to be told, nothing tells it."""
-    words = [sys.executable, "-P", "-m", "beo.tree.server", str(os.getpid())]
+    words = [sys.executable, "-P", "-m", "beo.tree.server"]
     script = "import subprocess, sys; print(subprocess.run(sys.argv[1:], timeout=20).returncode)"
-    env = {**os.environ, "BEO_DIR": str(tmp_path)}
+    env = {**os.environ, "BEO_DIR": str(tmp_path), PARENT: str(os.getpid())}
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=env, timeout=30)
     assert done.stdout == "1\n" and not done.stderr
