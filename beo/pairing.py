@@ -299,8 +299,8 @@ def await_step(home: Home, echo: Echo) -> None:
         while time.monotonic() < began_s + STEP_MAX_S:
             found = [view for view in views(home).values() if isinstance(view, ms.PairIs)]
             primary = next((view for view in found if view.role == "primary"), None)
-            if primary and primary.in_step and len(found) > 1:
-                standby = next(view for view in found if view is not primary)
+            standby = next((view for view in found if view is not primary), None)
+            if primary and primary.in_step and standby and standby.cfg:  # one that was emptied may not be missed yet
                 echo(f"in step: {primary.name} is the primary, {standby.name} the standby")
                 return
             told = _progress(primary, found)

@@ -171,7 +171,8 @@ class Append(_Message, frozen=True):
 class Appended(_Message, frozen=True):
     """The standby's journal agrees with the primary's up to `match`, durably (at level B: it has been received).
 
-    ok: `previous` was found. Else `hint` is to be tried as the previous index. member: its name in isr.
+    ok: `previous` was found. Else `hint` is to be tried as the previous index. member: its name in isr. blank: it holds
+    no value of the register, as after its disk was emptied, and so would never take over.
     """
 
     head: str
@@ -181,6 +182,7 @@ class Appended(_Message, frozen=True):
     ok: bool
     hint: int
     member: str
+    blank: bool = False
 
 
 class Part(_Message, frozen=True):

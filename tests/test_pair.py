@@ -563,6 +563,19 @@ def test_an_answer_of_an_earlier_life_does_not_bring_a_wiped_head_in_step(two: T
     assert two["B"].acceptor.acc is None
 
 
+def test_a_head_that_was_wiped_and_is_back_within_the_silence_is_out_of_step_until_it_can_take_over(two: Two) -> None:
+    """Nobody has missed it, so that it counted as in step, but it knew nothing of the register and never stood."""
+    job = two.submit("A")
+    two.kill("B")
+    two.boxes["B"].wipe()
+    two.restart("B")
+    assert two.wait(lambda: not two["A"].in_step, LEASE_S)
+    two.settle()
+    two.kill("A")
+    assert two.wait(lambda: two.acting == ["B"], A_WHILE_S)
+    assert job in two.boxes["B"].replica.state.jobs
+
+
 def test_a_head_that_knows_nothing_has_no_vote(two: Two) -> None:
     """A disk was emptied that had promised: it must not promise again, as if it had not."""
     two.kill("A")

@@ -267,6 +267,11 @@ class Leader(Proposer):
         self._in_step_s = None
         self._propose(Cfg(self.epoch, acc.n + 1, (self.me,), acc.voters))
 
+    def _was_emptied(self, t: float) -> None:
+        """The other head, asked at t, knows nothing of the register: it began anew, maybe before anybody missed it."""
+        if self._in_step_s is not None and t > self._in_step_s:  # else it may have answered before it was told
+            self._go_on_alone()
+
     def _let_in(self) -> None:
         """Let the other head get in step again, when it has answered for long enough and lacks little."""
         assert self._steady_from_s is not None

@@ -162,6 +162,8 @@ class Pair(Leader):
                 if self.role == "primary" and message.epoch == self.epoch:
                     self._heard(message.t)
                     self.sender.heard(message, self._now)
+                    if message.blank:
+                        self._was_emptied(message.t)
             case Parted():
                 if self.role == "primary" and message.epoch == self.epoch:
                     self._heard_s = self._now
@@ -278,7 +280,7 @@ class Pair(Leader):
             self._answer_append(*self._answer_t)
         else:
             self._answer_t = None
-            self._say(ToHead(Appended(self.me, message.epoch, message.t, 0, False, hint, self._member)))
+            self._say_appended(message.epoch, message.t, 0, False, hint)
 
     @property
     def _safe(self) -> int:
@@ -296,7 +298,11 @@ class Pair(Leader):
         acc = self.acceptor.acc
         received = bool(acc and self._member != self.me and self._member in acc.isr)  # as the primary knows it, too
         match = self.taker.agreed if received else min(self.taker.agreed, self._durable)
-        self._say(ToHead(Appended(self.me, epoch, t, match, True, 0, self._member)))
+        self._say_appended(epoch, t, match, True, 0)
+
+    def _say_appended(self, epoch: int, t: float, match: int, ok: bool, hint: int) -> None:
+        blank = self.acceptor.acc is None
+        self._say(ToHead(Appended(self.me, epoch, t, match, ok, hint, self._member, blank)))
 
     def _take_part(self, message: Part) -> None:
         if not self._hear_primary(message.epoch):

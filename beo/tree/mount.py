@@ -37,6 +37,8 @@ _MS_NOSUID, _MS_NODEV = 2, 4  # the set-id bits of one node's root shouldn't rul
 _MNT_DETACH = 2
 _GONE = (errno.ENODEV, errno.ECONNABORTED)
 _libc = ctypes.CDLL(None, use_errno=True)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20  # of memory that was freed: a few of the longest requests and answers
 
 
 class Line(Protocol):
@@ -69,6 +71,7 @@ def serve(
 
     In either case the folder is itself again afterwards, and who still has a file open there gets errors.
     """
+    _keep_freed_memory()
     device = mount(folder)
     ours = _mounted(folder)
     try:
@@ -119,6 +122,13 @@ def mount(folder: Path) -> int:
         cure = "see that it is a folder, and that this machine may mount (CAP_SYS_ADMIN)"
         raise BeoError(f"can't mount the tree at {folder}", reason(error), cure) from error
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have malloc keep what is freed: to get the pages of each 1 MiB anew from the kernel was half a write's work."""
+    if hasattr(_libc, "mallopt"):  # glibc has it, musl hasn't
+        for what in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            _libc.mallopt(what, _KEPT_BYTES)
 
 
 class _Loop:
