@@ -73,6 +73,20 @@ def test_chunks_come_from_the_head_and_then_from_each_other(cluster: Cluster) ->
     assert dict(read_by_session(cluster.home, secret, UID, list(made))) == made, "and without any of it"
 
 
+def test_where_bulk_is_curve_chunks_come_encrypted_and_from_the_head_alone(tmp_path: Path) -> None:
+    made = chunks(3, 6, SIZE)
+    with running(tmp_path / "beo", workers=1, settings='[files]\nbulk = "curve"\n') as cluster:
+        put_chunks(cluster, made)
+        with nodes(cluster, ["n1", "n2"]) as (first, second):
+            assert_brings(cluster, first, made)
+            os.kill(first.process.pid, signal.SIGSTOP)
+            try:
+                assert_brings(cluster, second, made)
+            finally:
+                os.kill(first.process.pid, signal.SIGCONT)
+            assert servers_of_head(cluster) == [], "nobody sends them unencrypted"
+
+
 def test_nobody_gets_another_users_chunk_by_its_digest(cluster: Cluster) -> None:
     made = chunks(2, 2, SIZE)
     put_chunks(cluster, made)
