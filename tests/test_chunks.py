@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from beo.bulk import chunks, results
+from beo.bulk import chunks, results, words
 from beo.bulk.chunks import Chunk, Damaged, Entry, File, Folder, Link, Manifest
 from beo.bulk.snapshot import Snapshot
 from beo.bulk.unpacking import Unpacking
@@ -23,7 +23,7 @@ from beo.errors import BeoError
 NAMES = st.sampled_from([b"a", b"b", b"data", b"sim.py", b"caf\xe9", "ünï".encode(), b"x y\n", b"-rf"])
 CONTENTS = st.one_of(
     st.binary(max_size=40),
-    st.sampled_from([0, 1, chunks.PACKED_MAX_BYTES, chunks.PACKED_MAX_BYTES + 1, chunks.CHUNK_MAX_BYTES + 7]).map(
+    st.sampled_from([0, 1, chunks.PACKED_MAX_BYTES, chunks.PACKED_MAX_BYTES + 1, words.CHUNK_MAX_BYTES + 7]).map(
         lambda size: Random(size).randbytes(size)
     ),
 )
@@ -93,7 +93,7 @@ def test_any_tree_of_files_comes_out_as_it_went_in(
     bundle, found = snapped(top / "in")
     unpack(bundle, found, top / "out")
     assert facts(top / "in") == facts(top / "out")
-    assert all(len(data) <= chunks.CHUNK_MAX_BYTES for data in found.values())
+    assert all(len(data) <= words.CHUNK_MAX_BYTES for data in found.values())
     assert snapped(top / "in") == (bundle, found), "the same files have the same name"
 
 
@@ -157,7 +157,7 @@ def _empty(path: Path) -> Path:
 
 
 PACK = b"evil bytes"
-NAMED = Chunk(bytes.fromhex(chunks.name_of(PACK)), len(PACK))
+NAMED = Chunk(bytes.fromhex(words.digest(PACK)), len(PACK))
 
 
 def evil(path: bytes) -> File:
@@ -225,7 +225,7 @@ def test_what_is_no_manifest_is_refused() -> None:
         with pytest.raises(Damaged):
             chunks.read(data, [bytes(1) for _ in chunks.parts(data)])
     with pytest.raises(Damaged):
-        chunks.parts(b"I" + bytes(chunks.NAME_BYTES) * 1_000)
+        chunks.parts(b"I" + bytes(words.DIGEST_BYTES) * 1_000)
 
 
 def test_a_chunk_of_two_sizes_is_a_contradiction(tmp_path: Path) -> None:

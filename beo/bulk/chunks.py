@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 
 import msgspec
 
+from beo.bulk.words import CHUNK_MAX_BYTES, DIGEST_BYTES, digest
+
 FORMAT = 1
-NAME_BYTES = 32
-CHUNK_MAX_BYTES = 4 << 20
 PACKED_MAX_BYTES = 1 << 20  # a file up to this size is packed: it is within one chunk
 FILES_MAX = 200_000  # of one bundle, with folders and links: some 200 MB of memory for who reads its manifest
 BUNDLE_MAX_BYTES = 1 << 38  # 256 GiB: the heads keep it, and each node of the job has a copy
@@ -99,11 +98,6 @@ class Placement(msgspec.Struct, frozen=True):
     size: int
 
 
-def name_of(data: bytes) -> str:
-    """Return the name of a chunk."""
-    return blake2b(data, digest_size=NAME_BYTES).hexdigest()
-
-
 def is_name(text: str) -> bool:
     """Whether a text could be the name of a chunk, and so of a bundle."""
     return bool(_NAME.fullmatch(text))
@@ -111,7 +105,7 @@ def is_name(text: str) -> bool:
 
 def check(name: str, data: bytes) -> bytes:
     """Return the bytes of a chunk; raises Damaged where they aren't those of this name."""
-    if name_of(data) != name:
+    if digest(data) != name:
         raise Damaged(f"chunk {name[:12]}… has other bytes than its name says")
     return data
 
@@ -191,7 +185,7 @@ def chunk_of(cut: Cut) -> Chunk:
 
 
 def _cut(data: bytes) -> Cut:
-    return Cut(name_of(data), data)
+    return Cut(digest(data), data)
 
 
 # ---- reading one
@@ -202,11 +196,11 @@ def parts(first: bytes) -> tuple[str, ...]:
     if first[:1] == _WHOLE:
         return ()
     names = first[1:]
-    if first[:1] != _INDEX or not names or len(names) % NAME_BYTES:
+    if first[:1] != _INDEX or not names or len(names) % DIGEST_BYTES:
         raise Damaged("it is no manifest")
-    if len(names) // NAME_BYTES > MANIFEST_MAX_BYTES // CHUNK_MAX_BYTES:
+    if len(names) // DIGEST_BYTES > MANIFEST_MAX_BYTES // CHUNK_MAX_BYTES:
         raise Damaged(f"its manifest has over {MANIFEST_MAX_BYTES} bytes")
-    return tuple(names[start : start + NAME_BYTES].hex() for start in range(0, len(names), NAME_BYTES))
+    return tuple(names[start : start + DIGEST_BYTES].hex() for start in range(0, len(names), DIGEST_BYTES))
 
 
 def read(first: bytes, more: Sequence[bytes] = ()) -> Manifest:
@@ -225,7 +219,7 @@ def read(first: bytes, more: Sequence[bytes] = ()) -> Manifest:
     if len(found.entries) > FILES_MAX:
         raise Damaged(f"it has over {FILES_MAX} files")
     for chunk in found.chunks:
-        if len(chunk.name) != NAME_BYTES or not 0 < chunk.size <= CHUNK_MAX_BYTES:
+        if len(chunk.name) != DIGEST_BYTES or not 0 < chunk.size <= CHUNK_MAX_BYTES:
             raise Damaged("it has a chunk that can't be")
     _check_entries(found)
     return found

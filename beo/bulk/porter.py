@@ -27,7 +27,7 @@ import msgspec
 
 from beo import messages as ms
 from beo import question
-from beo.bulk import chunks, results
+from beo.bulk import chunks, results, words
 from beo.bulk.chunks import Damaged
 from beo.bulk.held import Held
 from beo.bulk.store import Fetch, Missing, Store, manifest
@@ -219,8 +219,8 @@ class Porter:
         store.prepare()
         cuts = list(chunks.pieces(iter([results.encode(mine)])))
         index = b"".join(bytes.fromhex(cut.name) for cut in cuts)
-        store.keep([*cuts, chunks.Cut(chunks.name_of(index), index)])
-        return chunks.name_of(index)
+        store.keep([*cuts, chunks.Cut(words.digest(index), index)])
+        return words.digest(index)
 
     def _make_room(self) -> None:
         """Make the job's folder for results, as root: it is the owner's, in a folder where all jobs have theirs."""
@@ -282,7 +282,7 @@ def _blocks(file: Any) -> Iterator[bytes]:
 def _whole(store: Store, name: str) -> bytes:
     ((_, index),) = store.fetch([name])
     chunks.check(name, index)
-    wanted = [index[start : start + chunks.NAME_BYTES].hex() for start in range(0, len(index), chunks.NAME_BYTES)]
+    wanted = [index[start : start + words.DIGEST_BYTES].hex() for start in range(0, len(index), words.DIGEST_BYTES)]
     found = dict(store.fetch(list(dict.fromkeys(wanted))))
     return b"".join(chunks.check(one, found[one]) for one in wanted)
 

@@ -11,6 +11,8 @@ from hashlib import blake2b
 
 import msgspec
 
+from beo.bulk.words import DIGEST_BYTES
+
 WALKED_MAX = 1_000_000  # files that are looked at: more, and the folder is not the job's own
 READ_BYTES = 1 << 20
 _WILD = re.compile(r"[*?\[]")
@@ -86,7 +88,7 @@ def changed(before: Mapping[bytes, Facts], now: Mapping[bytes, Facts]) -> list[b
 
 def digest(path: bytes) -> bytes:
     """Return what tells the contents of a file, or of a link, from any other. Raises OSError."""
-    found = blake2b(digest_size=32)
+    found = blake2b(digest_size=DIGEST_BYTES)
     if os.path.islink(path):
         found.update(b"link " + os.readlink(path))
         return found.digest()

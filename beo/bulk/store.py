@@ -10,7 +10,7 @@ import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from beo.bulk import chunks
+from beo.bulk import chunks, words
 from beo.bulk.chunks import Cut, Damaged, Manifest
 from beo.errors import Conflict, Refused
 from beo.tree import plans
@@ -18,7 +18,7 @@ from beo.tree import words as w
 from beo.tree.files import Files, new_tag
 from beo.tree.plans import Plan
 
-FOLDER = "/.chunks"
+FOLDER = f"/{words.FOLDER}"
 WIDTH = 8  # chunks under way at a time: each is up to 4 MiB of memory
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 FETCH_TRIES = 3  # a chunk that is being looked at by the sweep isn't there for a moment
@@ -147,7 +147,7 @@ def _get(path: str, name: str) -> Plan[tuple[str, bytes | None]]:
         found = yield from plans.look(path, follow=False)
     except FileNotFoundError:
         return name, None
-    if found.size > chunks.CHUNK_MAX_BYTES:
+    if found.size > words.CHUNK_MAX_BYTES:
         raise plans.failure(errno.ESTALE, path)
     return name, b"".join((yield from plans.read(found, path)))
 

@@ -13,6 +13,7 @@ import msgspec
 from beo.tree.changes import Allocated, Change, Changed, Linked, Made, Moved, Removed, Wrote
 from beo.tree.state import Inode, State, Used
 from beo.tree.words import (
+    CHUNKS,
     DATA_MAX_BYTES,
     LINKS_MAX,
     NAME_MAX_BYTES,
@@ -35,7 +36,7 @@ READ, WRITE, ENTER = 4, 2, 1  # permissions, as in a mode
 INODES_MAX = 4_000_000  # in one tree: about 2 GiB of the head's memory
 TIME_MAX_NS = 1 << 62
 NOW = -1  # for a time
-CHUNKS, CHUNKS_MODE = b".chunks", stat.S_IFDIR | 0o1777
+CHUNKS_MODE = stat.S_IFDIR | 0o1777
 NAMES_ONLY = (Remove, Rename)  # their answer has nothing to tell
 _TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 

@@ -12,9 +12,10 @@ from typing import Final
 
 import msgspec
 
-from beo.bulk.words import SourcesAre, Who
+from beo.bulk.words import FOLDER, SourcesAre, Who
 
 ROOT: Final = 1  # the inode of the tree's root
+CHUNKS: Final = FOLDER.encode()  # the name of the folder in it of which anybody may have a part
 NAME_MAX_BYTES: Final = 255
 TARGET_MAX_BYTES: Final = 4_095
 DATA_MAX_BYTES: Final = 1 << 20  # in one Read or Write: what a Linux kernel asks of a FUSE file system at most

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from beo import birth
-from beo.bulk import chunks, tickets
+from beo.bulk import chunks, tickets, words
 from beo.bulk.fetching import Line
 from beo.bulk.holdings import Holdings
 from beo.bulk.serving import listen
@@ -62,7 +62,7 @@ def bulk(_: Path) -> Iterator[Row]:
         print("nginx is not measured: apt-get install -y nginx-light", file=sys.stderr)
     with ExitStack() as stack:
         ram = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm", prefix="beo-bench-")))
-        made = {chunks.name_of(data): data for data in (os.urandom(chunks.CHUNK_MAX_BYTES) for _ in range(CHUNKS))}
+        made = {words.digest(data): data for data in (os.urandom(words.CHUNK_MAX_BYTES) for _ in range(CHUNKS))}
         small = ram / "small"
         packed = _pack(ram, small)
         beo = stack.enter_context(_beo(ram, {**made, **packed}))
@@ -163,7 +163,7 @@ def _large(beo: _Served, nginx: _Served | None, names: list[str]) -> Iterator[Ro
     both = Row("the same, MB for each CPU-second of server and client together", "MB/s", "nginx")
     wall = Row(f"the same, over {LANES} connections", "MB/s", "nginx")
     kept = Row("CPU of a node for 1 GB that it verifies and keeps", "s")
-    size = len(names) * chunks.CHUNK_MAX_BYTES * ROUNDS
+    size = len(names) * words.CHUNK_MAX_BYTES * ROUNDS
     for _ in range(REPEATS):
         for served, samples in ((beo, "beo"), (nginx, "bare")):
             if served is None:
@@ -176,7 +176,7 @@ def _large(beo: _Served, nginx: _Served | None, names: list[str]) -> Iterator[Ro
             getattr(wall, samples).append(size / 1e6 / took_s)
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="beo-bench-") as folder:
             _, client_s = beo.run("keep", names, folder)
-            kept.beo.append(client_s / (len(names) * chunks.CHUNK_MAX_BYTES / GB))
+            kept.beo.append(client_s / (len(names) * words.CHUNK_MAX_BYTES / GB))
     yield from (server, both, wall, kept)
 
 
@@ -302,7 +302,7 @@ def _source(address: str, key: bytes, name: str, ino: int, size: int) -> Source:
 def _keep(held: Holdings, address: str, key: bytes, wishes: list[tuple[str, int]]) -> None:
     line = Line(held)
     for name, ino in wishes:
-        line.fetch(_source(address, key, name, ino, chunks.CHUNK_MAX_BYTES))
+        line.fetch(_source(address, key, name, ino, words.CHUNK_MAX_BYTES))
     line.close()
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from beo.tree.mount import KIND, mounted
 from tests import interpreter
+from tests.bench import gluster
 from tests.bench.table import Row
 from tests.cluster import ROOT, Cluster, running, wait_for
 
@@ -62,15 +63,19 @@ def files(folder: Path) -> Iterator[Row]:
     """All of it."""
     if os.geteuid() == 0 and os.path.exists("/dev/fuse"):
         yield from _mounts(folder)
+        yield from _beside_gluster(folder)
         yield from _imports(folder)
     else:
         print("the mount is not measured: that needs root and /dev/fuse", file=sys.stderr)
     yield from _verbs(folder)
 
 
+def _program(what: str, folder: Path, n: int) -> list[str]:
+    return [sys.executable, "-c", f"exec({CHILD!r})", what, str(folder), str(n)]
+
+
 def _child(what: str, folder: Path, n: int) -> float:
-    words = [sys.executable, "-c", CHILD, what, str(folder), str(n)]
-    done = subprocess.run(words, capture_output=True, check=True, timeout=CHILD_S)
+    done = subprocess.run(_program(what, folder, n), capture_output=True, check=True, timeout=CHILD_S)
     took_s: float = json.loads(done.stdout)
     return took_s
 
@@ -84,32 +89,57 @@ def _tmpfs() -> Iterator[Path]:
 @contextmanager
 def _mounted(folder: Path, heads: int) -> Iterator[tuple[Cluster, Path]]:
     at = folder / f"at{heads}"
-    at.mkdir()
+    at.mkdir(parents=True)
     settings = f'[files.mounts]\n"{at}" = "/"\n'
     with running(folder / f"beo{heads}", workers=1, heads=heads, settings=settings) as cluster:
         wait_for(lambda: mounted(at) == KIND, "the mount")
         yield cluster, at
 
 
+MOUNT_ROWS = {  # what CHILD is told, how often, and what comes of it
+    "write": (f"{SIZE_MB} MiB written through the mount and synced", "MB/s", SIZE_MB),
+    "read": ("the same read", "MB/s", SIZE_MB),
+    "again": ("the same read again", "MB/s", SIZE_MB),
+    "random": ("4 KiB read at random", "µs", 1_000),
+    "small": ("a file of 1 kB made, written, closed, looked at, removed", "ms", FILES),
+}
+
+
+def _rate(took_s: float, unit: str, n: int) -> float:
+    return n * 1.048576 / took_s if unit == "MB/s" else took_s / n * {"µs": 1e6, "ms": 1e3}[unit]
+
+
 def _mounts(folder: Path) -> Iterator[Row]:
     with _tmpfs() as ram, _mounted(folder, 1) as (_, one), _mounted(folder, 2) as (_, two):
-        for heads, at in ((1, one), (2, two)):
-            name = "one head" if heads == 1 else "two heads"
+        for at, name in ((one, "one head"), (two, "two heads")):
             rows = {
-                "write": Row(f"{SIZE_MB} MiB written through the mount and synced, {name}", "MB/s", "tmpfs", "0.8 ×"),
-                "read": Row(f"the same read, {name}", "MB/s", "tmpfs", "0.8 ×"),
-                "again": Row(f"the same read again, {name}", "MB/s", "tmpfs", "0.8 ×"),
-                "random": Row(f"4 KiB read at random, {name}", "µs", "tmpfs"),
-                "small": Row(f"a file of 1 kB made, written, closed, looked at, removed, {name}", "ms", "tmpfs"),
+                what: Row(f"{text}, {name}", unit, "tmpfs", "0.8 ×" if unit == "MB/s" else "")
+                for what, (text, unit, _) in MOUNT_ROWS.items()
             }
             for _ in range(REPEATS):
                 for what, row in rows.items():
-                    n = {"random": 1_000, "small": FILES}.get(what, SIZE_MB)
-                    for place, samples in ((at, row.beo), (ram, row.bare)):
-                        took_s = _child(what, place, n)
-                        scale = {"random": 1e6 / n, "small": 1e3 / n}.get(what)
-                        samples.append(took_s * scale if scale else SIZE_MB * 1.048576 / took_s)
+                    _, unit, n = MOUNT_ROWS[what]
+                    row.beo.append(_rate(_child(what, at, n), unit, n))
+                    row.bare.append(_rate(_child(what, ram, n), unit, n))
             yield from rows.values()
+
+
+def _beside_gluster(folder: Path) -> Iterator[Row]:
+    if not gluster.is_there():
+        print("GlusterFS is not measured: apt-get install -y glusterfs-server", file=sys.stderr)
+        return
+    place = folder / "gluster"
+    with _mounted(folder / "beside", 2) as (_, at), gluster.volume(place) as measure:
+        rows = {
+            what: Row(f"{text}, two heads", unit, "GlusterFS, replica 2")
+            for what, (text, unit, _) in MOUNT_ROWS.items()
+        }
+        for _ in range(REPEATS):
+            for what, row in rows.items():
+                _, unit, n = MOUNT_ROWS[what]
+                row.beo.append(_rate(_child(what, at, n), unit, n))
+                row.bare.append(_rate(float(measure(_program(what, place / "at", n))), unit, n))
+        yield from rows.values()
 
 
 def _imports(folder: Path) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from beo.bulk import chunks
+from beo.bulk import chunks, words
 from beo.bulk.chunks import Chunk, Damaged, File, Folder, Link, Manifest
 from beo.bulk.unpacking import Unpacking
 from tests.fuzz.bytes import bend, dice, rounds, spoilt
@@ -21,8 +21,8 @@ MADE = [
     Manifest(
         chunks.FORMAT,
         (
-            Chunk(bytes.fromhex(chunks.name_of(PACK)), len(PACK)),
-            Chunk(bytes.fromhex(chunks.name_of(LARGE)), len(LARGE)),
+            Chunk(bytes.fromhex(words.digest(PACK)), len(PACK)),
+            Chunk(bytes.fromhex(words.digest(LARGE)), len(LARGE)),
         ),
         (
             Folder(b"data", 0o755, 10**18),
@@ -44,7 +44,7 @@ def put(data: bytes, folder: Path) -> bool:
     except Damaged:
         return False
     assert all(entry.path == posixpath.normpath(entry.path) and entry.path[:1] != b"/" for entry in manifest.entries)
-    held = {chunks.name_of(data): data for data in (PACK, LARGE)}
+    held = {words.digest(data): data for data in (PACK, LARGE)}
     folder.mkdir()
     with suppress(Damaged):
         unpacking = Unpacking(manifest, str(folder))
