@@ -71,7 +71,7 @@ class FakeKernel:
         """The last question to the tree."""
         return self.asked[-1].question
 
-    def answer(self, answer: words.Answer, number: int = 0) -> None:
+    def answer(self, answer: words.Told, number: int = 0) -> None:
         """Answer a question, the last one if not said otherwise."""
         self._take(self.core.from_tree(number or self.asked[-1].number, answer, 0.0))
 

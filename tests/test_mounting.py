@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -329,6 +330,139 @@ def test_fsync_waits_for_the_writes_before_it() -> None:
     assert user.reply(user.ask(fake.FSYNC, bytes(16), 7)) == (0, b"")
 
 
+# ---- writes that nobody needs to wait for
+
+ALONE = words.Leased(words.Written(FILE), (7,), 0, 9.0, alone=True)
+
+
+def alone() -> FakeKernel:
+    """A kernel whose mount holds a file alone, as it was told when it had written it."""
+    user = FakeKernel()
+    user.ask(fake.WRITE, fake.write(0, b"first"), 7)
+    user.answer(ALONE)
+    return user
+
+
+def number_of(user: FakeKernel) -> int:
+    """The last question's."""
+    return user.asked[-1].number
+
+
+def test_who_holds_a_file_alone_waits_for_no_write_but_fsync_does() -> None:
+    user = alone()
+    write = user.ask(fake.WRITE, fake.write(5, b"data"), 7)
+    assert user.question() == words.Write(7, 5, b"data") and user.reply(write) == (0, struct.pack("=II", 4, 0))
+    number = number_of(user)
+    sync = user.ask(fake.FSYNC, bytes(16), 7)
+    assert sync not in user.replies
+    user.answer(words.Written(FILE), number)
+    assert user.reply(sync) == (0, b"")
+
+
+def test_a_write_that_fails_behind_is_told_once_to_whoever_writes_syncs_or_closes_next() -> None:
+    for opcode, body in (
+        (fake.WRITE, fake.write(9, b"x")),
+        (fake.FSYNC, bytes(16)),
+        (fake.FLUSH, fake.flush(1)),
+    ):
+        user = alone()
+        user.ask(fake.WRITE, fake.write(5, b"data"), 7)
+        user.answer(Failed(errno.ENOSPC))
+        assert user.reply(user.ask(opcode, body, 7))[0] == errno.ENOSPC
+        assert user.reply(user.ask(fake.FSYNC, bytes(16), 7))[0] == 0
+        waits = user.ask(fake.WRITE, fake.write(5, b"data"), 7)
+        assert waits not in user.replies, "from then on each waits, and hears it at once"
+
+
+def test_what_is_asked_of_a_file_waits_for_the_writes_that_are_behind() -> None:
+    user = alone()
+    user.ask(fake.WRITE, fake.write(5, b"data"), 7)
+    number = number_of(user)
+    waiting = {
+        user.ask(fake.GETATTR, bytes(16), 7): words.Get(7),
+        user.ask(fake.READ, fake.read(0, 9), 7): words.Read(7, 0, 9),
+        user.ask(fake.SETLK, fake.lock(3, U), 7): words.Lock(7, 3, "u", pid=7),
+    }
+    assert number_of(user) == number
+    user.answer(words.Written(FILE), number)
+    assert [ask.question for ask in user.asked[-3:]] == list(waiting.values())
+    user.ask(fake.SETLK, fake.lock(3, W), 7)
+    assert user.question() == words.Lock(7, 3, "w", pid=7)
+
+
+def test_a_name_tells_nothing_of_a_file_that_is_older_than_writes_that_are_behind() -> None:
+    """The kernel would take the size that it had."""
+    user = alone()
+    user.ask(fake.WRITE, fake.write(5, b"data"), 7)
+    behind = number_of(user)
+    looked = user.ask(fake.LOOKUP, b"name\0", 1)
+    user.answer(AttrIs(FILE))
+    listed = user.ask(fake.READDIRPLUS, fake.read(0, 4096), 1)
+    user.answer(words.Listing((words.Named(b"name", 1, FILE),), 1, end=True))
+    assert struct.unpack_from("=Q", user.reply(listed)[1], 2 * (kernel.DIRENTPLUS_BYTES + 8)) == (0,)
+    assert looked not in user.replies
+    user.answer(words.Written(FILE), behind)
+    assert user.question() == words.Get(7)
+    user.answer(AttrIs(FILE))
+    assert user.reply(looked)[0] == 0
+
+
+def test_nobody_holds_a_file_alone_after_a_recall_or_when_the_lease_is_over() -> None:
+    def waits(user: FakeKernel, now_s: float) -> bool:
+        unique = user.unique + 2
+        effects = user.core.from_kernel(request(fake.WRITE, fake.write(0, b"x"), unique, 7), now_s)
+        return not any(isinstance(effect, mounting.Reply) for effect in effects)
+
+    assert not waits(alone(), 8.9) and waits(alone(), 9.1)
+    user = alone()
+    user.core.from_tree(0, words.Recall((7,), 1), 1.0)
+    assert waits(user, 1.0)
+    user = alone()
+    user.core.memory.hold(99.0)
+    assert waits(user, 9.1), "that it is used without a head is for reading"
+    user = alone()
+    user.core.from_tree(0, words.Recall((), 9), 1.0)
+    assert waits(user, 1.0)
+    user = alone()
+    user.ask(fake.WRITE, fake.write(0, b"x"), 7)
+    user.answer(words.Leased(words.Written(FILE), (7,), 0, 9.0))
+    assert waits(user, 1.0), "as there is little room"
+    user = alone()
+    open_file(user)
+    user.ask(fake.RELEASE, fake.release(0), 7)
+    assert waits(user, 1.0)
+
+
+def test_no_more_writes_are_behind_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "BEHIND_MAX", 3)
+    user = alone()
+    writes = [user.ask(fake.WRITE, fake.write(5, b"data"), 7) for _ in range(5)]
+    numbers = [ask.number for ask in user.asked[-5:]]
+    assert [write in user.replies for write in writes] == [True, True, True, False, False]
+    user.answer(words.Written(FILE), numbers[0])
+    assert writes[3] in user.replies and writes[4] not in user.replies
+    user.answer(Failed(errno.EDQUOT), numbers[4])
+    assert user.reply(writes[4]) == (errno.EDQUOT, b""), "who still waits hears it himself"
+    assert user.reply(user.ask(fake.FLUSH, fake.flush(1), 8)) == (0, b"")
+    monkeypatch.setattr(mounting, "BEHIND_MAX_BYTES", 10)
+    user = alone()
+    writes = [user.ask(fake.WRITE, fake.write(5, bytes(9)), 7) for _ in range(2)]
+    assert [write in user.replies for write in writes] == [True, False]
+
+
+def test_a_write_that_is_behind_takes_set_id_bits_away_when_it_is_answered() -> None:
+    user = alone()
+    user.ask(fake.WRITE, fake.write(0, b"x", write_flags=kernel.WRITE_KILL_SUIDGID), 7)
+    user.answer(words.Written(SUID))
+    assert user.question() == words.Set(7, mode=0o755)
+
+
+def test_pages_of_mappings_are_never_behind() -> None:
+    """The kernel keeps their errors itself, and waits for them where somebody syncs."""
+    user = alone()
+    assert user.ask(fake.WRITE, fake.write(0, b"page", write_flags=kernel.WRITE_CACHE), 7) not in user.replies
+
+
 # ---- locks
 
 
@@ -420,9 +554,10 @@ ANSWERS: list[words.Answer] = [
     words.BlockerIs("w", 1, 2, 3),
     words.BlockerIs("?"),
 ]
-FIT = {
+FIT: dict[type, list[words.Told]] = {
     question: [each for each in ANSWERS if isinstance(each, answer)] for question, answer in mounting._ANSWERS.items()
 }
+FIT[words.Write] += [words.Leased(words.Written(FILE), (7,), 0, 9.0, alone=True)] * 3
 SHAPES = {  # operation -> bytes before its names, and how many names
     fake.LOOKUP: (0, 1),
     fake.GETATTR: (16, 0),
@@ -504,6 +639,6 @@ def test_every_request_gets_one_reply_whatever_comes(steps: list[Any]) -> None:
     assert user.core.pending == 0 and len({ask.number for ask in user.asked}) == len(user.asked)
 
 
-def _fit(ask: Ask, which: int) -> words.Answer:
+def _fit(ask: Ask, which: int) -> words.Told:
     fit = FIT[type(ask.question)]
     return fit[which % len(fit)]

@@ -62,7 +62,7 @@ DOORS = {("headnode.replica", "ha"), ("tree.copying", "ha"), ("tree.volume", "ha
 PURE_IMPORTS = (
     "__future__ abc bisect binascii base64 collections dataclasses difflib enum functools hashlib heapq hmac ipaddress "
     "itertools json math msgspec operator re shlex string struct textwrap types typing zlib "
-    "errno stat"  # numbers alone
+    "errno stat xxhash"  # numbers alone
 )
 PURE_NAMES = {"pathlib": {"PurePath", "PurePosixPath"}}  # of a module that is not pure as a whole
 PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}

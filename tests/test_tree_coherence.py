@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from beo.tree import mount
+from beo.tree import leases, mount
 from beo.tree.attach import DRIFT_AFTER_S
 from beo.tree.leases import LEASE_S
 from tests.cluster import PATIENCE_S, Cluster, kill, running
@@ -106,6 +106,25 @@ def test_a_file_that_is_open_on_a_node_is_read_as_another_has_just_written_it(cl
             for number in range(40):
                 writer.write(b"%d\n" % number)
                 assert reader.read() == b"%d\n" % number and os.fstat(reader.fileno()).st_size == writer.tell()
+
+
+def test_what_a_node_writes_without_waiting_is_seen_by_whoever_opens_it_on_another(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """It need not close or sync: that somebody looks makes it wait."""
+    with mounted(cluster, tmp_path / "one") as one, mounted(cluster, tmp_path / "two") as two:
+        with open(one / "big", "wb", buffering=0) as writer:
+            for number in range(8):
+                for _ in range(50):
+                    writer.write(bytes([number]) * 50_000)
+                    if number % 2:
+                        assert (two / "big").stat().st_size == writer.tell()
+                assert (two / "big").read_bytes()[-50_000:] == bytes([number]) * 50_000
+                time.sleep(leases.BUSY_S if number == 4 else 0.0)  # after which it need not wait again
+        with open(one / "small", "wb", buffering=0) as writer, open(two / "small", "rb") as reader:
+            for number in range(20):
+                writer.write(b"%d\n" % number)
+                assert reader.read() == b"%d\n" % number
 
 
 def test_what_is_removed_by_one_node_lives_on_another_as_long_as_it_is_open(cluster: Cluster, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -27,8 +27,10 @@ from beo.tree.words import (
     ENTRIES_MAX,
     WAITING_TOLD_MAX,
     WHOLE,
+    Allocate,
     Answer,
     Ask,
+    Attr,
     AttrIs,
     Begin,
     Blocker,
@@ -76,6 +78,7 @@ SETTLE_EVERY = 10_000  # questions, of a session of which one waits: then it is 
 WAITING_MAX = 10_000  # for locks
 OPEN_MAX = 1_000_000  # inodes that one session says are open
 EXPIRE_EVERY_S = 1.0
+AMPLE_BYTES = 256 << 20  # of room: what thirty nodes may have written of which they have no answer yet
 
 
 # ---- effects
@@ -204,6 +207,8 @@ class Core:
         """Take a question; return what follows from it."""
         self._out = []
         self._now_s, self._now_ns = now_s, now_ns
+        if self._parked and now_s >= self._calm_until_s:
+            self._release([_START])  # who has waited for that comes first
         answer = self._begin(ask) if isinstance(ask.question, Begin) else self._answer(peer, ask)
         if answer is not None:
             self._say(peer, ask, answer)
@@ -272,7 +277,12 @@ class Core:
         handler = self._answers.get(type(ask.question))
         if handler is None:
             return Failed(errno.ENOSYS)
+        if (parked := self._parked.get((ask.session, ask.number))) is not None:
+            parked.peer = peer  # asked again, over another connection
+            return None
         self._is_new = self._known(ask) is None
+        if self._leases.alone and self._must_wait_to_see(peer, ask):
+            return None
         try:
             return handler(peer, ask)
         except Refuse as refused:
@@ -295,9 +305,6 @@ class Core:
     def _change(self, peer: bytes, ask: Ask) -> Answer | None:
         about = self._known(ask)
         if about is None:
-            if (parked := self._parked.get((ask.session, ask.number))) is not None:
-                parked.peer = peer  # asked again, over another connection
-                return None
             change = decide.decide(self.state, ask, self._now_ns, self.room)
             if change is not None and self._must_wait(peer, ask, change):
                 return None
@@ -322,7 +329,34 @@ class Core:
             return answer
         granted = self._leases.grant(ask.session, inos, self._now_s)
         self._recall(self._leases.surplus(ask.session))
-        return Leased(answer, granted, self._leases.recalls(ask.session), leases.LEASE_S)
+        alone = isinstance(answer, Written) and answer.attr.ino in granted and self._is_alone(ask.session, answer.attr)
+        return Leased(answer, granted, self._leases.recalls(ask.session), leases.LEASE_S, alone)
+
+    def _is_alone(self, session: str, attr: Attr) -> bool:
+        """Whether a session may hold a file alone that it has written; not where there is little room, as whoever gets
+        no more shall hear that at once."""
+        if len(self._opened.get(attr.ino, ())) > 1 or not decide.has_room(self.state, attr.uid, self.room, AMPLE_BYTES):
+            return False
+        return session in self._opened.get(attr.ino, ()) and self._leases.leave_alone(session, attr.ino)
+
+    def _must_wait_to_see(self, peer: bytes, ask: Ask) -> bool:
+        """Whether somebody else holds alone what this question is about: it is answered when he doesn't any more."""
+        holds = self._leases.in_sight(ask.session, self._in_sight_of(ask.question))
+        return bool(holds) and self._park(peer, ask, holds)
+
+    def _in_sight_of(self, question: Question) -> Iterable[int]:
+        """The inodes of which the answer might tell something."""
+        match question:
+            case Look():
+                found = self.state.inodes.get(question.parent)
+                return (found.children or {}).get(question.name, (0, 0))[:1] if found else ()
+            case List():
+                found = self.state.inodes.get(question.ino)
+                return [ino for ino, _ in _page(found, question)[0].values()] if found and found.is_dir else ()
+            case Get() | Read() | Open() | Write() | Set() | Allocate() | Link():
+                return (question.ino,)
+            case _:
+                return ()
 
     def _must_wait(self, peer: bytes, ask: Ask, change: Change) -> bool:
         """Whether others have to forget something before this change; then it is tried anew when they have."""
@@ -330,8 +364,10 @@ class Core:
         holds = self._leases.in_the_way(ask.session, inos)
         if self._now_s < self._calm_until_s:
             holds.append(_START)
-        if not holds:
-            return False
+        return bool(holds) and self._park(peer, ask, holds)
+
+    def _park(self, peer: bytes, ask: Ask, holds: list[Hold]) -> bool:
+        """Let a question wait until these leases are taken back."""
         parked = self._parked[ask.session, ask.number] = _Parked(peer, ask, holds)
         for hold in parked.holds:
             self._parked_by.setdefault(hold, []).append(parked)
@@ -380,11 +416,9 @@ class Core:
         if wish.limit < 1:
             raise Refuse(errno.EINVAL)
         assert found.children is not None
-        children = list(found.children.items())  # in the order of their places
-        start = bisect_right(children, wish.after, key=lambda child: child[1][1])
-        page = children[start : start + min(wish.limit, ENTRIES_MAX)]
-        entries = tuple(Named(name, place, self.state.attr(ino)) for name, (ino, place) in page)
-        return Listing(entries, found.parent, start + len(page) == len(children))
+        page, is_last = _page(found, wish)
+        entries = tuple(Named(name, place, self.state.attr(ino)) for name, (ino, place) in page.items())
+        return Listing(entries, found.parent, is_last)
 
     def _target(self, peer: bytes, ask: Ask) -> Answer:
         assert isinstance(ask.question, Target)
@@ -491,9 +525,6 @@ class Core:
 
     def _emptying(self, peer: bytes, ask: Ask) -> bool | None:
         """Empty a file as it is opened; None: that has to wait."""
-        if (parked := self._parked.get((ask.session, ask.number))) is not None:
-            parked.peer = peer
-            return None
         assert isinstance(ask.question, Open)
         wish = Set(ask.question.ino, size=0)
         change = decide.decide(self.state, msgspec.structs.replace(ask, question=wish), self._now_ns, self.room)
@@ -511,6 +542,7 @@ class Core:
 
     def _shut(self, session: str, ino: int) -> None:
         self._clients[session].open.pop(ino, None)
+        self._leases.share(session, ino)
         holders = self._opened.get(ino, {})
         holders.pop(session, None)
         if not holders:
@@ -634,6 +666,15 @@ class Core:
         lock = Lock(wish.ino, wish.owner, wish.kind, wish.start, wish.end)
         found = self._barrier(ask, lock)
         return BlockerIs(found.kind, found.start, found.end, found.pid) if found else BlockerIs(locks.UNLOCK)
+
+
+def _page(folder: Inode, wish: List) -> tuple[dict[bytes, tuple[int, int]], bool]:
+    """Return the entries of a directory that are asked for, and whether they are the last ones."""
+    assert folder.children is not None
+    children = list(folder.children.items())  # in the order of their places
+    start = bisect_right(children, wish.after, key=lambda child: child[1][1])
+    page = children[start : start + max(0, min(wish.limit, ENTRIES_MAX))]
+    return dict(page), start + len(page) == len(children)
 
 
 def _held(ask: Ask, wish: Lock) -> Held:

@@ -180,6 +180,15 @@ def _check_sticky(caller: Caller, directory: Inode, found: Inode) -> None:
         raise Refuse(errno.EPERM)
 
 
+def has_room(state: State, uid: int, room: Room, size_bytes: int) -> bool:
+    """Whether files of a user may grow by so much."""
+    try:
+        _check_room(state, uid, room, size_bytes, 0)
+    except Refuse:
+        return False
+    return True
+
+
 def _check_room(state: State, uid: int, room: Room, size_bytes: int, inodes: int) -> None:
     if size_bytes > 0 and size_bytes > room.free_bytes:
         raise Refuse(errno.ENOSPC)

@@ -5,10 +5,14 @@ remember waits until they have been told to forget it: until they say that they 
 have is over, `LEASE_S` after they were told. The time of a lease is counted from when its holder asked, so it is over
 there not later than here. Leases are not in the log: a new head waits until those of the old one are over, unless it
 had to, to become the head.
+
+Who writes a file that nobody else has to do with may hold it *alone*: then others wait in the same way before they see
+anything of it, so that he needn't wait for each write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 
 from beo.tree.changes import Allocated, Change, Changed, Linked, Made, Moved, Removed, Wrote
@@ -67,6 +71,7 @@ class Leases:
         self._recalls: dict[str, int] = {}  # session -> how often it was told to forget something, from `life` on
         self._busy: dict[int, float] = {}  # inode -> until when nobody gets a lease on it
         self._pending: dict[Hold, _Pending] = {}  # told to forget, and hasn't said so yet
+        self.alone: dict[int, str] = {}  # inode -> the session that holds it alone, under its lease
         self._life = life
 
     def recalls(self, session: str) -> int:
@@ -80,6 +85,8 @@ class Leases:
         for ino in inos:
             if self._pending and (session, ino) in self._pending:
                 continue  # what is said to be forgotten next is the earlier lease
+            if self.alone.get(ino, session) != session:
+                continue
             if self._busy and ino in self._busy:
                 if now_s < self._busy[ino]:
                     continue
@@ -96,6 +103,22 @@ class Leases:
     def in_the_way(self, session: str, inos: tuple[int, ...]) -> list[Hold]:
         """Return who else remembers something of these inodes."""
         return [(other, ino) for ino in inos if ino in self.holders for other in self.holders[ino] if other != session]
+
+    def leave_alone(self, session: str, ino: int) -> bool:
+        """Let a session hold an inode alone, if it is the only one that has a lease on it; whether it is."""
+        if [*self.holders.get(ino, ())] != [session] or (session, ino) in self._pending:
+            return False
+        self.alone[ino] = session
+        return True
+
+    def share(self, session: str, ino: int) -> None:
+        """A session holds an inode alone no longer; its lease stays."""
+        if self.alone.get(ino) == session:
+            del self.alone[ino]
+
+    def in_sight(self, session: str, inos: Iterable[int]) -> list[Hold]:
+        """Return who else holds one of these inodes alone."""
+        return [(other, ino) for ino in inos if (other := self.alone.get(ino, session)) != session]
 
     def surplus(self, session: str) -> list[Hold]:
         """Return the oldest leases of a session that has too many, as what it hasn't used for long it has forgotten."""
@@ -147,6 +170,7 @@ class Leases:
     def _free(self, hold: Hold) -> bool:
         """Take a lease away; whether somebody waited for that."""
         session, ino = hold
+        self.share(session, ino)
         if self._held.get(session, {}).pop(ino, False):
             self._count -= 1
             holders = self.holders[ino]

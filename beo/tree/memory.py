@@ -37,8 +37,9 @@ class Memory:
         """Nothing yet."""
         self._inodes: dict[int, _Inode] = {}  # what was used last comes last
         self._targets: dict[int, bytes] = {}  # never change
+        self._alone: dict[int, bool] = {}  # files of which nobody else sees anything before a recall
         self._recalls = -1
-        self._until_s = 0.0
+        self._until_s = self._held_until_s = 0.0
 
     # ---- asked
 
@@ -62,19 +63,27 @@ class Memory:
         return self._meant(parent, name) is not None
 
     def left_s(self, now_s: float) -> float:
-        """Return for how long all this holds, if nothing more is heard."""
-        return max(0.0, self._until_s - now_s)
+        """Return for how long all this is to be used, if nothing more is heard."""
+        return max(0.0, self._until_s - now_s, self._held_until_s - now_s)
 
     def hold(self, until_s: float) -> None:
         """Use what is remembered until then, whether it still holds or not."""
-        self._until_s = max(self._until_s, until_s)
+        self._held_until_s = max(self._held_until_s, until_s)
+
+    def is_alone(self, ino: int, now_s: float) -> bool:
+        """Whether nobody else has to do with a file: then a write of it is as good as done when it is asked for."""
+        return ino in self._alone and now_s < self._until_s
+
+    def share(self, ino: int) -> None:
+        """Others may have to do with a file from now on."""
+        self._alone.pop(ino, None)
 
     def target(self, ino: int) -> bytes | None:
         """Return where a symbolic link leads, None where that has to be asked."""
         return self._targets.get(ino)
 
     def _used(self, ino: int, now_s: float) -> _Inode | None:
-        if now_s >= self._until_s or (found := self._inodes.pop(ino, None)) is None:
+        if not self.left_s(now_s) or (found := self._inodes.pop(ino, None)) is None:
             return None
         self._inodes[ino] = found
         return found
@@ -84,9 +93,10 @@ class Memory:
     def recall(self, word: w.Recall) -> None:
         """Forget what others are about to change; everything, if a word like this was missed."""
         if not word.inos or word.recalls != self._recalls + 1:
-            self._inodes.clear()
+            self._forget_all()
         for ino in word.inos:
             self._inodes.pop(ino, None)
+            self.share(ino)
         self._recalls = word.recalls
 
     def told(self, question: w.Question, told: w.Told) -> None:
@@ -99,7 +109,7 @@ class Memory:
         answer = told.answer if isinstance(told, w.Leased) else told
         if isinstance(told, w.Leased):
             if told.recalls != self._recalls:
-                self._inodes.clear()
+                self._forget_all()
                 self._recalls = told.recalls
             self._until_s = max(self._until_s, told.lease_s)
             inos = told.inos
@@ -123,8 +133,17 @@ class Memory:
                 self._put(question.parent, question.name, None)
         if isinstance(answer, w.AttrIs | w.Written):
             self._know(answer.attr, inos)
+        if isinstance(answer, w.Written):
+            if isinstance(told, w.Leased) and told.alone:
+                self._alone[answer.attr.ino] = True
+            else:
+                self.share(answer.attr.ino)
 
     # ----
+
+    def _forget_all(self) -> None:
+        self._inodes.clear()
+        self._alone.clear()
 
     def _of(self, ino: int) -> _Inode:
         found = self._inodes.pop(ino, None) or _Inode()

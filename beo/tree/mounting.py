@@ -4,6 +4,10 @@ Every request of the kernel gets exactly one reply, when the answers that it nee
 under way at a time. What is leased to this mount is answered from its `Memory`, so that all nodes see the same at every
 moment; the kernel remembers it, too, until the lease ends or it is told to forget it.
 
+A write needs no answer where this mount holds the file *alone* (leases.py). It is replied to at once, and is *behind*
+until it is answered; whatever else is asked of that file waits for that, fsync and close among them. Where it fails,
+whoever asks for the next write, fsync or close is told.
+
 Only *mappings* are less fresh. Files are opened for direct I/O
 (those that are only read go by pages that are held against the file's time of change at each read), and mmap(2) goes
 by the kernel's page cache nevertheless. On one node read, write and mappings agree: the kernel writes a mapping's
@@ -18,6 +22,7 @@ from __future__ import annotations
 import errno
 import stat
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -35,6 +40,7 @@ NAME_GUESS_BYTES: Final = 16  # of a name in a directory with its padding, to as
 TIME_MAX_NS: Final = (1 << 62) - 1  # from 1970 on, of what the tree takes: from 1823 to 2116
 ERRNO_MAX: Final = 511  # the kernel takes no higher one, and whoever asked would wait for ever
 
+BEHIND_MAX, BEHIND_MAX_BYTES = 256, 8 << 20  # writes that are replied to before they are answered
 DRIFT_S = 0.5  # for so long what is remembered is used without a head, before it is looked for one again
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -133,6 +139,14 @@ class _Waiting(msgspec.Struct):
     failed: _Failed
 
 
+class _Behind(msgspec.Struct):
+    """A write under way that is replied to before it is answered, as soon as not too many are."""
+
+    request: kernel.Request
+    size: int
+    is_replied: bool = False
+
+
 class _Barrier(msgspec.Struct):
     """Who waits for writes."""
 
@@ -155,6 +169,10 @@ class Mount:
         self._waiting: dict[int, _Waiting] = {}
         self._writing: dict[int, set[int]] = {}  # inode -> the questions that write it
         self._barriers: list[_Barrier] = []
+        self._behind: dict[int, _Behind] = {}  # by the number of the question
+        self._late: deque[_Behind] = deque()  # of these, which are to be replied to next
+        self._ahead = self._ahead_bytes = 0  # how many are replied to
+        self._failures: dict[int, int] = {}  # inode -> errno of a write that was replied to
         self._lockers: set[tuple[int, int]] = set()  # (inode, owner) that may have a lock of fcntl
         self._lock_waits: dict[int, int] = {}  # unique of a request that waits for a lock -> its question
 
@@ -173,7 +191,11 @@ class Mount:
             answered = error.unique and kernel.is_answered(error.opcode)
             return [Reply(kernel.error(error.unique, errno.EINVAL))] if answered else []
         handler = _HANDLERS.get(type(request.op))
-        return handler(self, request, request.op) if handler else [_no(request, errno.ENOSYS)]
+        if handler is None:
+            return [_no(request, errno.ENOSYS)]
+        if isinstance(request.op, _NEVER_WAIT):
+            return handler(self, request, request.op)
+        return self._when_caught_up(request.ino, lambda: handler(self, request, request.op))
 
     def from_tree(self, number: int, told: words.Told, now_s: float) -> list[Effect]:
         """Take the answer to question `number`; one that nobody waits for is nothing."""
@@ -185,6 +207,8 @@ class Mount:
             return []
         request, answer = waiting.request, told.answer if isinstance(told, words.Leased) else told
         self.memory.told(waiting.question, told)
+        if number in self._behind:
+            return self._caught_up(number, answer) + self._written(request.ino, number)
         if not isinstance(answer, _ANSWERS[type(waiting.question)]):
             effects = waiting.failed(request, _errno(answer))
         else:
@@ -341,6 +365,9 @@ class Mount:
         op = request.op
         assert isinstance(answer, words.AttrIs)
         assert isinstance(op, kernel.Lookup | kernel.Mknod | kernel.Mkdir | kernel.Symlink | kernel.Link)
+        ino = answer.attr.ino
+        if self._is_behind(ino):  # then that is how it was before
+            return self._behind_writes(ino, lambda: self._ask(request, words.Get(ino), self._entry))
         return _told(request, self._entry_out(request.ino, op.name, answer.attr))
 
     def _entry_out(self, parent: int, name: bytes, attr: words.Attr) -> bytes:
@@ -391,7 +418,7 @@ class Mount:
             ]
         return [kernel.direntplus(None, dot, place, stat.S_IFDIR, name, (0.0, 0.0)) for dot, place, name in dots] + [
             kernel.direntplus(
-                _facts(entry.attr),
+                None if self._is_behind(entry.attr.ino) else _facts(entry.attr),
                 entry.attr.ino,
                 entry.place + PLACES_FROM,
                 entry.attr.mode,
@@ -429,6 +456,9 @@ class Mount:
 
     def _close(self, request: kernel.Request, ino: int, then: _Then) -> list[Effect]:
         count = self.opened.pop(ino, 0)
+        if count == 1:
+            self.memory.share(ino)
+            self._failures.pop(ino, None)
         if count > 1:
             self.opened[ino] = count - 1
         if count != 1:
@@ -492,17 +522,68 @@ class Mount:
     def _write(self, request: kernel.Request, op: kernel.Write) -> list[Effect]:
         if len(op.data) > words.DATA_MAX_BYTES:
             return [_no(request, errno.EINVAL)]
+        if why := self._failures.pop(request.ino, 0):
+            return [_no(request, why)]
         # Pages of a mapping have their place, however the file was opened.
-        append = bool(op.flags & _O_APPEND) and not op.write_flags & kernel.WRITE_CACHE
+        is_page = bool(op.write_flags & kernel.WRITE_CACHE)
+        append = bool(op.flags & _O_APPEND) and not is_page
         asked = self._ask(request, words.Write(request.ino, op.offset, op.data, append), self._is_written)
         self._writing.setdefault(request.ino, set()).add(self._number)
-        return asked
+        if is_page or not self.memory.is_alone(request.ino, self._now_s):
+            return asked
+        self._behind[self._number] = one = _Behind(request, len(op.data))
+        self._late.append(one)
+        return asked + self._reply_ahead()
+
+    def _is_behind(self, ino: int) -> bool:
+        """Whether a file may have writes that are replied to and not answered."""
+        return bool(self._behind) and ino in self._writing
+
+    def _when_caught_up(self, ino: int, then: Callable[[], list[Effect]]) -> list[Effect]:
+        return self._behind_writes(ino, then) if self._is_behind(ino) else then()
+
+    def _reply_ahead(self) -> list[Effect]:
+        """Reply to writes that are under way, as long as not too many are behind."""
+        effects: list[Effect] = []
+        while self._late and (
+            not self._ahead or (self._ahead < BEHIND_MAX and self._ahead_bytes + self._late[0].size <= BEHIND_MAX_BYTES)
+        ):
+            one = self._late.popleft()
+            one.is_replied = True
+            self._ahead += 1
+            self._ahead_bytes += one.size
+            effects += _told(one.request, kernel.write_out(one.size))
+        return effects
+
+    def _caught_up(self, number: int, answer: object) -> list[Effect]:
+        """A write is answered that may be replied to already."""
+        one = self._behind.pop(number)
+        request = one.request
+        if not one.is_replied:
+            self._late.remove(one)
+            if isinstance(answer, words.Written):
+                return self._is_written(request, answer)
+            return [_no(request, _errno(answer))]
+        self._ahead -= 1
+        self._ahead_bytes -= one.size
+        effects = self._reply_ahead()
+        if not isinstance(answer, words.Written):
+            self.memory.share(request.ino)
+            self._failures.setdefault(request.ino, _errno(answer))
+        elif (mode := self._mode_after(request, answer)) is not None:
+            effects += self._ask(request, words.Set(request.ino, mode=mode), _nothing, _nothing)
+        return effects
+
+    def _mode_after(self, request: kernel.Request, answer: words.Written) -> int | None:
+        """What permissions a file gets by being written, as that takes set-id bits away; None: those that it has."""
+        assert isinstance(request.op, kernel.Write)
+        return _without_ids(answer.attr.mode) if request.op.write_flags & kernel.WRITE_KILL_SUIDGID else None
 
     def _is_written(self, request: kernel.Request, answer: object) -> list[Effect]:
         op = request.op
         assert isinstance(answer, words.Written) and isinstance(op, kernel.Write)
         body = kernel.write_out(len(op.data))
-        if op.write_flags & kernel.WRITE_KILL_SUIDGID and (mode := _without_ids(answer.attr.mode)) is not None:
+        if (mode := self._mode_after(request, answer)) is not None:
             return self._ask(request, words.Set(request.ino, mode=mode), lambda whose, _: _told(whose, body))
         return _told(request, body)
 
@@ -515,7 +596,7 @@ class Mount:
     # ---- what waits for writes
 
     def _fsync(self, request: kernel.Request, op: kernel.Fsync) -> list[Effect]:
-        return self._behind_writes(request.ino, lambda: _yes(request))
+        return self._behind_writes(request.ino, lambda: self._synced(request))
 
     def _flush(self, request: kernel.Request, op: kernel.Flush) -> list[Effect]:
         """POSIX has it that whoever closes any descriptor of a file gives up all his locks there; behind the writes
@@ -523,15 +604,20 @@ class Mount:
 
         def give_up() -> list[Effect]:
             if (request.ino, op.lock_owner) not in self._lockers:
-                return _yes(request)
+                return self._synced(request)
             self._lockers.remove((request.ino, op.lock_owner))
-            return self._ask(request, words.Unlock(request.ino, op.lock_owner))
+            return self._ask(request, words.Unlock(request.ino, op.lock_owner), self._synced)
 
         return self._behind_writes(request.ino, give_up)
 
+    def _synced(self, request: kernel.Request, answer: object = None) -> list[Effect]:
+        """All writes are answered; if one failed that was replied to before, that is said here."""
+        why = self._failures.pop(request.ino, 0)
+        return [_no(request, why)] if why else _yes(request)
+
     def _behind_writes(self, ino: int, then: Callable[[], list[Effect]]) -> list[Effect]:
-        """Go on when all writes of a file that are under way are answered. Their errors are their writers' to hear;
-        those of mappings' pages the kernel keeps for the next fsync or close."""
+        """Go on when all writes of a file that are under way are answered. Errors of mappings' pages the kernel keeps
+        for the next fsync or close."""
         writing = self._writing.get(ino)
         if not writing:
             return then()
@@ -556,17 +642,15 @@ class Mount:
     def _lock(self, request: kernel.Request, op: kernel.Lock) -> list[Effect]:
         kind = _KINDS[op.kind]
         if op.test:
-            question = words.Blocker(request.ino, op.owner, kind, op.start, op.end)
-            return self._ask(request, question, self._blocker)
-        if kind != "u" and not op.flock:
-            self._lockers.add((request.ino, op.owner))
+            test = words.Blocker(request.ino, op.owner, kind, op.start, op.end)
+            return self._ask(request, test, self._blocker)
         wait = op.wait and kind != "u"
-        asked = self._ask(
-            request,
-            words.Lock(request.ino, op.owner, kind, op.start, op.end, op.flock, wait, op.pid or request.pid),
-            self._locked,
-            self._not_locked,
-        )
+        question = words.Lock(request.ino, op.owner, kind, op.start, op.end, op.flock, wait, op.pid or request.pid)
+        if kind == "u":  # who has the lock next may not see less than what was written under it
+            return self._when_caught_up(request.ino, lambda: self._ask(request, question))
+        if not op.flock:
+            self._lockers.add((request.ino, op.owner))
+        asked = self._ask(request, question, self._locked, self._not_locked)
         if wait:
             self._lock_waits[request.unique] = self._number
         return asked
@@ -671,6 +755,10 @@ def _facts(attr: words.Attr) -> kernel.Facts:
         block_bytes=PREFERRED_BYTES,
     )
 
+
+_NEVER_WAIT = (kernel.Write, kernel.Lock, kernel.Release, kernel.Forget, kernel.Interrupt)
+"""What doesn't wait for writes of its inode that are behind: more of them, locks, which a signal may end the wait for,
+and what nobody waits for."""
 
 _HANDLERS: dict[type, Callable[..., list[Effect]]] = {
     kernel.Init: Mount._init,

@@ -412,13 +412,15 @@ class Leased(_Word, frozen=True):
     doing before this session was told to forget them. That is so for everything leased to it before, too, as long as
     it has been told of all `recalls`, a count that never begins twice at the same number; otherwise all is forgotten.
 
-    Of a directory, its names are leased too; where a name isn't, that is.
+    Of a directory, its names are leased too; where a name isn't, that is. alone: of the file that was written, nobody
+    else even sees anything before that.
     """
 
     answer: Answer
     inos: tuple[int, ...]
     recalls: int
     lease_s: float
+    alone: bool = False
 
 
 Told = Answer | Leased
