@@ -216,9 +216,10 @@ def test_a_long_poll_troubles_the_standby_a_few_times_only(pair: tuple[FakeHead,
     first.on(m.WaitJobs, None)  # parked
     elsewhere(second, first.address)
     step = later(2.0, lambda: first.on(m.WaitJobs, m.JobsAre((view(1),))))
+    began_s = time.monotonic()
     assert cluster.wait([1])[0].state == "done"
     step.join()
-    asked_s = 2.0 + client.RESEND_S
+    asked_s = time.monotonic() - began_s + client.RESEND_S  # on a busy machine it takes longer
     assert 1 <= len(second.received) <= asked_s / (client.WAIT_SLICE_S / 4), second.received
 
 
