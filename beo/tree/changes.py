@@ -133,8 +133,7 @@ INLINE_MAX_BYTES = 8_192  # of data in an entry itself: what costs the journal l
 def digest_of(data: bytes) -> bytes:
     """Return the digest of data that is kept beside an entry, against accidents.
 
-    A cryptographic one takes as long as all else that is done with the data, and zlib's CRC a third of that; who could
-    forge it has the disk anyway.
+    A cryptographic one takes as long as all else that is done with the data; who could forge it has the disk anyway.
     """
     return xxh3_64_digest(data)
 
