@@ -417,6 +417,19 @@ class Cluster:
         jobs = tuple((job.id, job.attempt) for job in found if words != ("all",) or job.state == "running")
         return self._ask(m.Requeue(jobs, hold), m.JobsAre, patience_s).jobs if jobs else ()
 
+    def migrate(
+        self, select: Iterable[str], nodes: str = "", patience_s: float = SUBMIT_PATIENCE_S
+    ) -> tuple[m.JobView, ...]:
+        """Have the selected jobs, which run, go on elsewhere: on `nodes`, or on any that they aren't on.
+
+        Each does so at its next safe point, as a further attempt that goes on where it was. Returns those that were
+        meant. Raises `Conflict` where one doesn't run, or can't be placed there. 'all' are those that run.
+        """
+        words = tuple(select)
+        found = self._ask(m.ListJobs(words, limit=m.LIST_LENGTH_MAX), m.JobsAre, patience_s).jobs
+        jobs = tuple((job.id, job.attempt) for job in found if words != ("all",) or job.state == "running")
+        return self._ask(m.Migrate(jobs, nodes), m.JobsAre, patience_s).jobs if jobs else ()
+
     def set_priority(
         self, select: Iterable[str], priority: int, patience_s: float = SUBMIT_PATIENCE_S
     ) -> tuple[m.JobView, ...]:

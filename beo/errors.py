@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_CONFLICT",
     "EXIT_FAILED",
+    "EXIT_HALTED",
     "EXIT_INTERNAL",
     "EXIT_NO_HEAD",
     "EXIT_OK",
@@ -42,6 +43,7 @@ EXIT_USAGE = 2  # the request itself is wrong: asking again unchanged will fail 
 EXIT_NO_HEAD = 69  # EX_UNAVAILABLE: no head answers
 EXIT_INTERNAL = 70  # EX_SOFTWARE: a fault of beo or of what it keeps on disk, not of the caller
 EXIT_CONFLICT = 75  # EX_TEMPFAIL: not now; the same request may succeed later
+EXIT_HALTED = 85  # a program took a checkpoint and waits to go on: what HTCondor's jobs say by convention
 EXIT_REFUSED = 77  # EX_NOPERM: this caller may not do that
 EXIT_TIMED_OUT = 124  # as timeout(1) says it
 

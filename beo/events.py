@@ -246,6 +246,21 @@ class RequeueRequested(_Event, frozen=True):
     hold: str = ""
 
 
+class MoveRequested(_Event, frozen=True):
+    """A job is to go on elsewhere: at its next safe point it takes a checkpoint and ends, and is queued again.
+
+    leave: the nodes of its attempt that the next one must not have. to: those it may have; none: any other.
+    """
+
+    job: int
+    attempt: int
+    leave: tuple[str, ...]
+    to: tuple[str, ...]
+    why: str  # one word: drain, migrate
+    user: str
+    time_s: float
+
+
 class ProcessSignalled(_Event, frozen=True):
     """Somebody sends a signal to one process of a job, or one rank (rank: -1 where it is a process on `node`)."""
 
@@ -366,6 +381,7 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     HeadJoined,
     HeadLeft,
     PairSet,
+    MoveRequested,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -49,6 +49,7 @@ THROUGH = frozenset(
         "info",
         "kill",
         "logs",
+        "migrate",
         "nodes",
         "ps",
         "queue",

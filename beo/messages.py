@@ -23,6 +23,8 @@ STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unac
 LIST_LENGTH_MAX = 10_000  # rows in one answer
 INSPECT_S = 2.0  # nodes that have not answered by then are named instead
 PROCESSES_MAX = 5_000  # in one answer, which they fill to two thirds
+VAULT = "vault"  # the fact by which a node says that it keeps checkpoints
+VAULTS_MAX = 10_000  # jobs of which one node keeps something
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
 
 
@@ -215,6 +217,16 @@ class SetPriority(_Message, frozen=True):
 
     select: tuple[str, ...]
     priority: int
+
+
+class Migrate(_Message, frozen=True):
+    """Have these running jobs, each in this attempt, go on elsewhere. → JobsAre
+
+    nodes: a set of names: where to; "": anywhere but where they are.
+    """
+
+    jobs: tuple[tuple[int, int], ...]
+    nodes: str = ""
 
 
 class Signal(_Message, frozen=True):
@@ -489,6 +501,7 @@ class JobDetail(msgspec.Struct, frozen=True, array_like=True):
     uid: int
     attempts: tuple[AttemptView, ...]
     why: tuple[str, ...]  # sentences: why it waits, or what happened
+    vaults: tuple[tuple[str, int], ...] = ()  # nodes that keep something of it in their memory, and how many bytes
 
 
 class DetailsAre(_Message, frozen=True):
@@ -522,6 +535,7 @@ class NodeView(msgspec.Struct, frozen=True, array_like=True):
     why: str = ""  # it is silent or lost
     clock_s: float = 0.0  # by how much its wall clock is ahead of the head's
     findings: tuple[Finding, ...] = ()  # what its agent found wrong with its machine
+    moving: tuple[int, ...] = ()  # of the jobs, those that are asked to go on elsewhere and have a checkpoint
 
 
 class NodesAre(_Message, frozen=True):
@@ -728,6 +742,14 @@ class Health(_Message, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
+class VaultsAre(_Message, frozen=True):
+    """What a node's vault keeps, as (job, bytes), again and again. → VaultsOver, where a job is over"""
+
+    node: str
+    incarnation: str
+    vaults: tuple[tuple[int, int], ...]
+
+
 class Processes(_Message, frozen=True):
     """What Inspect asked for."""
 
@@ -821,6 +843,7 @@ class Start(_Message, frozen=True):
     groups: tuple[int, ...]
     spec: JobSpec
     parts: tuple[Peer, ...]  # of every node, in rank order
+    mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say
 
 
 class Kill(_Message, frozen=True):
@@ -848,6 +871,28 @@ class Deliver(_Message, frozen=True):
     attempt: int
     serial: int
     signal: int
+
+
+class Halt(_Message, frozen=True):
+    """Ask your ranks of an attempt to take a checkpoint and to end; said again until the part has ended.
+
+    why: one word of what for. leaving: nodes of the attempt that the next one won't have.
+    """
+
+    epoch: int
+    incarnation: str
+    job: int
+    attempt: int
+    why: str
+    leaving: tuple[str, ...] = ()
+
+
+class VaultsOver(_Message, frozen=True):
+    """What your vault keeps of these jobs is of no more use: remove it."""
+
+    epoch: int
+    incarnation: str
+    jobs: tuple[int, ...]
 
 
 class Committed(_Message, frozen=True):
@@ -1090,6 +1135,7 @@ ClientRequest = Union[  # noqa: UP007
     Release,
     Requeue,
     SetPriority,
+    Migrate,
     ListProcesses,
     SignalProcesses,
     Drain,
@@ -1108,7 +1154,7 @@ ClientRequest = Union[  # noqa: UP007
     JoinHead,
     LeaveHead,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, Processes, Hits, Vouch]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, VaultsAre, Processes, Hits, Vouch]  # noqa: UP007
 VoterWord = Union[Present, Ballot]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed,
@@ -1130,7 +1176,9 @@ HeadAnswer = Union[  # noqa: UP007
     Elsewhere,
     HeadJoinedIs,
 ]
-HeadCommand = Union[Welcome, Pong, Dead, Start, Kill, Deliver, Committed, Inspect, Strike, Vouched]  # noqa: UP007
+HeadCommand = Union[  # noqa: UP007
+    Welcome, Pong, Dead, Start, Kill, Deliver, Halt, VaultsOver, Committed, Inspect, Strike, Vouched
+]
 AgentWord = Union[Probe, Relay, RelayAck]  # noqa: UP007
 BulkRequest = Union[Chunk, Fetch, Stdin, StdinAck, BulkHello, Copy, Offer, Exported]  # noqa: UP007
 BulkAnswer = Union[ChunkAck, Fetched, Stdin, StdinAck, Failed, Elsewhere, Copied, Wanted]  # noqa: UP007

@@ -73,6 +73,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes_max: Annotated[int, msgspec.Meta(ge=16, le=1 << 22)] = 4_096  # of an attempt on one node, threads counted
     output_max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 1 << 36  # that an attempt may print on one node
     shm_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # of its /dev/shm; 0: a quarter of the node's memory
+    checkpoint_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # of memory, for checkpoints; 0: half of the node's
     rack: Annotated[str, msgspec.Meta(max_length=200)] = ""  # where its machine stands: voters are spread over racks
     free_min_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1 << 28  # of the node's disks, or a twentieth of a smaller one
 

@@ -223,13 +223,13 @@ def test_the_lowest_failed_rank_gives_the_exit_code() -> None:
 
 def test_a_job_that_loses_every_node_is_given_up() -> None:
     state = state_of(submitted(), joined())
-    for number in range(1, st.ATTEMPTS_MAX + 1):
+    for number in range(1, st.LOSSES_MAX + 1):
         state.apply(started(1, number))
         state.apply(ev.PartGone(1, number, "n1", "its warden was killed", START_S))
     job = state.jobs[1]
     assert (job.state, job.exit_code, len(state.queue)) == ("lost", 75, 0)
     assert len(job.attempts) == st.ATTEMPTS_KEPT
-    assert job.attempt_number == st.ATTEMPTS_MAX
+    assert job.attempt_number == st.LOSSES_MAX
 
 
 def test_a_job_that_may_not_be_requeued_is_lost_with_its_node() -> None:

@@ -23,6 +23,7 @@ FLOORS = {
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
+    "headnode.again headnode.moving headnode.vaults "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
@@ -47,7 +48,7 @@ FLOORS = {
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
-    "worker.warden worker.shipper worker.heads worker.health worker.rsh local supervisor machines doctor "
+    "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.rsh local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",

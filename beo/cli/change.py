@@ -78,6 +78,30 @@ def requeue(jobs: tuple[str, ...], held: bool, as_json: bool, quiet: bool) -> No
 
 @click.command(
     cls=Verb,
+    examples=[
+        ("beo migrate 7", "job 7 goes on where it isn't now"),
+        ("beo migrate 7 node[05-08]", "on these four"),
+    ],
+    exits=[("75", "a job doesn't run, or can't be placed there")],
+)
+@click.argument("job", metavar="JOB")
+@click.argument("nodes", default="", metavar="[NODES]")
+@AS_JSON
+@QUIET
+def migrate(job: str, nodes: str, as_json: bool, quiet: bool) -> None:
+    """Have a running job go on elsewhere, without losing a step.
+
+    JOB is a job or a set of them, like 3-5, last or all; NODES is a set of nodes, like node[05-08], by default all that
+    the job isn't on. At its next safe point the program takes a checkpoint and ends; the job is queued as a further
+    attempt, which goes on from that checkpoint. It is asked, not made to: a program that takes no checkpoints with beo
+    goes on where it is. The jobs that are meant are printed, and 'beo show JOB' tells how it stands.
+    """
+    selector.parse((job,))
+    tell_meant(Cluster().migrate((job,), nodes), as_json, quiet)
+
+
+@click.command(
+    cls=Verb,
     name="set",
     examples=[("beo set 7 --priority 10", "job 7 goes before all of a lower priority")],
     exits=[("75", "none of these jobs waits")],

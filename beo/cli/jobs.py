@@ -115,7 +115,9 @@ def _as_object(detail: m.JobDetail) -> dict[str, object]:
         for attempt in detail.attempts
     ]
     row = job_row(detail.view)
-    return {**row, "uid": detail.uid, "why": detail.why, "spec": to_builtins(detail.spec), "attempts": attempts}
+    kept = [{"node": node, "size_bytes": size_bytes} for node, size_bytes in detail.vaults]
+    spec = to_builtins(detail.spec)
+    return {**row, "uid": detail.uid, "why": detail.why, "spec": spec, "kept": kept, "attempts": attempts}
 
 
 def _page(detail: m.JobDetail) -> Iterator[str]:
@@ -146,6 +148,7 @@ def _page(detail: m.JobDetail) -> Iterator[str]:
         ("time", span(row["time"])),
         ("output", spec.output),
         ("errors", spec.errors),
+        ("kept", ", ".join(f"{units.approximate_size(size)} on {node}" for node, size in detail.vaults)),
     ]
     yield f"job {view.id}  {escape(view.name)}"
     for name, value in facts:

@@ -27,7 +27,7 @@ NODE_COLUMNS = (
     table.Column("drain"),
     table.Column("why"),
 )
-NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation")
+NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation", "moving")
 
 
 @click.command(
@@ -65,6 +65,7 @@ def _node_row(node: m.NodeView) -> dict[str, object]:
         "clock": node.clock_s,
         "findings": [{"check": f.check, "what": f.what, "cure": f.cure} for f in node.findings],
         "incarnation": node.incarnation,
+        "moving": node.moving,
     }
 
 
@@ -78,8 +79,21 @@ def _tell_meant(meant: Sequence[m.NodeView], as_json: bool, quiet: bool) -> None
         show(list(map(_node_row, meant)), NODE_COLUMNS, "", as_json, quiet, NODE_JSON_ONLY)
         return
     for node in meant:
-        runs = f": job{'s' * (len(node.jobs) > 1)} {table.cell(node.jobs)} may end there" if node.jobs else ""
-        print(f"{table.escape(node.name)} {node.state}{runs if node.drain else ''}")
+        print(f"{table.escape(node.name)} {node.state}{_what_runs(node) if node.drain and node.jobs else ''}")
+
+
+def _what_runs(node: m.NodeView) -> str:
+    """What becomes of the jobs of a node that is being drained."""
+    stay = [job for job in node.jobs if job not in node.moving]
+    words = [
+        f"job{'s' * (len(jobs) > 1)} {table.cell(jobs)} {what}"
+        for jobs, what in (
+            (node.moving, "goes on elsewhere" if len(node.moving) == 1 else "go on elsewhere"),
+            (stay, "may end there"),
+        )
+        if jobs
+    ]
+    return f": {', '.join(words)}"
 
 
 @click.command(
@@ -95,7 +109,10 @@ def _tell_meant(meant: Sequence[m.NodeView], as_json: bool, quiet: bool) -> None
 @AS_JSON
 @QUIET
 def drain(nodes: tuple[str, ...], reason: str, as_json: bool, quiet: bool) -> None:
-    """Give nodes no new work, for as long as it takes: to update, repair or remove them. What runs there goes on.
+    """Give nodes no new work, for as long as it takes: to update, repair or remove them.
+
+    What runs there is asked to go on elsewhere: a program that takes checkpoints with beo takes one at its next safe
+    point and goes on from there on other nodes, without losing a step. Any other may go on to its end where it is.
 
     NODE is a name or a set of them, like node[01-04]. They stay drained over restarts of the head and of the nodes
     themselves, until 'beo resume'. The nodes are printed: one on which nothing runs any more is 'drained'.

@@ -10,7 +10,7 @@ of the tip at the time of deciding.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -19,7 +19,7 @@ from beo import messages as ms
 from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, heads, inquiries, ledger, operate, permissions, tokens, views
+from beo.headnode import admit, decide, heads, inquiries, ledger, operate, permissions, tokens, vaults, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -47,6 +47,9 @@ from beo.headnode.waiters import Waiter, Waiters
 from beo.settings import Config
 
 VOTER_WORDS = votes.Present | votes.Promise | votes.Accepted | votes.Granted | votes.Refuse
+AGENT_WORDS = (
+    ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.VaultsAre | ms.Processes | ms.Hits | ms.Vouch
+)
 RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
@@ -68,6 +71,7 @@ class _Session:
         self.heard_s = heard_s  # last PING that was answered
         self.clock_s = 0.0  # how far its wall clock is ahead of ours
         self.findings: tuple[ms.Finding, ...] = ()
+        self.vaults: dict[int, int] | None = None  # job -> bytes that its vault keeps; None: it hasn't told
         self.told = False  # it has said what it runs, so starts may be sent
         self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
         self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
@@ -170,10 +174,7 @@ class Head:
             return  # the pair hears them: replica.py
         try:
             user = permissions.check(self.state, decide.user_of(self.state, item.key), message)
-            if isinstance(
-                message,
-                ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits | ms.Vouch,
-            ):
+            if isinstance(message, AGENT_WORDS):
                 self._told(item, message, now)
                 return
             answer = self._answer(item, message, user, now)
@@ -195,7 +196,7 @@ class Head:
                     self._attached_s[state.next_job] = now.boot_s
             case ms.Cancel():
                 return self._change(user, *decide.cancel(state, user, message.select, now.wall_s))
-            case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority():
+            case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority() | ms.Migrate():
                 return self._change(user, *operate.jobs(state, user, message, self._config, now.wall_s))
             case ms.Drain() | ms.Resume() | ms.ForgetNodes():
                 events, names = operate.nodes(state, user, message, now.wall_s)
@@ -230,8 +231,10 @@ class Head:
                 answer = ledger.page(state, user, message, lambda job: views.name_of(job, self._sight(user, job)))
             case ms.ShowJob():
                 jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
-                outlook = Outlook(state, self._ready, self._config.users)
-                answer = ms.DetailsAre(tuple(views.detail(job, outlook, self._sight(user, job)) for job in jobs))
+                outlook = Outlook(state, self._ready, self._config.users, self._vaults())
+                answer = ms.DetailsAre(
+                    tuple(views.detail(job, outlook, self._sight(user, job), self._kept(job)) for job in jobs)
+                )
             case ms.ListNodes():
                 shown = (name for name in sorted(state.nodes) if permissions.sees_node(state, user, name))
                 answer = self._nodes(shown, now)
@@ -274,12 +277,20 @@ class Head:
             )
         )
 
-    def _health(self, node: str) -> tuple[float, tuple[ms.Finding, ...]]:
+    def _vaults(self) -> dict[str, dict[int, int]]:
+        """Node -> job -> bytes that its vault keeps, of the nodes that have told."""
+        sessions = self._sessions.items()
+        return {name: session.vaults for name, session in sessions if session.vaults is not None}
+
+    def _kept(self, job: Job) -> tuple[tuple[str, int], ...]:
+        return tuple((name, kept[job.id]) for name, kept in sorted(self._vaults().items()) if job.id in kept)
+
+    def _health(self, node: str) -> tuple[float, tuple[ms.Finding, ...], Collection[int]]:
         session = self._sessions.get(node)
-        return (session.clock_s, session.findings) if session else (0.0, ())
+        return (session.clock_s, session.findings, session.vaults or ()) if session else (0.0, (), ())
 
     def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
-        outlook = Outlook(self.state, self._ready, self._config.users)
+        outlook = Outlook(self.state, self._ready, self._config.users, self._vaults())
         return tuple(views.job_row(job, outlook, self._sight(user, job)) for job in jobs)
 
     def _sight(self, user: User, job: Job) -> views.Sight:
@@ -384,6 +395,8 @@ class Head:
             case ms.Health():
                 session.clock_s = message.wall_s - now.wall_s
                 session.findings = message.findings[:FINDINGS_MAX]
+            case ms.VaultsAre():
+                self._vaults_are(session, message, now)
             case ms.Vouch():
                 self._vouch(item, message, now)
             case ms.Ended() | ms.Gone():
@@ -401,6 +414,16 @@ class Head:
             error = refusal.to_dict()
         answer = ms.Vouched(self.state.epoch, message.incarnation, message.visitor, account.name, error)
         self._send(item.peer, answer)
+
+    def _vaults_are(self, session: _Session, message: ms.VaultsAre, now: Now) -> None:
+        """Take what a vault keeps, and say what of it is of no more use."""
+        kept = dict(message.vaults[: ms.VAULTS_MAX])
+        over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s))
+        if session.vaults is None or session.vaults.keys() != kept.keys():
+            self._dirty = True  # a job may have waited to know where its checkpoint is
+        session.vaults = kept
+        if over:
+            self._send(session.peer, ms.VaultsOver(self.state.epoch, session.incarnation, over))
 
     def _knocked(self, item: Knocked, now: Now) -> None:
         error = None
@@ -468,6 +491,7 @@ class Head:
             if job.state == "ending":
                 self._end(session, job, attempt, now)
             elif key in running:
+                self._halt(session, job, attempt, now)
                 self._deliver(session, job, attempt, now)
             else:
                 self._command(session, "start", key, now, self._start(session, job, attempt))
@@ -500,6 +524,14 @@ class Head:
         message = ms.Kill(self.state.epoch, session.incarnation, *key, reason, grace_s, attempt.index, not broken)
         self._command(session, "kill broken" if broken else "kill", key, now, message)
 
+    def _halt(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:
+        """Ask a part to take a checkpoint and to end, where its job is to go on elsewhere."""
+        move = job.move
+        if move and move.attempt == attempt.number:
+            key = (job.id, attempt.number)
+            message = ms.Halt(self.state.epoch, session.incarnation, *key, move.why, move.leave)
+            self._command(session, "halt", key, now, message)
+
     def _deliver(self, session: _Session, job: Job, attempt: Attempt, now: Now) -> None:
         key = (job.id, attempt.number)
         delivered = session.signalled.get(key, 0)
@@ -528,6 +560,7 @@ class Head:
             job.groups,
             job.spec,
             peers,
+            vaults.mtbf_s(self.state, len(peers), attempt.started_s),
         )
 
     # ---- time, and what follows from changes
@@ -583,7 +616,7 @@ class Head:
         self._dirty = False
         self._planned_s = now.boot_s
         self._look_at_nodes(now)
-        for placement in plan(self.state, self._ready, now.wall_s, self._config.users):
+        for placement in plan(self.state, self._ready, now.wall_s, self._config.users, self._vaults()):
             job = self.state.jobs[placement.job]
             parts = tuple(
                 ev.Part(name, self.state.nodes[name].incarnation, first, ranks, more)
@@ -615,6 +648,7 @@ class Head:
                 elif ("start", job.id, attempt.number) not in session.sent:
                     self._command(session, "start", (job.id, attempt.number), now, self._start(session, job, attempt))
                 else:
+                    self._halt(session, job, attempt, now)
                     self._deliver(session, job, attempt, now)
         if job.state != "running":
             self._dirty = True

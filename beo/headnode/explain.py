@@ -7,9 +7,19 @@ from functools import cached_property
 
 from beo import events as ev
 from beo import nodeset
+from beo.headnode.again import Vaults, keepers
 from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
 from beo.headnode.queue import Shape, shape_of
-from beo.headnode.schedule import ERRANDS_MAX, back_off_s, capacity, limits_of, narrow, open_to, place
+from beo.headnode.schedule import (
+    ERRANDS_MAX,
+    back_off_s,
+    capacity,
+    limits_of,
+    narrow,
+    open_to,
+    place,
+    ranks_that_fit,
+)
 from beo.headnode.state import State
 from beo.settings import UsersConfig
 from beo.units import approximate_size, format_duration, format_size
@@ -39,8 +49,15 @@ def _wish(job: Job) -> str:
 class Outlook:
     """The state as it bears on waiting, worked out once for many jobs. ready: the nodes that may be given work."""
 
-    def __init__(self, state: State, ready: Collection[str], users: UsersConfig | None = None) -> None:
-        """Take the state as it is now, and what users may have."""
+    def __init__(
+        self,
+        state: State,
+        ready: Collection[str],
+        users: UsersConfig | None = None,
+        vaults: Vaults | None = None,
+    ) -> None:
+        """Take the state as it is now, what users may have, and which nodes keep something of which job."""
+        self._vaults = vaults or {}
         self._state = state
         self._ready = frozenset(ready)
         self._users_may = users or UsersConfig()
@@ -93,6 +110,9 @@ class Outlook:
         sentences = []
         if job.state == "ending":
             sentences.append(f"is ended: {job.cancel or job.requeue or (attempt.cause[2] if attempt.cause else '')}")
+        if job.move and job.state == "running":
+            where = nodeset.fold(job.move.leave)
+            sentences.append(f"is asked to leave {where} ({job.move.reason}): it does at its next checkpoint")
         if silent:
             where = nodeset.fold(silent)
             sentences.append(
@@ -108,6 +128,9 @@ class Outlook:
             room = open_to(job.uid, self._capacity if empty else self._free, self._owned)
             self._placeable[key] = place(job, room) is not None
         return self._placeable[key]
+
+    def _room(self, job: Job, name: str) -> int:
+        return ranks_that_fit(job, *self._free[name]) if name in self._free else 0
 
     def _at_limit(self, job: Job) -> str:
         limits, held = limits_of(self._state, self._users_may, job.user), self._state.holdings.get(job.user, Holding())
@@ -140,6 +163,10 @@ class Outlook:
         limit = self._at_limit(job)
         if limit:
             return [limit]
+        kept = keepers(self._state, job, self._vaults)
+        missing = sorted(name for name, places in kept.items() if self._room(job, name) < places)
+        if missing:
+            return [f"waits for {nodeset.fold(missing)}, where it has left its checkpoint"]
         ahead = self._state.queue.ahead_of(job)
         if self._fits(job, empty=False):
             slowed_s = back_off_s(job, job.attempts[-1].ended_s) if job.attempts else 0.0
@@ -220,6 +247,9 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
         case ev.RequeueRequested():
             held = ", to be held" if event.hold else ""
             return kind, event.job, "", f"attempt {event.attempt}: requeued by {event.user}{held}"
+        case ev.MoveRequested():
+            where = f"leaves {nodeset.fold(event.leave)}" + (f" for {nodeset.fold(event.to)}" if event.to else "")
+            return kind, event.job, "", f"attempt {event.attempt} {where}: {event.why} by {event.user}"
         case ev.ProcessSignalled():
             what = f"rank {event.rank}" if event.rank >= 0 else f"process {event.pid}"
             return kind, event.job, event.node, f"signal {event.signal} for {what} by {event.user}"

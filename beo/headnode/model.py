@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from beo import events as ev
+from beo import nodeset
 from beo.spec import JobSpec
 
 ENDED = frozenset({"done", "failed", "cancelled", "lost"})
@@ -57,6 +58,22 @@ class Signal(msgspec.Struct, array_like=True, frozen=True):
     key: str
 
 
+class Move(msgspec.Struct, array_like=True, frozen=True):
+    """What was asked of an attempt: to go on elsewhere. See events.MoveRequested."""
+
+    attempt: int
+    leave: tuple[str, ...]
+    to: tuple[str, ...]
+    why: str
+    user: str
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        where = f"{nodeset.fold(self.leave)} is drained" if self.why == "drain" else "moved"
+        return f"{where} by {self.user}"
+
+
 class Job(msgspec.Struct, array_like=True):
     """One job. state: queued, held, running, ending, done, failed, cancelled or lost."""
 
@@ -79,6 +96,8 @@ class Job(msgspec.Struct, array_like=True):
     hold: str = ""  # who may release it: 'owner' (or an admin), or 'admin' alone; empty: it isn't held
     held_by: str = ""
     requeue: str = ""  # why the present attempt is ended and another one wanted
+    move: Move | None = None  # asked of the present or last attempt; the next one has been told where
+    losses: int = 0  # attempts that were lost
 
     @property
     def attempt(self) -> Attempt | None:

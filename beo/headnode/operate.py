@@ -16,6 +16,7 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import Conflict, NotFound, Refused, UsageError
+from beo.headnode import moving
 from beo.headnode.decide import SELECT_MAX, User, check_priority, check_room, find, pick
 from beo.headnode.model import ENDED, WAITING, Job
 from beo.headnode.state import State
@@ -27,7 +28,7 @@ JOBS_NAMED = 8  # in one sentence
 PAIR_LEASE_MIN_S = 0.2  # four heartbeats of the pair: below, a busy machine loses its role to its own scheduler
 PAIR_LEASE_MAX_S = 60.0  # so long would nobody act after a head's death
 
-JobWish = ms.Hold | ms.Release | ms.Requeue | ms.SetPriority
+JobWish = ms.Hold | ms.Release | ms.Requeue | ms.SetPriority | ms.Migrate
 NodeWish = ms.Drain | ms.Resume | ms.ForgetNodes
 
 
@@ -35,6 +36,8 @@ def jobs(state: State, user: User, wish: JobWish, config: Config, now_s: float) 
     """Decide on a wish about jobs. Returns the events, and the jobs that were meant."""
     if isinstance(wish, ms.Requeue):
         return _requeue(state, user, wish, config, now_s)
+    if isinstance(wish, ms.Migrate):
+        return moving.migrate(state, user, wish, now_s)
     meant = pick(state, user, wish.select)
     act: Callable[[User, Job, float], ev.Event | None]
     match wish:
@@ -148,11 +151,12 @@ def nodes(state: State, user: User, wish: NodeWish, now_s: float) -> tuple[list[
                 why = f"it is one line of at most {REASON_LENGTH_MAX} characters"
                 raise UsageError("the reason is not usable", why, "change --reason")
             same = (user.name, wish.reason)
-            return [
+            drained: list[ev.Event] = [
                 ev.NodeDrained(node.name, user.name, wish.reason, now_s)
                 for node in found
                 if not node.drain or (node.drain.user, node.drain.reason) != same
-            ], names
+            ]
+            return [*drained, *moving.drain(state, user, names, now_s)], names
         case ms.Resume():
             return [ev.NodeResumed(node.name, user.name, now_s) for node in found if node.drain], names
         case ms.ForgetNodes():

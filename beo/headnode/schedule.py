@@ -15,6 +15,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from beo.headnode.again import KEEPERS_S, Vaults, allowed, keepers, place_again
 from beo.headnode.model import Holding, Job, Node
 from beo.headnode.queue import Shape
 from beo.headnode.state import State
@@ -80,6 +81,10 @@ def place(job: Job, free: dict[str, tuple[int, int]]) -> tuple[tuple[str, int, i
                 break
         if left:
             return None
+    return _in_order(shares)
+
+
+def _in_order(shares: dict[str, int]) -> tuple[tuple[str, int, int], ...]:
     parts, first = [], 0
     for name in sorted(shares):
         parts.append((name, first, shares[name]))
@@ -194,8 +199,33 @@ def errands(state: State, ready: Collection[str]) -> list[Placement]:
     return placements
 
 
-def plan(state: State, ready: Collection[str], now_s: float, users: UsersConfig | None = None) -> list[Placement]:
-    """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock."""
+def go_on(
+    state: State, job: Job, free: dict[str, tuple[int, int]], vaults: Vaults, now_s: float
+) -> tuple[tuple[str, int, int], ...] | None:
+    """Place a job that may have left a checkpoint somewhere; as `place`, and None while it waits for that, too."""
+    room = allowed(job, free)
+    is_patient = now_s - job.attempts[-1].ended_s < KEEPERS_S
+    kept = keepers(state, job, vaults)
+    if kept:
+        fits = {name: ranks_that_fit(job, slots, size) for name, (slots, size) in room.items()}
+        shares = place_again(job, kept, fits)
+        if shares or is_patient:
+            return _in_order(shares) if shares else None
+    parts = place(job, room)
+    return parts if parts or is_patient else place(job, free)
+
+
+def plan(
+    state: State,
+    ready: Collection[str],
+    now_s: float,
+    users: UsersConfig | None = None,
+    vaults: Vaults | None = None,
+) -> list[Placement]:
+    """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock.
+
+    vaults: which nodes keep something of which job.
+    """
     users = users or UsersConfig()
     ready = frozenset(ready)
     free = {
@@ -218,9 +248,13 @@ def plan(state: State, ready: Collection[str], now_s: float, users: UsersConfig 
         if not quotas.allow(job):
             hopeless.add(shape)
             continue
-        parts = place(job, open_to(job.uid, free, owned)) if job.spec.slots_in_all <= free_slots else None
+        parts = None
+        if job.spec.slots_in_all <= free_slots:
+            room = open_to(job.uid, free, owned)
+            parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
-            hopeless.add(shape)
+            if not job.attempts:
+                hopeless.add(shape)
             if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job.uid, everything, owned)):
                 break
             continue

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from beo import events as ev
-from beo.errors import Internal
+from beo.errors import EXIT_HALTED, Internal
 from beo.headnode.model import (
     ENDED,
     LEASHABLE,
@@ -26,6 +26,7 @@ from beo.headnode.model import (
     HeadInfo,
     Holding,
     Job,
+    Move,
     Node,
     PartState,
     Signal,
@@ -35,7 +36,7 @@ from beo.headnode.model import (
 from beo.headnode.queue import Queue
 from beo.votes import PairSettings
 
-ATTEMPTS_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
+LOSSES_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
 ATTEMPTS_KEPT = 8  # records of the last attempts per job; older ones are only counted
 SIGNALS_KEPT = 32  # per job: to be delivered again, and to recognise a repeated request
 DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
@@ -82,6 +83,7 @@ class Image(msgspec.Struct, array_like=True):
     down_s: float = 0.0
     takeovers: int = 0
     parted: dict[str, list[str]] = {}
+    lost: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -113,6 +115,7 @@ class State:
         self.down_s = 0.0  # in all: nobody acted
         self.takeovers = 0  # how often another head has begun to act than the one before
         self.parted: dict[str, list[str]] = {}  # node that was forgotten -> its incarnations, the oldest first
+        self.lost = 0  # how often a node was lost, since the cluster began
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
@@ -155,6 +158,7 @@ class State:
                 self.down_s,
                 self.takeovers,
                 self.parted,
+                self.lost,
             )
         )
 
@@ -176,7 +180,7 @@ class State:
         state.next_token, state._touched_from = image.next_token, image.index
         state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
         state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
-        state.parted = image.parted
+        state.parted, state.lost = image.parted, image.lost
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
@@ -401,7 +405,7 @@ class State:
         )
         attempt = Attempt(event.attempt, self.index, event.nonce, event.time_s, parts, leashed)
         job.attempts = [*job.attempts[-(ATTEMPTS_KEPT - 1) :], attempt]
-        job.state, job.reason = "running", ""
+        job.state, job.reason, job.move = "running", "", None
         self.changed.add(job.id)
         self._await_no_more(job)
         self.running += 1
@@ -484,16 +488,20 @@ class State:
         self._count(job.user, jobs=-1)
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
+        job.losses += kind == "lost"
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
             job.requeue = ""
             self._await(job)
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
+        elif job.move and job.move.attempt == attempt.number and code == EXIT_HALTED and kind in ("", "rank"):
+            attempt.outcome = job.reason = job.move.reason
+            self._await(job)
         elif kind != "lost":
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
             self._end_job(job, "failed" if code else "done", code, text, by, time_s)
-        elif job.spec.requeue == "never" or attempt.number >= ATTEMPTS_MAX:
+        elif job.spec.requeue == "never" or job.losses >= LOSSES_MAX:
             self._end_job(job, "lost", CODE_LOST, text, "beo", time_s)
         else:
             job.reason = f"attempt {attempt.number} was lost ({text})"
@@ -549,6 +557,13 @@ class State:
             return
         job.cancel, job.reason, job.exit_code, job.code_by, job.ended_s = "", reason, -1, "job", 0.0
         self._await(job)
+
+    def _move_requested(self, event: ev.MoveRequested) -> None:
+        job = self.jobs.get(event.job)
+        if not job or job.state != "running" or job.attempt_number != event.attempt:
+            return
+        job.move = Move(event.attempt, event.leave, event.to, event.why, event.user)
+        self.changed.add(job.id)
 
     def _process_signalled(self, event: ev.ProcessSignalled) -> None:
         """Nothing changes: the entry says who did it."""
@@ -618,6 +633,7 @@ class State:
         if not node or node.incarnation != event.incarnation or node.state != "up":
             return
         node.state, node.lost = "lost", event.reason
+        self.lost += 1
         for job, attempt, part in list(self.live_parts(node.name).values()):
             if attempt.leashed:  # its leash has run out with the node's lease: the kernel has ended it
                 self._lose_part(job, attempt, part, f"{node.name} was lost", event.time_s)
@@ -722,4 +738,5 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.HeadJoined: State._head_joined,
     ev.HeadLeft: State._head_left,
     ev.PairSet: State._pair_set,
+    ev.MoveRequested: State._move_requested,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from beo import events as ev
@@ -52,8 +53,11 @@ def job_row(job: Job, outlook: Outlook, sight: Sight) -> ms.JobView:
     )
 
 
-def detail(job: Job, outlook: Outlook, sight: Sight) -> ms.JobDetail:
-    """Everything about a job; of another's job, what its row shows and what it asked of the cluster."""
+def detail(job: Job, outlook: Outlook, sight: Sight, kept: tuple[tuple[str, int], ...] = ()) -> ms.JobDetail:
+    """Everything about a job; of another's job, what its row shows and what it asked of the cluster.
+
+    kept: what nodes keep of it in their memory.
+    """
     row = job_row(job, outlook, sight)
     if sight != "own":
         return ms.JobDetail(row, _asked_for(job, row.name), job.uid, (), (row.reason,) if row.reason else ())
@@ -68,7 +72,7 @@ def detail(job: Job, outlook: Outlook, sight: Sight) -> ms.JobDetail:
         )
         for attempt in job.attempts
     )
-    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)))
+    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept)
 
 
 def _asked_for(job: Job, name: str) -> JobSpec:
@@ -138,8 +142,12 @@ def node_row(
     ready: bool,
     clock_s: float = 0.0,
     findings: tuple[ms.Finding, ...] = (),
+    kept: Collection[int] = (),
 ) -> ms.NodeView:
-    """One row of `beo nodes`; a node that is up is shown as silent if it isn't ready, and else by its drain."""
+    """One row of `beo nodes`; a node that is up is shown as silent if it isn't ready, and else by its drain.
+
+    kept: jobs of which its vault keeps something.
+    """
     jobs = tuple(sorted({job for job, _ in state.live_parts(node.name)}))
     shown = node.state if node.state != "up" or ready else "silent"
     if shown == "up" and node.drain:
@@ -159,6 +167,7 @@ def node_row(
         _why(node, shown, silent_s),
         round(clock_s, 3),
         findings,
+        tuple(job for job in jobs if job in kept and state.jobs[job].move),
     )
 
 

@@ -183,6 +183,21 @@ class LookInside(msgspec.Struct, frozen=True):
     wardens: tuple[tuple[int, int, int], ...]
 
 
+class Say(msgspec.Struct, frozen=True):
+    """Tell the ranks of a part to take a checkpoint and to end, and why."""
+
+    job: int
+    attempt: int
+    why: str
+    leaving: tuple[str, ...]
+
+
+class Empty(msgspec.Struct, frozen=True):
+    """Remove what the vault keeps of these jobs."""
+
+    jobs: tuple[int, ...]
+
+
 class Remember(msgspec.Struct, frozen=True):
     """Write down that an attempt was seen, and its order, before anything is started."""
 
@@ -225,6 +240,8 @@ Effect = Union[  # noqa: UP007
     Ship,
     StdinTaken,
     LookInside,
+    Say,
+    Empty,
     Remember,
     Seen,
     Drop,

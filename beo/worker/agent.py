@@ -40,6 +40,7 @@ from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
 from beo.worker.shipper import Shipper
+from beo.worker.vaults import Vaults
 
 MOUNTS_S = 20.0  # for the tree to be mounted, before the node joins without it: a head that starts takes some seconds
 MOUNTS_LOOK_S = 0.05
@@ -47,6 +48,7 @@ TICK_S = 0.05
 SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
+VAULT_PART = 2  # of the memory for jobs, this part may be in the vault where nothing else is set
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 WORK = ".work"  # and the files that it has along
@@ -102,6 +104,7 @@ class Agent:
             **({"rack": rack} if rack else {}),
         }
         self._contain = contain
+        facts |= {ms.VAULT: "tmpfs" if os.geteuid() == 0 else "folder"}
         self._memory = Memory(self._folder, boot, secrets.token_hex(8))
         told = f"{self._server.address} {slots} {mem_bytes} {facts}"
         self._memory.introduce(told, secrets.token_hex(8))
@@ -117,6 +120,7 @@ class Agent:
         self._accounts = Accounts()
         self._mark = remains.mark(self._cluster.cluster, name)  # begins the names of what an attempt has elsewhere
         self._beo_dir = str(where.path)
+        self._vaults = self._open_vaults(mem_bytes)
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
         self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
@@ -156,6 +160,14 @@ class Agent:
             return None
         except OSError as error:
             log.error("no door for this machine's users: %s", error)
+            return None
+
+    def _open_vaults(self, mem_bytes: int) -> Vaults | None:
+        """Make what keeps checkpoints, in the node's memory; without it jobs run all the same."""
+        try:
+            return Vaults(self._private("vaults"), self._config.checkpoint_max_bytes or mem_bytes // VAULT_PART)
+        except OSError as error:
+            log.error("no vault for checkpoints: %s", error)
             return None
 
     def _knock(self, visitor: int, uid: int, gid: int, groups: tuple[int, ...], key: str) -> None:
@@ -242,6 +254,8 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
+        if self._vaults:
+            self._vaults.stop()
         self._chunks.close()
         if self._door:
             self._door.close()
@@ -274,6 +288,8 @@ class Agent:
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
         self._checkup.start()
+        if self._vaults:
+            self._vaults.start()
         self._inspector.start()
         log.info("%s serves the head at %s", self._core.node.name, " and ".join(self._heads))
         next_tick_s = 0.0
@@ -336,6 +352,8 @@ class Agent:
         """A head acts: ship to it; and know all heads, also after a restart."""
         self._shipper.connect(effect.bulk)
         self._vouch(again=True)
+        if self._vaults:
+            self._vaults.again()
         control, bulk = tuple(head.control for head in effect.heads), tuple(head.bulk for head in effect.heads)
         self._cluster = self._home.learn(self._cluster, control, bulk)
         self._heads.learn(self._cluster.heads)
@@ -402,6 +420,8 @@ class Agent:
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
+        if self._vaults and (kept := self._vaults.report(self._core.node.name, self._core.incarnation)):
+            self._tell(kept)
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
@@ -434,6 +454,12 @@ class Agent:
                     self._launch(effect)
                 case acts.Ship():
                     self._ship(effect)
+                case acts.Say():
+                    if self._vaults:
+                        self._vaults.say(effect.job, "halt", effect.why, effect.leaving)
+                case acts.Empty():
+                    if self._vaults:
+                        self._sweep_up(self._vaults.empty, effect.jobs)
                 case acts.Remember():
                     self._remember(effect.order)
                 case acts.Drop():
@@ -572,6 +598,7 @@ class Agent:
             self._wants_chunks = True
             self._chunks.keep(time.monotonic())
         tmp = self._tmp(order.job, order.attempt)
+        vault = self._vaults.open(order.job, order.uid, order.gid) if self._vaults and not spec.errand else None
         facts = launch.Facts(
             self._cluster.cluster,
             here.node,
@@ -584,6 +611,8 @@ class Agent:
             f"{tmp}{WORK}",
             WORK_AT if self._contain == "pidns" else None,
             self._beo_dir,
+            vault,
+            order.mtbf_s,
         )
         return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
 
@@ -607,9 +636,13 @@ class Agent:
 
     def _tmp(self, job: int, attempt: int) -> str:
         """An attempt's folder in /tmp: by a name that nobody can guess, so nobody can be there before us."""
+        return self._private(f"{job}.{attempt}")
+
+    def _private(self, what: str) -> str:
+        """A path in /tmp for something of this node, the same in each life of its agent."""
         secret = self._secret.encode()
-        tag = blake2b(f"{self._mark} {job}.{attempt}".encode(), digest_size=8, key=secret).hexdigest()
-        return f"/tmp/{self._mark}-{job}.{attempt}-{tag}"
+        tag = blake2b(f"{self._mark} {what}".encode(), digest_size=8, key=secret).hexdigest()
+        return f"/tmp/{self._mark}-{what}-{tag}"
 
     def _cgroup(self, job: int, attempt: int) -> str:
         return f"{self._cgroups}/{self._mark}-{job}.{attempt}"
@@ -628,6 +661,8 @@ class Agent:
             self._shipping.discard((job, attempt))
             self._shipper.forget(job, attempt)
         self._memory.drop(job, attempt)
+        if self._vaults and all(job != other for other, _ in self._core.held):
+            self._vaults.empty_if_unused(job)
         self._sweep(job, attempt)
         left = self._left.pop((job, attempt), None)
         if left:
@@ -646,7 +681,7 @@ class Agent:
         if left or (self._cgroups and os.path.isdir(cgroup)):
             self._sweep_up(_remove, cgroup, *left)
 
-    def _sweep_up(self, remove: Callable[..., object], *paths: str) -> None:
+    def _sweep_up(self, remove: Callable[..., object], *paths: object) -> None:
         self._sweepers = [thread for thread in self._sweepers if thread.is_alive()]
         thread = threading.Thread(target=remove, args=paths, name="beo-sweeper", daemon=True)
         thread.start()

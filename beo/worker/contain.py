@@ -71,6 +71,16 @@ def bind(source: str, target: str) -> None:
     _call(_libc.mount, os.fsencode(source), os.fsencode(target), None, _MS_BIND, None)
 
 
+def mount_tmpfs(target: str, options: str) -> None:
+    """Mount a file system in memory at `target`, with these options of its own. OSError where the kernel refuses."""
+    _call(_libc.mount, b"tmpfs", os.fsencode(target), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
+
+
+def unmount(target: str) -> None:
+    """Take away what is mounted at `target`, though it be in use. OSError where the kernel refuses."""
+    _call(_libc.umount2, os.fsencode(target), _MNT_DETACH)
+
+
 def freshen(kind: str) -> None:
     """Leave nothing of an attempt for the next one: no shared memory, semaphore or queue. No process may be left."""
     if kind == "subreaper":

@@ -28,6 +28,7 @@ from beo.worker.acts import (
     Begin,
     Drop,
     Effect,
+    Empty,
     Epoch,
     Follow,
     FromHead,
@@ -43,6 +44,7 @@ from beo.worker.acts import (
     Reconnected,
     Remember,
     Rises,
+    Say,
     Seen,
     Ship,
     Shipped,
@@ -297,6 +299,11 @@ class Worker:
                 self._kill(message, now)
             case ms.Deliver():
                 self._deliver(message)
+            case ms.Halt():
+                self._halt(message)
+            case ms.VaultsOver():
+                alive = {job for job, _ in self.held}
+                self._do(Empty(tuple(job for job in message.jobs if job not in alive)))
             case ms.Inspect() | ms.Strike():
                 self._look_inside(message)
 
@@ -322,6 +329,11 @@ class Worker:
         found = ((key, self.held.get(key)) for key in sorted(meant))
         wardens = tuple((*key, held.warden) for key, held in found if held and held.alive and held.warden)
         self._do(LookInside(message, wardens))
+
+    def _halt(self, message: ms.Halt) -> None:
+        held = self.held.get((message.job, message.attempt))
+        if held and held.alive:
+            self._do(Say(*held.key, message.why, message.leaving))
 
     def _deliver(self, message: ms.Deliver) -> None:
         key = (message.job, message.attempt)

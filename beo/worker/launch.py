@@ -68,7 +68,9 @@ class Facts:
     """What a node knows of itself: its name and its cluster's, the interface of the cluster's network, and where it
     lets this attempt have temporary files and a cgroup. limits: output_bytes, shm_bytes and free_bytes, see bounds.py.
     rsh, python: the path of `beo-rsh` and what runs it. work, at: where the files that it has along are put, and where
-    they are seen (None: there). home: the cluster's folder.
+    they are seen (None: there). home: the cluster's folder. vault: the folder that outlives the attempt, and the file
+    in which its ranks are told to take a checkpoint (None: there is none). mtbf_s: what failures the head expects (0:
+    it didn't say).
     """
 
     cluster: str
@@ -82,6 +84,8 @@ class Facts:
     work: str | None = None
     at: str | None = None
     home: str = ""
+    vault: tuple[str, str] | None = None
+    mtbf_s: float = 0.0
 
 
 def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
@@ -164,6 +168,10 @@ def environment(attempt: Attempt, facts: Facts) -> dict[str, str]:
     }
     if facts.tmp is not None:
         env["TMPDIR"] = facts.tmp
+    if facts.vault is not None:
+        env["BEO_CHECKPOINT_DIR"], env["BEO_CHECKPOINT_WORD"] = facts.vault
+    if facts.mtbf_s:
+        env["BEO_MTBF_S"] = f"{facts.mtbf_s:.0f}"
     if attempt.bundle:
         env["BEO_WORK"] = env["PWD"] = working_folder(attempt, facts)
     return env

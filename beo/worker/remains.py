@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 
-from beo.worker import probe
+from beo.worker import contain, probe
 
 TMP = "/tmp"
 
@@ -32,12 +32,20 @@ def remove(cluster: str, nodes: Iterable[str]) -> None:
     for path in found(cluster, nodes):
         if path.startswith(f"{TMP}/"):
             if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_folder(path)
             else:
                 with suppress(OSError):  # a script that was never started, or a link that somebody left there
                     os.unlink(path)
         else:
             probe.remove_cgroup(path)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder with all in it, and what is mounted there, as a node's vault is."""
+    if os.path.ismount(path):
+        with suppress(OSError):
+            contain.unmount(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _names(folder: str) -> list[str]:

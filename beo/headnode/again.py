@@ -1,0 +1,80 @@
+"""Where the next attempt of a job goes that may have left a checkpoint in its nodes' memories. Pure.
+
+A checkpoint lies in the *vaults* of the nodes on which the last attempt ran, and what one lost node had is made again
+from what the others have. So the next attempt gets those nodes that still keep something of the job, each for as many
+ranks as before, and a spare for each that is missing. Where one of them is taken or silent at the moment the job waits
+for it, but not for ever: a job that computes something again is better than one that never ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from beo import messages as ms
+from beo.headnode.model import Job, Node
+from beo.headnode.state import State
+
+KEEPERS_S = 60.0  # for so long a job waits for the nodes that keep its checkpoint
+
+Vaults = Mapping[str, Collection[int]]  # node -> jobs of which its vault keeps something; absent: it hasn't told yet
+Room = Mapping[str, tuple[int, int]]  # node -> free (slots, bytes)
+
+
+def keepers(state: State, job: Job, vaults: Vaults) -> dict[str, int]:
+    """Return the nodes that may keep a checkpoint of this job, with how many of its places each had."""
+    attempt = job.attempt
+    if not attempt or job.spec.errand:
+        return {}
+    return {
+        part.node: part.places
+        for part in attempt.parts
+        if _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
+    }
+
+
+def _may_keep(node: Node | None, job: int, vaults: Vaults) -> bool:
+    if node is None or not node.takes_work:
+        return False
+    told = vaults.get(node.name)
+    return job in told if told is not None else ms.VAULT in node.facts
+
+
+def allowed(job: Job, free: Room) -> dict[str, tuple[int, int]]:
+    """Return those of the free nodes on which a job may go on that was asked to move."""
+    move = job.move
+    if not move:
+        return dict(free)
+    return {name: room for name, room in free.items() if name not in move.leave and (not move.to or name in move.to)}
+
+
+def place_again(job: Job, kept: Mapping[str, int], fits: Mapping[str, int]) -> dict[str, int] | None:
+    """Return how many ranks go to which node, or None: not now.
+
+    kept: of `keepers`, not empty. fits: how many ranks of the job each node has room for.
+    """
+    if any(fits.get(name, 0) < places for name, places in kept.items()):
+        return None
+    shares = dict(kept)
+    spares = {name: room for name, room in fits.items() if name not in kept}
+    missing = sorted(_missing(job, kept), reverse=True)
+    for places in missing:
+        able = sorted((room, name) for name, room in spares.items() if room >= places)
+        if not able:
+            break
+        shares[able[0][1]] = places
+        del spares[able[0][1]]
+    left = job.spec.places - sum(shares.values())
+    if job.spec.nodes:
+        return shares if not left and len(shares) == job.spec.nodes else None
+    for name in [*(n for _, n in sorted(((r, n) for n, r in spares.items()), reverse=True)), *sorted(kept)]:
+        more = min(left, fits[name] - shares.get(name, 0))
+        if more > 0:
+            shares[name] = shares.get(name, 0) + more
+            left -= more
+    return shares if not left else None
+
+
+def _missing(job: Job, kept: Mapping[str, int]) -> list[int]:
+    """The places of those nodes of the last attempt that are to be replaced."""
+    attempt = job.attempt
+    return [part.places for part in attempt.parts if part.node not in kept and part.places] if attempt else []
