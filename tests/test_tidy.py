@@ -31,6 +31,7 @@ FLOORS = {
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
     "tree.memory tree.mounting tree.plans tree.paths "
     "bulk.chunks bulk.tickets bulk.choice bulk.wants "
+    "checkpoints.plan checkpoints.manifest "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
@@ -43,6 +44,7 @@ FLOORS = {
     "tree.session tree.files tree.mount "
     "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
+    "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "

@@ -1,0 +1,1 @@
+"""Checkpoints of running programs, kept in the workers' memory: what stands behind `beo.checkpoint`."""

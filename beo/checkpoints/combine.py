@@ -1,0 +1,100 @@
+"""Sums pieces that lie with several ranks into one that another rank keeps: all that parity is, in both directions.
+
+A list of tasks is carried out by all ranks of a communicator together. Each rank walks the same list in the same order
+and takes part where it is a source or the target; up to WINDOW of its own tasks are under way at a time, with messages
+that don't block. The oldest task that isn't done is the oldest of each of its ranks, so all of them have begun it, and
+so it ends: there is no order of tasks that could lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from beo.checkpoints.parity import Adder, Bytes, Scratch
+from beo.checkpoints.plan import Piece
+
+WINDOW = 8
+SEGMENT_BYTES = 512 << 10  # of one message: fits into the caches, and is long enough for Python not to matter
+TAG = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Make `wanted`, of `length` bytes, with rank `target`, from pieces of other ranks: (rank, piece, weight)."""
+
+    target: int
+    wanted: Piece
+    sources: tuple[tuple[int, Piece, int], ...]
+    length: int
+
+
+class _Underway:
+    """A task of which this rank waits for something."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.sends: list[Any] = []
+        self.kept: list[Any] = []  # what is being sent
+        self.receives: list[tuple[Any, Bytes] | Bytes] = []  # in the order of the sources
+
+
+def combine(
+    comm: Any,
+    tasks: Iterable[Task],
+    read: Callable[[Piece, int], Bytes],
+    write: Callable[[Piece, int], Bytes],
+    done: Callable[[Piece, Bytes], None],
+) -> None:
+    """Carry out the tasks, which are in the same order on all ranks; one may leave out those that aren't its own.
+
+    read: returns a piece of this rank's, filled up with zeros to the length. write: returns where to make one; it is
+    called once for each, and `done` with what it returned when that is the sum.
+    """
+    me = comm.rank
+    scratch = Scratch(SEGMENT_BYTES)
+    pool: list[Bytes] = []
+    underway: deque[_Underway] = deque()
+
+    def finish(entry: _Underway) -> None:
+        task = entry.task
+        if task.target == me:
+            total = write(task.wanted, task.length)
+            adder = Adder([weight for _, _, weight in task.sources], total, scratch)
+            for received in entry.receives:
+                if isinstance(received, tuple):
+                    request, buffer = received
+                    request.Wait()
+                    adder.add(buffer[: task.length])
+                    pool.append(buffer)
+                else:
+                    adder.add(received)
+            done(task.wanted, total)
+        for request in entry.sends:
+            request.Wait()
+
+    for task in tasks:
+        is_target = task.target == me
+        if not is_target and all(rank != me for rank, _, _ in task.sources):
+            continue
+        entry = _Underway(task)
+        for rank, piece, _ in task.sources:
+            if rank == me:
+                data = read(piece, task.length)
+                if is_target:
+                    entry.receives.append(data)
+                else:
+                    entry.kept.append(data)
+                    entry.sends.append(comm.Isend(data, task.target, TAG))
+            elif is_target:
+                buffer = pool.pop() if pool else np.empty(SEGMENT_BYTES, np.uint8)
+                entry.receives.append((comm.Irecv(buffer[: task.length], rank, TAG), buffer))
+        underway.append(entry)
+        if len(underway) >= WINDOW:
+            finish(underway.popleft())
+    while underway:
+        finish(underway.popleft())

@@ -1,0 +1,101 @@
+"""A rank's image in its memory: its parts one after another, as they lie, without a copy of them all."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from beo.checkpoints.manifest import BLOCK_BYTES
+from beo.checkpoints.parity import Bytes
+from beo.checkpoints.plan import layout
+
+META_MAX_BYTES = 1 << 26
+_LENGTH_BYTES = 8
+
+
+def as_bytes(part: Any) -> Bytes:
+    """Return the bytes of a contiguous buffer, uncopied. ValueError for another one."""
+    view = memoryview(part)
+    if not view.nbytes:
+        return np.empty(0, np.uint8)
+    if not view.c_contiguous:
+        raise ValueError("a part of a checkpoint must be contiguous in memory")
+    return np.frombuffer(view.cast("B"), np.uint8)
+
+
+def header(meta: bytes) -> bytes:
+    """Return what an image begins with: what the program wants to know before it reads the parts."""
+    if len(meta) > META_MAX_BYTES:
+        raise ValueError(f"the description of a checkpoint has {len(meta)} bytes: the limit is {META_MAX_BYTES}")
+    return len(meta).to_bytes(_LENGTH_BYTES) + meta
+
+
+def read_header(image: Bytes) -> tuple[bytes, int] | None:
+    """Return the meta of an image, and where its parts begin; None where it has none."""
+    if len(image) < _LENGTH_BYTES:
+        return None
+    length = int.from_bytes(image[:_LENGTH_BYTES].tobytes())
+    if length > min(META_MAX_BYTES, len(image) - _LENGTH_BYTES):
+        return None
+    meta = image[_LENGTH_BYTES : _LENGTH_BYTES + length].tobytes()
+    return meta, layout([_LENGTH_BYTES + length])[1]
+
+
+class Image:
+    """The bytes of a rank's state. size: in bytes."""
+
+    def __init__(self, meta: bytes, parts: Sequence[Any]) -> None:
+        """Take buffers that are contiguous; they are looked at, not copied, until the checkpoint is made."""
+        arrays = [np.frombuffer(header(meta), np.uint8), *map(as_bytes, parts)]
+        starts, self.size = layout([len(array) for array in arrays])
+        self._parts = [(start, array) for start, array in zip(starts, arrays, strict=True) if len(array)]
+        self._starts = [start for start, _ in self._parts]
+
+    def piece(self, start: int, length: int) -> Bytes:
+        """Return these bytes; what is between and behind the parts is zero."""
+        number = bisect_right(self._starts, start) - 1
+        at, array = self._parts[number]
+        if start + length <= at + len(array):
+            return array[start - at : start - at + length]
+        found = np.zeros(length, np.uint8)
+        self.copy(start, found)
+        return found
+
+    def copy(self, start: int, into: Bytes) -> None:
+        """Copy the bytes from `start` on into an array, as many as it has; it must be zero where there are none."""
+        end = start + len(into)
+        number = bisect_right(self._starts, start) - 1
+        for at, array in self._parts[number:]:
+            if at >= end:
+                return
+            low, high = max(start, at), min(end, at + len(array))
+            if low < high:
+                into[low - start : high - start] = array[low - at : high - at]
+
+    def write(self, into: Bytes) -> bytes:
+        """Copy all of it; return the checksums of its blocks, taken while they are in the caches."""
+        sums = []
+        for start in range(0, self.size, BLOCK_BYTES):
+            block = into[start : start + BLOCK_BYTES]
+            self._fill(start, block)
+            sums.append(xxhash.xxh3_64_digest(block.data))
+        return b"".join(sums)
+
+    def _fill(self, start: int, block: Bytes) -> None:
+        """Copy a block of it, and clear the little that lies between the parts."""
+        at = start
+        number = bisect_right(self._starts, start) - 1
+        end = start + len(block)
+        for begin, array in self._parts[number:]:
+            if begin >= end:
+                break
+            low, high = max(start, begin), min(end, begin + len(array))
+            if low < high:
+                block[at - start : low - start] = 0
+                block[low - start : high - start] = array[low - begin : high - begin]
+                at = high
+        block[at - start :] = 0

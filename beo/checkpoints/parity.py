@@ -1,0 +1,81 @@
+"""Sums of bytes over GF(256), by numpy: the arithmetic of parity.
+
+A sum is an exclusive or. Multiplication by 2 works on eight bytes at a time; by any other weight it is a table.
+Arrays are of uint8, of equal length, a multiple of 8 (plan.ALIGN_BYTES sees to that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beo.checkpoints.plan import multiply, power
+
+Bytes = NDArray[np.uint8]
+
+_LOW = np.uint64(0xFEFEFEFEFEFEFEFE)
+_HIGH = np.uint64(0x0101010101010101)
+_REST = np.uint64(0x1D)
+_ONE, _SEVEN = np.uint64(1), np.uint64(7)
+
+
+class Adder:
+    """Sums pieces by weights into `total` as they come, in the order of the weights."""
+
+    def __init__(self, weights: Sequence[int], total: Bytes, scratch: Scratch) -> None:
+        """Take where the sum goes; scratch: of this length at least, shared by sums that don't overlap in time."""
+        self._weights = list(weights)
+        self._total = total
+        self._scratch = scratch
+        self._added = 0
+        last = len(weights) - 1
+        self._by_horner = last > 0 and list(weights) == [power(last - n) for n in range(len(weights))]
+
+    def add(self, piece: Bytes) -> None:
+        """Take the next piece."""
+        weight = self._weights[self._added]
+        self._added += 1
+        first, total = self._added == 1, self._total
+        if self._by_horner:
+            if first:
+                np.copyto(total, piece)
+                return
+            self._scratch.double(total)
+            np.bitwise_xor(total, piece, out=total)
+            return
+        if weight != 1:
+            piece = np.take(table(weight), piece, out=self._scratch.bytes[: len(piece)], mode="clip")
+        if first:
+            np.copyto(total, piece)
+        else:
+            np.bitwise_xor(total, piece, out=total)
+
+
+class Scratch:
+    """Memory for sums of pieces of up to so many bytes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        """Make it."""
+        self.bytes: Bytes = np.empty(size_bytes, np.uint8)
+        self._carry: NDArray[np.uint64] = self.bytes.view(np.uint64)
+
+    def double(self, total: Bytes) -> None:
+        """Multiply every byte by 2, in place."""
+        lanes: NDArray[Any] = total.view(np.uint64)
+        carry = self._carry[: len(lanes)]
+        np.right_shift(lanes, _SEVEN, out=carry)
+        np.bitwise_and(carry, _HIGH, out=carry)
+        np.multiply(carry, _REST, out=carry)
+        np.left_shift(lanes, _ONE, out=lanes)
+        np.bitwise_and(lanes, _LOW, out=lanes)
+        np.bitwise_xor(lanes, carry, out=lanes)
+
+
+@cache
+def table(weight: int) -> Bytes:
+    """Return the products of `weight` with each byte."""
+    return np.array([multiply(weight, byte) for byte in range(256)], np.uint8)
