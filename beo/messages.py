@@ -750,6 +750,17 @@ class VaultsAre(_Message, frozen=True):
     vaults: tuple[tuple[int, int], ...]
 
 
+class VaultCopied(_Message, frozen=True):
+    """What a node's vault keeps of a job is in the tree as well, as this bundle."""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    bundle: str
+    size_bytes: int
+
+
 class Processes(_Message, frozen=True):
     """What Inspect asked for."""
 
@@ -844,6 +855,7 @@ class Start(_Message, frozen=True):
     spec: JobSpec
     parts: tuple[Peer, ...]  # of every node, in rank order
     mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say
+    copies: tuple[tuple[str, str], ...] = ()  # (node, bundle): with what an empty vault begins
 
 
 class Kill(_Message, frozen=True):
@@ -1154,7 +1166,7 @@ ClientRequest = Union[  # noqa: UP007
     JoinHead,
     LeaveHead,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, VaultsAre, Processes, Hits, Vouch]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, VaultsAre, VaultCopied, Processes, Hits, Vouch]  # noqa: UP007
 VoterWord = Union[Present, Ballot]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed,

@@ -84,3 +84,26 @@ def test_a_job_that_fits_nowhere_else_is_not_moved(cluster: Cluster) -> None:
     cluster.beo("cancel", str(job))
     cluster.wait(job)
     assert begins(cluster, job)
+
+
+def test_what_one_node_alone_keeps_goes_along_by_way_of_the_head(cluster: Cluster) -> None:
+    job = toy(cluster, 200)
+    node = node_of(cluster, job)
+    reached(cluster, job, node, 5)
+    cluster.beo("migrate", str(job))
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    ((_, halted),) = told(cluster, job, "halts")
+    assert [step for _, step in begins(cluster, job)] == [0, halted]
+
+
+def test_a_job_that_comes_back_to_a_node_finds_there_what_it_last_kept_elsewhere(cluster: Cluster) -> None:
+    job = toy(cluster, 300)
+    home = node_of(cluster, job)
+    away = next(name for name in ("node01", "node02", "node03") if name != home)
+    for attempt, target in enumerate((away, home), 2):
+        reached(cluster, job, node_of(cluster, job), 5 * attempt)
+        assert cluster.beo("migrate", str(job), target).returncode == 0
+        cluster.wait_for_state(job, "running", attempt)
+    cluster.wait(job)
+    halted = [step for _, step in told(cluster, job, "halts")]
+    assert [step for _, step in begins(cluster, job)] == [0, *halted]

@@ -61,6 +61,7 @@ SAMPLES: dict[str, Any] = {
     "Ended": ms.Ended("n1", "n1-1", JOB, 1, PartResult((), "", -1, "")),
     "Gone": ms.Gone("n1", "n1-1", JOB, 1, "said so"),
     "Delivered": ms.Delivered("n1", "n1-1", JOB, 1, 1),
+    "VaultCopied": ms.VaultCopied("n1", "n1-1", JOB, 1, "a" * 64, 5),
     "VaultsAre": ms.VaultsAre("n1", "n1-1", ()),
     "Health": ms.Health("n1", "n1-1", 1.0),
     "Processes": ms.Processes("n1", "n1-1", 1, ms.Machine(0.5, 4, 1, 1), ()),

@@ -50,9 +50,10 @@ FLOORS = {
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
-    "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.rsh local supervisor machines doctor "
+    "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
+    "local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "bulk.taking bulk.porter bulk.sweeper bulk.node bulk.bringing "
+    4: "bulk.taking bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

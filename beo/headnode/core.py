@@ -48,8 +48,8 @@ from beo.settings import Config
 
 VOTER_WORDS = votes.Present | votes.Promise | votes.Accepted | votes.Granted | votes.Refuse
 AGENT_WORDS = (
-    ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.VaultsAre | ms.Processes | ms.Hits | ms.Vouch
-)
+    ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits | ms.Vouch
+) | (ms.VaultsAre | ms.VaultCopied)
 RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
@@ -395,6 +395,8 @@ class Head:
             case ms.Health():
                 session.clock_s = message.wall_s - now.wall_s
                 session.findings = message.findings[:FINDINGS_MAX]
+            case ms.VaultCopied():
+                self._vault_copied(message, now)
             case ms.VaultsAre():
                 self._vaults_are(session, message, now)
             case ms.Vouch():
@@ -415,10 +417,15 @@ class Head:
         answer = ms.Vouched(self.state.epoch, message.incarnation, message.visitor, account.name, error)
         self._send(item.peer, answer)
 
+    def _vault_copied(self, message: ms.VaultCopied, now: Now) -> None:
+        if vaults.is_news(self.state, message):
+            where = message.job, message.attempt, message.node
+            self._append(ev.VaultCopied(*where, message.bundle, max(0, message.size_bytes), now.wall_s))
+
     def _vaults_are(self, session: _Session, message: ms.VaultsAre, now: Now) -> None:
         """Take what a vault keeps, and say what of it is of no more use."""
         kept = dict(message.vaults[: ms.VAULTS_MAX])
-        over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s))
+        over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s, message.node))
         if session.vaults is None or session.vaults.keys() != kept.keys():
             self._dirty = True  # a job may have waited to know where its checkpoint is
         session.vaults = kept
@@ -561,6 +568,7 @@ class Head:
             job.spec,
             peers,
             vaults.mtbf_s(self.state, len(peers), attempt.started_s),
+            vaults.copies(self.state, job, attempt, self._vaults()),
         )
 
     # ---- time, and what follows from changes

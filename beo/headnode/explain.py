@@ -250,6 +250,9 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
         case ev.MoveRequested():
             where = f"leaves {nodeset.fold(event.leave)}" + (f" for {nodeset.fold(event.to)}" if event.to else "")
             return kind, event.job, "", f"attempt {event.attempt} {where}: {event.why} by {event.user}"
+        case ev.VaultCopied():
+            text = f"attempt {event.attempt}: {approximate_size(event.size_bytes)} of its checkpoint copied to the head"
+            return kind, event.job, event.node, text
         case ev.ProcessSignalled():
             what = f"rank {event.rank}" if event.rank >= 0 else f"process {event.pid}"
             return kind, event.job, event.node, f"signal {event.signal} for {what} by {event.user}"

@@ -74,6 +74,17 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
         return f"{where} by {self.user}"
 
 
+class VaultCopy(msgspec.Struct, array_like=True, frozen=True):
+    """What a node's vault kept of a job, as a bundle in the tree; nodes: how many the attempt had."""
+
+    attempt: int
+    nodes: int
+    node: str
+    bundle: str
+    size_bytes: int
+    time_s: float
+
+
 class Job(msgspec.Struct, array_like=True):
     """One job. state: queued, held, running, ending, done, failed, cancelled or lost."""
 
@@ -98,6 +109,7 @@ class Job(msgspec.Struct, array_like=True):
     requeue: str = ""  # why the present attempt is ended and another one wanted
     move: Move | None = None  # asked of the present or last attempt; the next one has been told where
     losses: int = 0  # attempts that were lost
+    copies: list[VaultCopy] = []  # of what its nodes keep, those of the last attempt that has all, and later ones
 
     @property
     def attempt(self) -> Attempt | None:

@@ -75,6 +75,7 @@ RULES: dict[type, str] = {
     ms.Delivered: WORKER,
     ms.Health: WORKER,
     ms.VaultsAre: WORKER,
+    ms.VaultCopied: WORKER,
     ms.Processes: WORKER,
     ms.Hits: WORKER,
     ms.Vouch: WORKER,

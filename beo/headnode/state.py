@@ -32,6 +32,7 @@ from beo.headnode.model import (
     Signal,
     Submission,
     Token,
+    VaultCopy,
 )
 from beo.headnode.queue import Queue
 from beo.votes import PairSettings
@@ -565,6 +566,18 @@ class State:
         job.move = Move(event.attempt, event.leave, event.to, event.why, event.user)
         self.changed.add(job.id)
 
+    def _vault_copied(self, event: ev.VaultCopied) -> None:
+        job = self.jobs.get(event.job)
+        attempt = next((one for one in job.attempts if one.number == event.attempt), None) if job else None
+        if not job or not attempt or not any(part.node == event.node for part in attempt.parts):
+            return
+        one = VaultCopy(event.attempt, len(attempt.parts), event.node, event.bundle, event.size_bytes, event.time_s)
+        others = [copy for copy in job.copies if (copy.attempt, copy.node) != (one.attempt, one.node)]
+        copies = [*others, one]
+        whole = [c.attempt for c in copies if sum(o.attempt == c.attempt for o in copies) == c.nodes]
+        job.copies = [copy for copy in copies if copy.attempt >= max(whole, default=0)]
+        self.changed.add(job.id)
+
     def _process_signalled(self, event: ev.ProcessSignalled) -> None:
         """Nothing changes: the entry says who did it."""
 
@@ -739,4 +752,5 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.HeadLeft: State._head_left,
     ev.PairSet: State._pair_set,
     ev.MoveRequested: State._move_requested,
+    ev.VaultCopied: State._vault_copied,
 }

@@ -101,12 +101,32 @@ class StdinCame(msgspec.Struct, frozen=True):
     message: ms.Stdin
 
 
+class Copied(msgspec.Struct, frozen=True):
+    """What the vault keeps of a part's job is in the tree, as this bundle; "": it isn't."""
+
+    job: int
+    attempt: int
+    bundle: str
+    size_bytes: int
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
 Input = Union[  # noqa: UP007
-    Begin, FromHead, Rises, Reconnected, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
+    Begin,
+    FromHead,
+    Rises,
+    Reconnected,
+    FromPeer,
+    FromWarden,
+    WardenClosed,
+    LaunchFailed,
+    Shipped,
+    StdinCame,
+    Copied,
+    Tick,
 ]
 
 
@@ -192,6 +212,12 @@ class Say(msgspec.Struct, frozen=True):
     leaving: tuple[str, ...]
 
 
+class Copy(msgspec.Struct, frozen=True):
+    """Copy at once what the vault keeps of a job to the tree: it goes on where nobody has it. → Copied"""
+
+    order: ms.Start
+
+
 class Empty(msgspec.Struct, frozen=True):
     """Remove what the vault keeps of these jobs."""
 
@@ -241,6 +267,7 @@ Effect = Union[  # noqa: UP007
     StdinTaken,
     LookInside,
     Say,
+    Copy,
     Empty,
     Remember,
     Seen,

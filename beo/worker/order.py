@@ -94,12 +94,15 @@ class Order:
 class Carried:
     """What files an attempt has carried in and out: those of `bundle` ("": none) into the folder `work` (None: it runs
     in a folder of its own), which is seen behind the walls as `at` (None: as itself); and out those that the patterns
-    `outputs` mean. python, home: what runs the porter, and its BEO_DIR.
+    `outputs` mean. copies: bundles with which the folder `vault` is to begin. python, home: what runs the porter, and
+    its BEO_DIR.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.bundle = str(message.get("bundle") or "")
         self.outputs = _texts(message, "outputs") if "outputs" in message else []
+        self.copies = _texts(message, "copies") if "copies" in message else []
+        self.vault = _text_or_none(message, "vault")
         self.work = _text_or_none(message, "work")
         self.at = _text_or_none(message, "at")
         self.python = str(message.get("python") or "")

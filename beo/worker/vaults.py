@@ -65,6 +65,14 @@ class Vaults:
         self._write(word, b"")
         return own, word
 
+    def folder(self, job: int) -> str:
+        """Where a job's own things are."""
+        return f"{self.path}/{job}/own"
+
+    def jobs(self) -> frozenset[int]:
+        """The jobs of which something is kept, as was last seen."""
+        return frozenset(job for job, _ in self._kept or ())
+
     def say(self, job: int, do: str, why: str, leaving: tuple[str, ...]) -> None:
         """Tell a job's ranks what to do; said again, nothing changes."""
         data = {"do": do, "why": why, "leaving": list(leaving)}
