@@ -598,6 +598,25 @@ def _is_text(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= c <= "\udfff" for c in word)
 
 
+def notice(text: str) -> tuple[int, float]:
+    """Return the number and the seconds of a text like "USR1@60", or "TERM" alone. Raises BeoError."""
+    name, at, span = text.partition("@")
+    return signal_number(name), units.parse_duration(span) if at else spec.NOTICE_S
+
+
+def signal_number(word: str) -> int:
+    """Return the number of a signal: TERM, SIGTERM or 15."""
+    from signal import Signals  # here: most verbs need no names of signals
+
+    if word.isdecimal() and len(word) < 4:
+        return int(word)
+    names = {number.name.removeprefix("SIG"): int(number) for number in Signals}
+    name = word.upper().removeprefix("SIG")
+    if name not in names:
+        raise NotFound.among("signal", word, names, "see 'kill -l'")
+    return names[name]
+
+
 def new_spec(
     argv: Sequence[str],
     *,
@@ -619,12 +638,16 @@ def new_spec(
     slots: int = 0,
     terminal: tuple[int, int] | None = None,
     outputs: Sequence[str] = (),
+    signal: str = "",
+    goes_on: bool = False,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
     to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
-    files that are kept when it ends. Raises `UsageError` that names the option at fault.
+    files that are kept when it ends. `signal` is what its ranks get before their time is up, like "USR1@60" (seconds).
+    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. Raises `UsageError` that names the
+    option at fault.
     """
     if isinstance(argv, str):
         raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
@@ -645,6 +668,7 @@ def new_spec(
     if terminal is not None:
         for name_of_size in ("LINES", "COLUMNS"):  # programs believe these more than the terminal, which may change
             own.pop(name_of_size, None)
+    number, notice_s = notice(signal) if signal else (0, spec.NOTICE_S)
     return spec.check(
         spec.JobSpec(
             argv=words,
@@ -667,5 +691,8 @@ def new_spec(
             slots=slots,
             terminal=terminal,
             outputs=tuple(map(spec.pattern, outputs)),
+            signal=number,
+            notice_s=notice_s,
+            goes_on=goes_on,
         )
     )

@@ -1,6 +1,8 @@
 """A job goes on elsewhere when its node is drained, or when somebody says so, and loses no step by it."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +109,84 @@ def test_a_job_that_comes_back_to_a_node_finds_there_what_it_last_kept_elsewhere
     cluster.wait(job)
     halted = [step for _, step in told(cluster, job, "halts")]
     assert [step for _, step in begins(cluster, job)] == [0, *halted]
+
+
+# ---- programs with checkpoints of their own
+
+OWN = """
+trap 'echo $step > $BEO_CHECKPOINT_DIR/step; exit 3' USR1
+test -e $BEO_CHECKPOINT_DIR/step && step=$(cat $BEO_CHECKPOINT_DIR/step) || step=0
+echo begins at $step >> {log}
+while test $step -lt {steps}; do step=$((step + 1)); sleep 0.02; done
+echo ends at $step >> {log}
+"""
+
+
+def own(cluster: Cluster, tmp_path: Path, steps: int, **options: object) -> tuple[int, Path]:
+    """Submit a shell script that counts, and keeps its count when it gets SIGUSR1."""
+    log = tmp_path / "log"
+    text = OWN.format(log=log, steps=steps)
+    return cluster.submit(["sh", "-c", text], signal="USR1@1", **options), log
+
+
+def lines(log: Path) -> list[tuple[str, int]]:
+    found = [line.split(" at ") for line in log.read_text().splitlines()] if log.exists() else []
+    return [(what, int(step)) for what, step in found]
+
+
+def test_a_program_with_checkpoints_of_its_own_gets_a_signal_and_goes_on_elsewhere(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    job, log = own(cluster, tmp_path, 150)
+    node = node_of(cluster, job)
+    wait_for(lambda: lines(log), "it has begun")
+    time.sleep(0.5)
+    cluster.beo("drain", node)
+    assert cluster.wait_for_state(job, "running", 2).nodes != node
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    cluster.beo("resume", node)
+    (_, zero), (begins, step), (ends, last) = lines(log)
+    assert (zero, begins, ends, last) == (0, "begins", "ends", 150)
+    assert 0 < step < 150
+
+
+def test_a_job_that_goes_on_halts_before_its_time_is_up_until_it_is_done(cluster: Cluster) -> None:
+    job = toy(cluster, 150, goes_on=True, time_limit=2.0)
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    began, halted = begins(cluster, job), told(cluster, job, "halts")
+    assert len(began) == len(halted) + 1 > 1
+    assert [step for _, step in began[1:]] == [step for _, step in halted]
+
+
+def test_a_program_with_checkpoints_of_its_own_goes_on_after_its_time_was_up(cluster: Cluster, tmp_path: Path) -> None:
+    job, log = own(cluster, tmp_path, 120, goes_on=True, time_limit=2.0)
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    steps = [step for what, step in lines(log) if what == "begins"]
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert lines(log)[-1] == ("ends", 120)
+
+
+def test_a_job_without_continue_takes_a_last_checkpoint_and_requeue_goes_on_from_there(cluster: Cluster) -> None:
+    job = toy(cluster, 10_000, time_limit=1.0)
+    (view,) = cluster.wait(job)
+    assert view.state == "failed"
+    assert cluster.beo("requeue", str(job)).returncode == 0
+    wait_for(lambda: len(begins(cluster, job)) == 2, "another attempt")
+    assert begins(cluster, job)[1][1] > 0
+    cluster.beo("cancel", str(job))
+    cluster.wait(job)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--continue"], "--continue without a time limit"),
+        (["--signal", "NONSENSE"], "no signal 'NONSENSE'"),
+        (["--signal", "USR1@soon"], "soon"),
+        (["--signal", "99"], "the number of the signal is 99"),
+    ],
+)
+def test_what_makes_no_sense_before_the_end_is_refused(cluster: Cluster, words: list[str], error: str) -> None:
+    said = cluster.beo("submit", *words, "true")
+    assert (said.returncode, error in said.stderr) == (2, True), said.stderr

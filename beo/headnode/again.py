@@ -25,11 +25,10 @@ def keepers(state: State, job: Job, vaults: Vaults) -> dict[str, int]:
     attempt = job.attempt
     if not attempt or job.spec.errand:
         return {}
-    leave = job.move.leave if job.move else ()
     return {
         part.node: part.places
         for part in attempt.parts
-        if part.node not in leave and _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
+        if part.node not in attempt.left and _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
     }
 
 

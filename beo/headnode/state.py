@@ -490,14 +490,15 @@ class State:
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
         job.losses += kind == "lost"
+        attempt.left = job.move.leave if job.move and job.move.attempt == attempt.number else ()
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
             job.requeue = ""
             self._await(job)
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
-        elif job.move and job.move.attempt == attempt.number and code == EXIT_HALTED and kind in ("", "rank"):
-            attempt.outcome = job.reason = job.move.reason
+        elif reason := _goes_on(job, attempt, kind, code):
+            attempt.outcome = job.reason = reason
             self._await(job)
         elif kind != "lost":
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
@@ -689,6 +690,22 @@ class State:
                 break  # what stands behind it may go another time: there is a limit on them all
             stale.append(key)
         self._drop_keys(stale)
+
+
+def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
+    """Why a job goes on as another attempt, though nothing was lost; "": it doesn't.
+
+    A program that takes checkpoints with beo says so by its exit code. One that has its own gets a signal, and goes on
+    unless it says that it is done.
+    """
+    if kind not in ("", "rank", "time limit"):
+        return ""
+    has_halted = code == EXIT_HALTED or (job.spec.signal and code)
+    if has_halted and job.move and job.move.attempt == attempt.number:
+        return job.move.reason
+    if has_halted and job.spec.goes_on and (kind == "time limit" or code == EXIT_HALTED):
+        return "its time was up: it goes on"
+    return ""
 
 
 def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:

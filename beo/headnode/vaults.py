@@ -46,7 +46,9 @@ def copies(state: State, job: Job, attempt: Attempt, told: Vaults) -> tuple[tupl
     """
     whole = [c.attempt for c in job.copies if sum(o.attempt == c.attempt for o in job.copies) == c.nodes]
     nodes = [part.node for part in attempt.parts]
-    if not whole or any(job.id in told.get(node, ()) for node in nodes):
+    before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
+    stayed = {part.node for part in before.parts} - set(before.left) if before else set()
+    if not whole or any(node in stayed and job.id in told.get(node, ()) for node in nodes):
         return ()
     found = sorted((copy.node, copy.bundle) for copy in job.copies if copy.attempt == max(whole))
     return tuple((nodes[n % len(nodes)], bundle) for n, (_, bundle) in enumerate(found))

@@ -38,6 +38,7 @@ class Begin(msgspec.Struct, frozen=True):
     seen: tuple[tuple[int, int, int], ...]  # (index, job, attempt) ever started or ruled out by this incarnation
     orders: tuple[ms.Start, ...]
     wardens: tuple[int, ...]  # those that answer; each tells its state next
+    leaving: frozenset[int] = frozenset()  # jobs that are asked to go on where none of their nodes is
 
 
 class FromHead(msgspec.Struct, frozen=True):
@@ -210,6 +211,7 @@ class Say(msgspec.Struct, frozen=True):
     attempt: int
     why: str
     leaving: tuple[str, ...]
+    is_all: bool  # none of the attempt's nodes stays
 
 
 class Copy(msgspec.Struct, frozen=True):

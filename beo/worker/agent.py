@@ -217,7 +217,10 @@ class Agent:
         self._next_warden = max(self._limbo, default=0) + 1
         memory = self._memory
         known = memory.identity
-        begin = acts.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), tuple(sorted(self._limbo)))
+        orders = memory.orders()
+        left = frozenset(order.job for order in orders if self._vaults and self._vaults.is_left(order.job))
+        wardens = tuple(sorted(self._limbo))
+        begin = acts.Begin(known.incarnation, known.epoch, memory.seen, orders, wardens, left)
         self._handle(begin)
         self._look_into_limbo()
         if self._limbo:
@@ -465,7 +468,7 @@ class Agent:
                     self._ship(effect)
                 case acts.Say():
                     if self._vaults:
-                        self._vaults.say(effect.job, "halt", effect.why, effect.leaving)
+                        self._vaults.say(effect.job, "halt", effect.why, effect.leaving, effect.is_all)
                 case acts.Copy():
                     self._copy(effect.order)
                 case acts.Empty():
@@ -621,6 +624,9 @@ class Agent:
             terminal=spec.terminal,
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
+            signal=spec.signal,
+            notice_s=spec.notice_s,
+            goes_on=spec.goes_on,
             mem_bytes=spec.mem_bytes * places or None,
             uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
             gid=None if spec.errand else order.gid,

@@ -176,6 +176,7 @@ class Worker:
         self.seen = {(job, attempt): index for index, job, attempt in item.seen}
         for order in item.orders:
             held = Held(order, self._is_leashed(order), self.node.name, now)
+            held.leaves = order.job in item.leaving
             self.held[held.key] = held
             self.seen[held.key] = order.index
         self._unknown = set(item.wardens)
@@ -341,7 +342,9 @@ class Worker:
         held = self.held.get((message.job, message.attempt))
         if held and held.alive:
             held.leaves = set(held.peers) <= set(message.leaving)
-            self._do(Say(*held.key, message.why, message.leaving))
+            if held.order.spec.signal and held.warden:
+                self._to_warden(held, "halt", grace_s=held.order.spec.notice_s)
+            self._do(Say(*held.key, message.why, message.leaving, held.leaves))
 
     def _deliver(self, message: ms.Deliver) -> None:
         key = (message.job, message.attempt)
