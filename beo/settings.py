@@ -28,6 +28,8 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         100_000  # about 10 kB of RAM each with a usual environment
     )
     private: bool = False  # whether the names of others' jobs are hidden in `beo queue`
+    # a waiting job whose priority is higher by so much has running ones halt at a checkpoint; 0: never
+    preempt_above: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 100
     attached_grace_s: Seconds = 60.0  # a job of `beo run` ends when its client was silent for so long
 
 

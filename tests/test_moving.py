@@ -190,3 +190,29 @@ def test_a_job_without_continue_takes_a_last_checkpoint_and_requeue_goes_on_from
 def test_what_makes_no_sense_before_the_end_is_refused(cluster: Cluster, words: list[str], error: str) -> None:
     said = cluster.beo("submit", *words, "true")
     assert (said.returncode, error in said.stderr) == (2, True), said.stderr
+
+
+# ---- who makes room
+
+
+def test_a_job_of_a_higher_priority_has_one_that_takes_checkpoints_make_room_and_go_on_later(cluster: Cluster) -> None:
+    low = [toy(cluster, 250, priority=-200) for _ in range(3)]
+    for job in low:
+        reached(cluster, job, node_of(cluster, job), 5)
+    high = cluster.submit(["sleep", "0.2"])
+    assert [view.state for view in cluster.wait(high)] == ["done"]
+    views = cluster.wait(*low)
+    assert [view.state for view in views] == ["done"] * 3
+    assert sorted(view.attempt for view in views) == [1, 1, 2]
+    (moved,) = [view.id for view in views if view.attempt == 2]
+    ((_, halted),) = told(cluster, moved, "halts")
+    assert [step for _, step in begins(cluster, moved)] == [0, halted]
+
+
+def test_a_job_without_a_checkpoint_makes_room_for_nobody(cluster: Cluster) -> None:
+    low = [cluster.submit(["sleep", "1.5"], priority=-200) for _ in range(3)]
+    for job in low:
+        cluster.wait_for_state(job, "running")
+    high = cluster.submit(["true"])
+    assert [view.state for view in cluster.wait(high, *low)] == ["done"] * 4
+    assert [cluster.job(job).attempt for job in low] == [1, 1, 1]

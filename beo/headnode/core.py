@@ -19,7 +19,7 @@ from beo import messages as ms
 from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, heads, inquiries, ledger, operate, permissions, tokens, vaults, views
+from beo.headnode import admit, decide, heads, inquiries, ledger, moving, operate, permissions, tokens, vaults, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -199,7 +199,7 @@ class Head:
             case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority() | ms.Migrate():
                 return self._change(user, *operate.jobs(state, user, message, self._config, now.wall_s))
             case ms.Drain() | ms.Resume() | ms.ForgetNodes():
-                events, names = operate.nodes(state, user, message, now.wall_s)
+                events, names = operate.nodes(state, user, message, self._config, now.wall_s)
                 for event in events:
                     self._append(event)
                 self._dirty = True
@@ -631,6 +631,9 @@ class Head:
                 for name, first, ranks, more in placement.parts
             )
             self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s, whole=True))
+        if self.state.queue and self._config.head.preempt_above:
+            for move in moving.preempt(self.state, self._ready, self._vaults(), self._config, now.wall_s):
+                self._append(move)
 
     def _settle(self, now: Now) -> None:
         """Follow up on every job that the events of this turn changed."""

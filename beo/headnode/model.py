@@ -71,8 +71,9 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
     @property
     def reason(self) -> str:
         """Why, in words."""
-        where = f"{nodeset.fold(self.leave)} is drained" if self.why == "drain" else "moved"
-        return f"{where} by {self.user}"
+        drained = f"{nodeset.fold(self.leave)} is drained by {self.user}"
+        words = {"drain": drained, "preempt": f"made room for {self.user}"}
+        return words.get(self.why, f"moved by {self.user}")
 
 
 class VaultCopy(msgspec.Struct, array_like=True, frozen=True):
