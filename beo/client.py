@@ -430,6 +430,10 @@ class Cluster:
         jobs = tuple((job.id, job.attempt) for job in found if words != ("all",) or job.state == "running")
         return self._ask(m.Migrate(jobs, nodes), m.JobsAre, patience_s).jobs if jobs else ()
 
+    def ask_ranks(self, select: Iterable[str], do: str, patience_s: float = SUBMIT_PATIENCE_S) -> tuple[m.JobView, ...]:
+        """Ask the ranks of the selected jobs, as far as they run, to "checkpoint" or to "scrub" at a safe point."""
+        return self._ask(m.AskRanks(tuple(select), do), m.JobsAre, patience_s).jobs
+
     def set_priority(
         self, select: Iterable[str], priority: int, patience_s: float = SUBMIT_PATIENCE_S
     ) -> tuple[m.JobView, ...]:

@@ -38,6 +38,7 @@ SAMPLES: dict[str, Any] = {
     "Requeue": ms.Requeue(((JOB, 1),)),
     "ListProcesses": ms.ListProcesses((str(JOB),)),
     "SignalProcesses": ms.SignalProcesses((ms.Target(JOB, "n1", 77),), 9, "key"),
+    "AskRanks": ms.AskRanks((str(JOB),), "checkpoint"),
     "Migrate": ms.Migrate(((JOB, 1),), ""),
     "SetPriority": ms.SetPriority((str(JOB),), 5),
     "Signal": ms.Signal(JOB, 9, "key"),

@@ -45,6 +45,7 @@ FLOORS = {
     "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
+    "checkpoints.offline "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
@@ -53,7 +54,7 @@ FLOORS = {
     "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
     "local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "bulk.taking bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
+    4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

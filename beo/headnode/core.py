@@ -204,6 +204,8 @@ class Head:
                     self._append(event)
                 self._dirty = True
                 return self._nodes([name for name in names if name in state.nodes], now)
+            case ms.AskRanks():
+                return self._ask_ranks(message, user)
             case ms.Signal():
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
@@ -255,6 +257,20 @@ class Head:
         for event in events:
             self._append(event)
         return answer
+
+    def _ask_ranks(self, message: ms.AskRanks, user: User) -> ms.JobsAre:
+        """Pass something on to the ranks of jobs that run. It is no fact of the cluster's: it changes no decision."""
+        if message.do not in vaults.ASKS:
+            raise UsageError(f"ranks can't be asked to {message.do[:20]!r}", "", f"ask for {' or '.join(vaults.ASKS)}")
+        jobs = [job for job in decide.pick(self.state, user, message.select) if job.state == "running"]
+        for job in jobs:
+            for part in job.attempts[-1].parts:
+                session = self._sessions.get(part.node)
+                if session and session.told:
+                    key = job.id, job.attempt_number
+                    halt = ms.Halt(self.state.epoch, session.incarnation, *key, user.name, (), message.do)
+                    self._send(session.peer, halt)
+        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
 
     def _change(self, user: User, events: list[ev.Event], jobs: list[Job]) -> ms.JobsAre:
         """Take the events of a wish about jobs; the answer shows what became of those that were meant."""

@@ -41,6 +41,7 @@ RULES: dict[type, str] = {
     ms.Requeue: OWNER,
     ms.SetPriority: OWNER,
     ms.Migrate: OWNER,
+    ms.AskRanks: OWNER,
     ms.ListProcesses: OWNER,
     ms.SignalProcesses: OWNER,
     ms.Signal: OWNER,

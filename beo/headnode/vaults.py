@@ -12,6 +12,7 @@ from beo.headnode.again import Vaults
 from beo.headnode.model import ENDED, Attempt, Job
 from beo.headnode.state import State
 
+ASKS = ("checkpoint", "scrub")  # what ranks may be asked to do, and go on
 KEEP_FAILED_S = 3_600.0  # 'beo requeue' goes on with the checkpoint of a job that failed, was lost or ran out of time
 LEFT_S = 60.0  # a job that has run elsewhere for so long has no more use for what it left on a node
 NODE_MTBF_S = 30 * 86_400.0  # what is assumed of a node until the cluster has lost some: a PC in an office

@@ -205,13 +205,14 @@ class LookInside(msgspec.Struct, frozen=True):
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Tell the ranks of a part to take a checkpoint and to end, and why."""
+    """Tell the ranks of a part what to do at their next safe point (see word.py), and why."""
 
     job: int
     attempt: int
+    do: str
     why: str
-    leaving: tuple[str, ...]
-    is_all: bool  # none of the attempt's nodes stays
+    leaving: tuple[str, ...] = ()
+    is_all: bool = False  # none of the attempt's nodes stays
 
 
 class Copy(msgspec.Struct, frozen=True):

@@ -468,7 +468,7 @@ class Agent:
                     self._ship(effect)
                 case acts.Say():
                     if self._vaults:
-                        self._vaults.say(effect.job, "halt", effect.why, effect.leaving, effect.is_all)
+                        self._vaults.say(effect.job, effect.do, effect.why, effect.leaving, effect.is_all)
                 case acts.Copy():
                     self._copy(effect.order)
                 case acts.Empty():

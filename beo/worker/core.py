@@ -78,6 +78,7 @@ class Held:
         self.key = (order.job, order.attempt)
         self.warden = 0  # 0: none yet, or none any more
         self.end: PartResult | str | None = None  # how it ended, or why it is gone
+        self.halts = False  # it is asked to halt: anything else would be in the place of that word
         self.leaves = False  # it is asked to go on where none of its nodes is
         self.copying = False
         self.copied: Copied | None = None
@@ -340,11 +341,15 @@ class Worker:
 
     def _halt(self, message: ms.Halt) -> None:
         held = self.held.get((message.job, message.attempt))
-        if held and held.alive:
+        if held and held.alive and message.do != "halt":
+            if not held.halts:
+                self._do(Say(*held.key, message.do, message.why))
+        elif held and held.alive:
+            held.halts = True
             held.leaves = set(held.peers) <= set(message.leaving)
             if held.order.spec.signal and held.warden:
                 self._to_warden(held, "halt", grace_s=held.order.spec.notice_s)
-            self._do(Say(*held.key, message.why, message.leaving, held.leaves))
+            self._do(Say(*held.key, "halt", message.why, message.leaving, held.leaves))
 
     def _deliver(self, message: ms.Deliver) -> None:
         key = (message.job, message.attempt)

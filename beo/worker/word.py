@@ -14,7 +14,8 @@ NOTHING = b""
 
 
 def encoded(do: str, why: str, leaving: tuple[str, ...] = (), is_all: bool = False) -> bytes:
-    """Return a word. do: checkpoint (take one, and go on), or halt (and end with 85). leaving: nodes that are left.
+    """Return a word. do: checkpoint (take one, and go on), scrub (check the last one, and go on) or
+    halt (take one, and end with 85). leaving: nodes that are left.
 
     is_all: none of the attempt's nodes stays.
     """
@@ -34,10 +35,10 @@ def says_all(path: str) -> bool:
 
 
 def write(path: str, word: bytes) -> None:
-    """Say it; said again, nothing changes. OSError where the file can't be written."""
+    """Say it. A halt that is said again changes nothing; anything else is meant anew. OSError where it can't be."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        if word and os.pread(fd, SIZE_BYTES, 0).rstrip(b"\0") == word:
+        if b'"halt"' in word and os.pread(fd, SIZE_BYTES, 0).rstrip(b"\0") == word:
             return
         os.pwrite(fd, b"\0", 0)
         os.pwrite(fd, word[1:].ljust(SIZE_BYTES - 1, b"\0"), 1)
