@@ -45,7 +45,7 @@ FLOORS = {
     "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
-    "checkpoints.word checkpoints.place checkpoints.state "
+    "checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "

@@ -4,36 +4,31 @@
         for ck.step in ck.range(nsteps):               # a safe point: may checkpoint, may end for a drain
             u[1:-1] = ...
 
-At a *safe point* all ranks are between two steps. Every few of them they agree, by one tiny reduction, on the greatest
-of what any of them wishes: nothing, a checkpoint (its time has come, SIGUSR1, the agent's word), or to halt (SIGTERM,
-the agent's word). To halt is to take a checkpoint and end with `EXIT_HALTED` on every rank.
+At a *safe point* all ranks are between two steps. Every few of them they agree whether to take a checkpoint, or to
+halt: to take one and end with `EXIT_HALTED` on every rank (agreement.py).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
+from beo.checkpoints.agreement import IN_SPITE, Agreement, Verdict
 from beo.checkpoints.alone import Alone
-from beo.checkpoints.place import Place, raise_first
+from beo.checkpoints.place import Place
 from beo.checkpoints.state import State
 from beo.checkpoints.store import Counters, Store
-from beo.checkpoints.when import MTBF_S, interval_s, steps_between
-from beo.checkpoints.word import GO_ON, HALT, TAKE_ONE, Signals, Told, Word
+from beo.checkpoints.when import MTBF_S
+from beo.checkpoints.word import HALT, TAKE_ONE
 from beo.errors import EXIT_HALTED, BeoError, UsageError
 from beo.units import parse_duration
 
 SAVED = "save()"  # the name of what a program's own function returns: no keyword can be called so
 GUESS_BYTES_PER_S = 1e9  # how fast the first checkpoint is taken to be
-AGAIN_S = 2.0  # from a halt that failed on: the same signal, sent to many ranks, may arrive over such a time
-ENDED_IN_SPITE = HALT + 1  # halt, even without a new checkpoint
-SIGTERM_EXIT = 128 + 15
+SIGTERM_EXIT = 128 + 15  # of a program that was told to end twice, and has no checkpoint
 _MPI_MARKS = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of an environment under an MPI launcher
 
 
@@ -65,17 +60,14 @@ class Checkpoint:
         store.LostCheckpoint where there was one and too much of it is lost.
         """
         _check(names, save, restore)
-        self._every_s, self._every_points = _interval(every)
-        self._state = State(names)
+        every_s, every_points = _interval(every)
+        self._names = frozenset(names)
+        self.__dict__.update(names)  # found as quickly as any attribute
+        self._state = State(names, self.__dict__)
         self._extra_save, self._extra_restore = save, restore
         self._comm = _duplicate(comm if comm is not None else _world())
-        self._in_range = self._has_ranged = self._asked = False
-        self._points = self._saved_at = 0  # safe points so far; and when the last checkpoint was taken
-        self._next, self._between = 1, 1  # at which of them the ranks agree next, and every how many
-        self._cost_s: list[float] = []  # of the last few agreements, on this rank
-        self._has_one = self._has_warned = self._is_over = False
-        self._failed_halt_s: float | None = None
-        self.restored = False
+        self._in_range = self._has_ranged = self._has_one = self._has_warned = self._is_over = False
+        self._restored = False
         self._place = Place(self._comm, folder)
         try:
             self._store = Store(self._comm, self._place.folder, level)
@@ -83,32 +75,25 @@ class Checkpoint:
                 self._store.remove()
             if found := self._store.newest():
                 self._state.restore(found, self._comm, {SAVED: restore} if restore else {})
-                self.restored = self._has_one = True
+                self._restored = self._has_one = True
         except BaseException:
             self._place.close(remove=False)
             raise
-        self._save_s = self._state.size_bytes() / GUESS_BYTES_PER_S
-        self._mtbf_s = _mtbf_s(self._place.nodes)
-        self._saved_s = self._agreed_s = time.monotonic()
-        self._word = Word(os.environ.get("BEO_CHECKPOINT_WORD"))
-        self._signals = Signals()
+        word = os.environ.get("BEO_CHECKPOINT_WORD")
+        self._agreement = Agreement(self._comm, every_s, every_points, _mtbf_s(self._place.nodes), word)
+        self._agreement.guess(self._state.size_bytes() / GUESS_BYTES_PER_S)
 
     # ---- what is kept
 
     def __getattr__(self, name: str) -> Any:
-        """Return what a name stands for."""
-        if not name.startswith("_") and name in self._state.values:
-            return self._state.values[name]
+        """Say that there is no such name."""
         raise AttributeError(f"the checkpoint has no {name!r}: name it in beo.checkpoint(..., {name}=...)")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Let a name stand for something else."""
-        if name.startswith("_") or name in RESERVED:
-            object.__setattr__(self, name, value)
-        elif name in self._state.values:
-            self._state.values[name] = value
-        else:
+        if name[0] != "_" and name not in self._names:
             raise AttributeError(f"the checkpoint has no {name!r}: name it in beo.checkpoint(..., {name}=...)")
+        object.__setattr__(self, name, value)
 
     def shard(self, name: str, axis: int = 0, halo: int = 0) -> Self:
         """Say that an array is distributed: each rank has some rows of `axis`, in the order of the ranks.
@@ -118,6 +103,11 @@ class Checkpoint:
         """
         self._state.shard(name, axis, halo)
         return self
+
+    @property
+    def restored(self) -> bool:
+        """Whether there was a checkpoint to go on from."""
+        return self._restored
 
     @property
     def folder(self) -> str:
@@ -140,7 +130,7 @@ class Checkpoint:
         self._has_ranged = True
         return self._count(steps)
 
-    def _count(self, steps: range) -> Iterator[int]:
+    def _count(self, steps: Sequence[int]) -> Iterator[int]:
         self._in_range = True
         for step in steps[self._state.done :]:
             self.safe_point()
@@ -154,10 +144,13 @@ class Checkpoint:
 
         Raises SystemExit(EXIT_HALTED), on all ranks, where the program was told to halt.
         """
-        self._points += 1
-        is_due = self._every_points and self._points - self._saved_at >= self._every_points
-        if self._points >= self._next or is_due or self._asked:
-            self._agree(bool(is_due))
+        if self._agreement.is_now():
+            verdict = self._agreement.reach()
+            if verdict.do >= HALT:
+                self._halt(verdict)
+            elif verdict.do == TAKE_ONE:
+                self._save()
+            self._agreement.settle()
 
     def save(self) -> bool:
         """Take a checkpoint now; in a loop of `range`, when the step is done. Returns whether it was taken, or will be.
@@ -165,95 +158,52 @@ class Checkpoint:
         A failure is told on standard error, and the checkpoint before stays.
         """
         if self._in_range:
-            self._asked = True
+            self._agreement.ask()
             return True
         return self._save()
-
-    def _agree(self, is_due: bool) -> None:
-        """Do the greatest of what any rank wishes."""
-        began_s = time.monotonic()
-        counts, told = self._signals.counts(), self._word.look()
-        wish = max(self._signals.wish(counts), told.do if told else GO_ON, TAKE_ONE if is_due or self._asked else GO_ON)
-        failed_s = self._failed_halt_s
-        if self._signals.wish(counts) == HALT and failed_s is not None and began_s > failed_s + AGAIN_S:
-            wish = ENDED_IN_SPITE
-        if self._comm.rank == 0 and not self._every_points and began_s - self._saved_s >= self._interval_s():
-            wish = max(wish, TAKE_ONE)
-        step_s = (began_s - self._agreed_s) / self._between
-        do, cost_s, step_s = self._greatest(wish, step_s)
-        self._between = steps_between(self._between, cost_s, step_s)
-        self._asked = False
-        if do >= HALT:
-            self._halt(told, in_spite=do == ENDED_IN_SPITE)
-        elif do == TAKE_ONE:
-            self._save()
-        # What came while this was done isn't among these, and counts at the next agreement.
-        self._signals.done(counts)
-        self._word.done(told)
-        self._agreed_s = time.monotonic()
-        self._next = self._points + self._between
-
-    def _greatest(self, wish: int, step_s: float) -> tuple[int, float, float]:
-        """Return the greatest wish, what it costs to ask, and how long a step takes, the same on all ranks.
-
-        Who comes last waits for nobody: so the least of what the ranks measured is what asking costs.
-        """
-        if self._comm.size == 1:
-            return wish, 0.0, step_s
-        from mpi4py import MPI
-
-        all_of = np.array([wish, -min(self._cost_s, default=0.0), step_s])
-        began_s = time.perf_counter()
-        self._comm.Allreduce(MPI.IN_PLACE, all_of, op=MPI.MAX)
-        self._cost_s = [*self._cost_s[-7:], time.perf_counter() - began_s]
-        return int(all_of[0]), -float(all_of[1]), float(all_of[2])
-
-    def _interval_s(self) -> float:
-        return self._every_s if self._every_s is not None else interval_s(self._save_s, self._mtbf_s)
 
     # ---- checkpoints
 
     def _save(self) -> bool:
-        step = self._state.done if self._has_ranged else self._state.values.get("step")
+        step = self._state.done if self._has_ranged else self.__dict__.get("step")
         if not isinstance(step, int) or step < 0:
-            step = self._points
+            step = self._agreement.points
         try:
-            trouble, parts, meta = "", [], b""
-            try:
-                parts, meta = self._state.pack({SAVED: self._extra_save()} if self._extra_save else {})
-            except Exception as error:
-                trouble = f"rank {self._comm.rank}: {error!r}"
-            if told := next(filter(None, self._comm.allgather(trouble)), ""):
-                raise BeoError(f"the checkpoint of step {step} wasn't taken", told, "see what can't be pickled")
-            self._store.save(step, parts, meta)
+            self._store.save(step, *self._packed(step))
         except BeoError as error:
             if not self._has_warned:
-                self._tell(f"{error}; the job goes on")
+                self._tell(f"{error}; the program goes on")
             self._has_warned = True
+            self._agreement.saved(None)
             return False
-        finally:
-            self._saved_at, self._saved_s = self._points, time.monotonic()
         self._has_one, self._has_warned = True, False
-        # The first one makes the pages of its slot, as the second does, so only the least counts.
-        self._save_s = self._store.counters.save_s if self.counters.saves < 3 else min(
-            2 * self._save_s, self._store.counters.save_s
-        )
+        self._agreement.saved(self._store.counters.save_s)
         return True
 
-    def _halt(self, told: Told | None, in_spite: bool) -> None:
-        words = [word for word in self._comm.allgather(told) if word]
-        why = next((word.why for word in words if word.do == HALT), "SIGTERM")
-        leaving = sorted({node for word in words for node in word.leaving})
+    def _packed(self, step: int) -> tuple[list[Any], bytes]:
+        """Return the image of this rank. Collective. Raises BeoError, on all ranks, where one of them can't."""
+        trouble, parts, meta = "", list[Any](), b""
+        try:
+            parts, meta = self._state.pack({SAVED: self._extra_save()} if self._extra_save else {})
+        except Exception as error:  # whatever a program's own objects raise
+            trouble = f"rank {self._comm.rank}: {error!r}"
+        for told in self._comm.allgather(trouble):
+            if told:
+                cure = "keep what it is made from, and make it anew"
+                raise BeoError(f"the checkpoint of step {step} wasn't taken", told, cure)
+        return parts, meta
+
+    def _halt(self, verdict: Verdict) -> None:
         is_safe = self._save()
-        if is_safe and leaving:
+        if is_safe and verdict.leaving:
             try:
-                self._store.evacuate(leaving)
+                self._store.evacuate(verdict.leaving)
             except BeoError as error:
                 self._tell(str(error))
                 is_safe = False
-        if not is_safe and not in_spite:
-            self._tell(f"told to halt ({why}), which it can't without a checkpoint: it goes on (once more SIGTERM ends it)")
-            self._failed_halt_s = time.monotonic()
+        if not is_safe and verdict.do != IN_SPITE:
+            self._tell(f"it was to halt ({verdict.why}), but has no checkpoint and goes on: one more SIGTERM ends it")
+            self._agreement.failed_to_halt()
             return
         self._comm.barrier()
         self._close()
@@ -274,8 +224,7 @@ class Checkpoint:
     def _close(self, remove: bool = False) -> None:
         if not self._is_over:
             self._is_over = True
-            self._signals.close()
-            self._word.close()
+            self._agreement.close()
             self._place.close(remove)
 
     def __enter__(self) -> Self:
@@ -292,7 +241,7 @@ class Checkpoint:
             self._close()  # not together: the other ranks may be elsewhere
 
 
-RESERVED = {name for name in vars(Checkpoint) if not name.startswith("_")} | {"restored"}
+RESERVED = {name for name in vars(Checkpoint) if not name.startswith("_")}
 
 
 def checkpoint(comm: Any = None, /, **options: Any) -> Checkpoint:

@@ -171,7 +171,7 @@ def _base() -> Path:
     found = base.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         why = "it isn't yours alone, and what is in a checkpoint is run"
-        raise Refused(f"no checkpoints in {base}", why, f"remove it, or chmod 700 {base}, or name a folder with folder=")
+        raise Refused(f"no checkpoints in {base}", why, f"chmod 700 {base}, or name another with folder=")
     return base
 
 

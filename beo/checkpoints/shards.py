@@ -45,7 +45,7 @@ def spans(old: Sequence[int], new: Sequence[int], rank: int, halo: int = 0) -> l
     for other, start in enumerate(starts[:-1]):
         if (start, before[other]) == (low, after[rank]) and before[other]:
             return [Span(other, 0, 0, length)]
-    # Rows are numbered from the first edge on: part `other` begins with row starts[other] and owns from halo rows later.
+    # Rows are numbered from the first edge on: part `other` begins with row starts[other], its own are `halo` later.
     found = []
     holders = [n for n, own in enumerate(before) if own] or [0]  # a rank without rows knows nothing of the edges
     for other in holders:

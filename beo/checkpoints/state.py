@@ -8,7 +8,7 @@ be distributed is each rank's own; on another number of ranks it must have been 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,12 +84,16 @@ class _Plan:
 class State:
     """The names of one rank's program, and what they stand for. done: how many steps of its loop are done."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        """Take arrays and values. Raises UsageError for what can't be kept."""
-        self.values = dict(values)
+    def __init__(self, names: Collection[str], values: dict[str, Any]) -> None:
+        """Take arrays and values: those of these names, as they are in `values` whenever they are wanted.
+
+        Raises UsageError for what can't be kept.
+        """
+        self._names = tuple(names)
+        self.values = values
         self.shards: dict[str, Shard] = {}
         self.done = 0
-        for name, value in self.values.items():
+        for name, value in self.kept().items():
             if is_array(value):
                 if not value.flags.writeable:
                     raise UsageError(f"{name} can't be restored", "the array is read-only", "give a copy of it")
@@ -100,12 +104,18 @@ class State:
                 cure = "keep what it is made from, and make it anew"
                 raise UsageError(f"{name} can't be kept in a checkpoint", str(error), cure) from None
 
+    def kept(self) -> dict[str, Any]:
+        """Return what the names stand for now."""
+        return {name: self.values[name] for name in self._names}
+
     def shard(self, name: str, axis: int, halo: int) -> None:
         """Declare that an array is distributed along an axis. Raises UsageError where it can't be."""
-        array = self.values.get(name)
-        if not is_array(array):
-            known = [known for known, value in self.values.items() if is_array(value)]
-            raise UsageError(f"there is no array {name!r}", f"there is {', '.join(known) or 'none'}", "name one of these")
+        arrays: dict[str, Array] = {known: value for known, value in self.kept().items() if is_array(value)}
+        if name not in arrays:
+            raise UsageError(
+                f"there is no array {name!r}", f"there is {', '.join(arrays) or 'none'}", "name one of these"
+            )
+        array = arrays[name]
         if not -array.ndim <= axis < array.ndim:
             raise UsageError(f"{name} has no axis {axis}", f"its shape is {_times(array.shape)}", "name another axis")
         if halo < 0 or array.shape[axis] < 2 * halo:
@@ -121,7 +131,7 @@ class State:
         """Return the parts of the image, uncopied where they are contiguous, and the meta."""
         parts: list[Any] = []
         entries: dict[str, Entry] = {}
-        for name, value in {**self.values, **extra}.items():
+        for name, value in {**self.kept(), **extra}.items():
             first = len(parts)
             if is_array(value):
                 parts.append(_bytes(np.ascontiguousarray(value)))
@@ -142,7 +152,7 @@ class State:
         """
         metas, plan = [], _Plan([], [])
         trouble: BeoError | None = None
-        lengths = comm.allgather({name: value.shape for name, value in self.values.items() if is_array(value)})
+        lengths = comm.allgather({name: value.shape for name, value in self.kept().items() if is_array(value)})
         try:
             metas = [_decode(meta) for meta in found.metas]
             self._check(metas, comm.rank, lengths, extra)
@@ -184,12 +194,12 @@ class State:
         extra: Iterable[str],
     ) -> None:
         """Raise ValueError, in words, where this program has other names, types or shapes than the checkpoint."""
-        mine, there = {*self.values, *extra}, set(metas[0].entries)
+        mine, there = {*self._names, *extra}, set(metas[0].entries)
         if mine != there:
-            gone = " and ".join(sorted(there - mine)) or "no other"
-            raise ValueError(f"it has {gone}, and the program {' and '.join(sorted(mine - there)) or 'no other'} instead")
+            only_there, only_here = (" and ".join(sorted(some)) or "none" for some in (there - mine, mine - there))
+            raise ValueError(f"it has {only_there} where the program has {only_here}")
         same = len(metas) == len(shapes)
-        for name, value in self.values.items():
+        for name, value in self.kept().items():
             shard = self._shard_of(name, metas)
             now = _dtype(value) if is_array(value) else ""
             for meta in metas if shard or not same else (metas[me],):
@@ -243,7 +253,7 @@ class State:
     def _plan(
         self, metas: Sequence[Meta], me: int, shapes: Sequence[Mapping[str, tuple[int, ...]]], plan: _Plan
     ) -> None:
-        for name, array in self.values.items():
+        for name, array in self.kept().items():
             if not is_array(array):
                 continue
             into = array
@@ -268,9 +278,7 @@ class State:
         ((start, _),) = metas[rank].ranges(metas[rank].entries[name])
         plan.wants.append((rank, start, _bytes(into).data))
 
-    def _take_rows(
-        self, metas: Sequence[Meta], name: str, span: Span, axis: int, into: Array, plan: _Plan
-    ) -> None:
+    def _take_rows(self, metas: Sequence[Meta], name: str, span: Span, axis: int, into: Array, plan: _Plan) -> None:
         """Rows that lie in one piece are taken as they lie; of others, all of the old rank's part comes along."""
         entry = metas[span.rank].entries[name]
         ((start, _),) = metas[span.rank].ranges(entry)

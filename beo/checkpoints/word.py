@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 WORD_BYTES = 256
 GO_ON, TAKE_ONE, HALT = 0, 1, 2  # the greatest of what any rank wishes is done
@@ -20,7 +20,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """do: TAKE_ONE or HALT. why: in a word. leaving: nodes from which all is to be taken along. when_ns: it was said."""
+    """do: TAKE_ONE or HALT. why: in a word. leaving: nodes whose memory goes away. when_ns: when it was said."""
 
     do: int
     why: str
@@ -80,7 +80,7 @@ class Signals:
     Who had a handler before is called as well.
     """
 
-    ASKS = {signal.SIGUSR1: TAKE_ONE, signal.SIGTERM: HALT}
+    ASKS: ClassVar = {signal.SIGUSR1: TAKE_ONE, signal.SIGTERM: HALT}
 
     def __init__(self) -> None:
         """Handle them from now on; in a thread that isn't the main one Python can't, and nothing is handled."""
