@@ -14,11 +14,12 @@ _HOMES = {
     "BeoError": "beo.errors",
     "Cluster": "beo.client",
     "Job": "beo.job",
+    "checkpoint": "beo.checkpoints.api",
     "run": "beo.job",
     "submit": "beo.job",
 }
 
-__all__ = ["BeoError", "Cluster", "Job", "__version__", "run", "submit"]
+__all__ = ["BeoError", "Cluster", "Job", "__version__", "checkpoint", "run", "submit"]
 
 
 def __getattr__(name: str) -> "Any":

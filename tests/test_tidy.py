@@ -31,7 +31,7 @@ FLOORS = {
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
     "tree.memory tree.mounting tree.plans tree.paths "
     "bulk.chunks bulk.tickets bulk.choice bulk.wants "
-    "checkpoints.plan checkpoints.manifest "
+    "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
@@ -45,7 +45,7 @@ FLOORS = {
     "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
-    "checkpoints.offline "
+    "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
@@ -55,7 +55,7 @@ FLOORS = {
     "local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
-    "tree.locate tree.attach client diagnosis job follow cli.* direct front resident",
+    "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

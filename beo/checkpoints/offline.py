@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint, over several folders. lost: ranks whose image is missing or spoilt. is_whole: it can be had back."""
+    """A checkpoint in several folders. lost: ranks whose image is missing or spoilt. is_whole: it can be restored."""
 
     whole: Whole
     parts: tuple[Part, ...]
