@@ -220,6 +220,7 @@ class Checkpoint:
         if not self._is_over:
             self._store.remove()
             self._close(remove=True)
+            self._comm.barrier()  # who comes out of it finds nothing left
 
     def _close(self, remove: bool = False) -> None:
         if not self._is_over:
