@@ -430,6 +430,10 @@ class Cluster:
         jobs = tuple((job.id, job.attempt) for job in found if words != ("all",) or job.state == "running")
         return self._ask(m.Migrate(jobs, nodes), m.JobsAre, patience_s).jobs if jobs else ()
 
+    def ask_ranks(self, select: Iterable[str], do: str, patience_s: float = SUBMIT_PATIENCE_S) -> tuple[m.JobView, ...]:
+        """Ask the ranks of the selected jobs, as far as they run, to "checkpoint" or to "scrub" at a safe point."""
+        return self._ask(m.AskRanks(tuple(select), do), m.JobsAre, patience_s).jobs
+
     def set_priority(
         self, select: Iterable[str], priority: int, patience_s: float = SUBMIT_PATIENCE_S
     ) -> tuple[m.JobView, ...]:
@@ -598,6 +602,25 @@ def _is_text(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= c <= "\udfff" for c in word)
 
 
+def notice(text: str) -> tuple[int, float]:
+    """Return the number and the seconds of a text like "USR1@60", or "TERM" alone. Raises BeoError."""
+    name, at, span = text.partition("@")
+    return signal_number(name), units.parse_duration(span) if at else spec.NOTICE_S
+
+
+def signal_number(word: str) -> int:
+    """Return the number of a signal: TERM, SIGTERM or 15."""
+    from signal import Signals  # here: most verbs need no names of signals
+
+    if word.isdecimal() and len(word) < 4:
+        return int(word)
+    names = {number.name.removeprefix("SIG"): int(number) for number in Signals}
+    name = word.upper().removeprefix("SIG")
+    if name not in names:
+        raise NotFound.among("signal", word, names, "see 'kill -l'")
+    return names[name]
+
+
 def new_spec(
     argv: Sequence[str],
     *,
@@ -619,12 +642,16 @@ def new_spec(
     slots: int = 0,
     terminal: tuple[int, int] | None = None,
     outputs: Sequence[str] = (),
+    signal: str = "",
+    goes_on: bool = False,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
     to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
-    files that are kept when it ends. Raises `UsageError` that names the option at fault.
+    files that are kept when it ends. `signal` is what its ranks get before their time is up, like "USR1@60" (seconds).
+    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. Raises `UsageError` that names the
+    option at fault.
     """
     if isinstance(argv, str):
         raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
@@ -645,6 +672,7 @@ def new_spec(
     if terminal is not None:
         for name_of_size in ("LINES", "COLUMNS"):  # programs believe these more than the terminal, which may change
             own.pop(name_of_size, None)
+    number, notice_s = notice(signal) if signal else (0, spec.NOTICE_S)
     return spec.check(
         spec.JobSpec(
             argv=words,
@@ -667,5 +695,8 @@ def new_spec(
             slots=slots,
             terminal=terminal,
             outputs=tuple(map(spec.pattern, outputs)),
+            signal=number,
+            notice_s=notice_s,
+            goes_on=goes_on,
         )
     )

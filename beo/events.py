@@ -261,6 +261,17 @@ class MoveRequested(_Event, frozen=True):
     time_s: float
 
 
+class VaultCopied(_Event, frozen=True):
+    """What a node's vault keeps of a job is in the tree as well, as this bundle: a restart may begin with it."""
+
+    job: int
+    attempt: int
+    node: str
+    bundle: str
+    size_bytes: int
+    time_s: float
+
+
 class ProcessSignalled(_Event, frozen=True):
     """Somebody sends a signal to one process of a job, or one rank (rank: -1 where it is a process on `node`)."""
 
@@ -382,6 +393,7 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     HeadLeft,
     PairSet,
     MoveRequested,
+    VaultCopied,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -229,6 +229,16 @@ class Migrate(_Message, frozen=True):
     nodes: str = ""
 
 
+class AskRanks(_Message, frozen=True):
+    """Ask the ranks of the selected jobs, as far as they run, to do something at their next safe point. → JobsAre
+
+    do: checkpoint or scrub. It is said once, and may be lost.
+    """
+
+    select: tuple[str, ...]
+    do: str
+
+
 class Signal(_Message, frozen=True):
     """Send a signal to every rank of a job, once per key. → Done"""
 
@@ -502,6 +512,8 @@ class JobDetail(msgspec.Struct, frozen=True, array_like=True):
     attempts: tuple[AttemptView, ...]
     why: tuple[str, ...]  # sentences: why it waits, or what happened
     vaults: tuple[tuple[str, int], ...] = ()  # nodes that keep something of it in their memory, and how many bytes
+    # (node, attempt, bundle, bytes, when) of what is copied to the tree
+    copies: tuple[tuple[str, int, str, int, float], ...] = ()
 
 
 class DetailsAre(_Message, frozen=True):
@@ -750,6 +762,17 @@ class VaultsAre(_Message, frozen=True):
     vaults: tuple[tuple[int, int], ...]
 
 
+class VaultCopied(_Message, frozen=True):
+    """What a node's vault keeps of a job is in the tree as well, as this bundle."""
+
+    node: str
+    incarnation: str
+    job: int
+    attempt: int
+    bundle: str
+    size_bytes: int
+
+
 class Processes(_Message, frozen=True):
     """What Inspect asked for."""
 
@@ -844,6 +867,7 @@ class Start(_Message, frozen=True):
     spec: JobSpec
     parts: tuple[Peer, ...]  # of every node, in rank order
     mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say
+    copies: tuple[tuple[str, str], ...] = ()  # (node, bundle): with what an empty vault begins
 
 
 class Kill(_Message, frozen=True):
@@ -876,7 +900,8 @@ class Deliver(_Message, frozen=True):
 class Halt(_Message, frozen=True):
     """Ask your ranks of an attempt to take a checkpoint and to end; said again until the part has ended.
 
-    why: one word of what for. leaving: nodes of the attempt that the next one won't have.
+    why: one word of what for. leaving: nodes of the attempt that the next one won't have. do: something else instead,
+    and it is said once (AskRanks).
     """
 
     epoch: int
@@ -885,6 +910,7 @@ class Halt(_Message, frozen=True):
     attempt: int
     why: str
     leaving: tuple[str, ...] = ()
+    do: str = "halt"
 
 
 class VaultsOver(_Message, frozen=True):
@@ -1136,6 +1162,7 @@ ClientRequest = Union[  # noqa: UP007
     Requeue,
     SetPriority,
     Migrate,
+    AskRanks,
     ListProcesses,
     SignalProcesses,
     Drain,
@@ -1154,7 +1181,7 @@ ClientRequest = Union[  # noqa: UP007
     JoinHead,
     LeaveHead,
 ]
-AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, VaultsAre, Processes, Hits, Vouch]  # noqa: UP007
+AgentReport = Union[Join, Ping, Ended, Gone, Delivered, Health, VaultsAre, VaultCopied, Processes, Hits, Vouch]  # noqa: UP007
 VoterWord = Union[Present, Ballot]  # noqa: UP007
 HeadAnswer = Union[  # noqa: UP007
     Failed,

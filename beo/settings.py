@@ -28,6 +28,8 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         100_000  # about 10 kB of RAM each with a usual environment
     )
     private: bool = False  # whether the names of others' jobs are hidden in `beo queue`
+    # a waiting job whose priority is higher by so much has running ones halt at a checkpoint; 0: never
+    preempt_above: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 100
     attached_grace_s: Seconds = 60.0  # a job of `beo run` ends when its client was silent for so long
 
 
@@ -74,6 +76,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_max_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 1 << 36  # that an attempt may print on one node
     shm_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # of its /dev/shm; 0: a quarter of the node's memory
     checkpoint_max_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0  # of memory, for checkpoints; 0: half of the node's
+    checkpoint_copy_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 300.0  # between copies to the heads; 0: none
+    checkpoint_copy_bytes_s: Annotated[int, msgspec.Meta(ge=0)] = 50_000_000  # how fast at most; 0: as it can
     rack: Annotated[str, msgspec.Meta(max_length=200)] = ""  # where its machine stands: voters are spread over racks
     free_min_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1 << 28  # of the node's disks, or a twentieth of a smaller one
 

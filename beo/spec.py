@@ -34,6 +34,8 @@ ERRANDS = ("get", "put")  # what a node's copier does
 TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
 OUTPUTS_MAX = 100  # patterns of one job's results
 OUTPUTS_SIZE_MAX_BYTES = 16 * 1024  # of all of them
+NOTICE_S = 60.0  # where nothing is said: a checkpoint of some gigabytes takes seconds
+SIGNALS = 64  # the kernel's last
 DIRECTIVES_MAX = 100  # #BEO lines in one script
 DIRECTIVES_HEAD_BYTES = 64 * 1024  # they are looked for at the top of a script only
 
@@ -62,6 +64,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     terminal: tuple[int, int] | None = None  # (rows, columns) of rank 0's pseudo-terminal; None: it has pipes
     bundle: str = ""  # the files that it has along, by the name of their manifest in the tree; empty: none
     outputs: tuple[str, ...] = ()  # patterns of what is kept of its files when it ends, in the tree
+    signal: int = 0  # its ranks get it before their time is up, or when they are to go on elsewhere; 0: none
+    notice_s: float = NOTICE_S  # so long before: for a last checkpoint
+    goes_on: bool = False  # when its time is up it halts at a checkpoint, and is queued again
     errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
     @property
@@ -194,6 +199,12 @@ def check(spec: JobSpec) -> JobSpec:
             "every node of a job runs one rank at least",
             "lower -N or raise -n",
         )
+    _bounded("the number of the signal", spec.signal, 0, SIGNALS, "--signal")
+    _bounded("the notice in seconds", spec.notice_s, 0, TIME_LIMIT_MAX_S, "--signal")
+    if spec.goes_on and not spec.time_limit_s:
+        raise UsageError("--continue without a time limit", "it says what comes when the time is up", "add -t")
+    if spec.goes_on and spec.attached:
+        raise UsageError("a job that waits for nobody can go on", "'beo run' waits for its end", "use 'beo submit'")
     if spec.terminal is not None:
         _check_terminal(spec, spec.terminal)
     if spec.is_carrying:

@@ -1,6 +1,8 @@
 """A job goes on elsewhere when its node is drained, or when somebody says so, and loses no step by it."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,133 @@ def test_a_job_that_fits_nowhere_else_is_not_moved(cluster: Cluster) -> None:
     cluster.beo("cancel", str(job))
     cluster.wait(job)
     assert begins(cluster, job)
+
+
+def test_what_one_node_alone_keeps_goes_along_by_way_of_the_head(cluster: Cluster) -> None:
+    job = toy(cluster, 200)
+    node = node_of(cluster, job)
+    reached(cluster, job, node, 5)
+    cluster.beo("migrate", str(job))
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    ((_, halted),) = told(cluster, job, "halts")
+    assert [step for _, step in begins(cluster, job)] == [0, halted]
+
+
+def test_a_job_that_comes_back_to_a_node_finds_there_what_it_last_kept_elsewhere(cluster: Cluster) -> None:
+    job = toy(cluster, 300)
+    home = node_of(cluster, job)
+    away = next(name for name in ("node01", "node02", "node03") if name != home)
+    for attempt, target in enumerate((away, home), 2):
+        reached(cluster, job, node_of(cluster, job), 5 * attempt)
+        assert cluster.beo("migrate", str(job), target).returncode == 0
+        cluster.wait_for_state(job, "running", attempt)
+    cluster.wait(job)
+    halted = [step for _, step in told(cluster, job, "halts")]
+    assert [step for _, step in begins(cluster, job)] == [0, *halted]
+
+
+# ---- programs with checkpoints of their own
+
+OWN = """
+trap 'echo $step > $BEO_CHECKPOINT_DIR/step; exit 3' USR1
+test -e $BEO_CHECKPOINT_DIR/step && step=$(cat $BEO_CHECKPOINT_DIR/step) || step=0
+echo begins at $step >> {log}
+while test $step -lt {steps}; do step=$((step + 1)); sleep 0.02; done
+echo ends at $step >> {log}
+"""
+
+
+def own(cluster: Cluster, tmp_path: Path, steps: int, **options: object) -> tuple[int, Path]:
+    """Submit a shell script that counts, and keeps its count when it gets SIGUSR1."""
+    log = tmp_path / "log"
+    text = OWN.format(log=log, steps=steps)
+    return cluster.submit(["sh", "-c", text], signal="USR1@1", **options), log
+
+
+def lines(log: Path) -> list[tuple[str, int]]:
+    found = [line.split(" at ") for line in log.read_text().splitlines()] if log.exists() else []
+    return [(what, int(step)) for what, step in found]
+
+
+def test_a_program_with_checkpoints_of_its_own_gets_a_signal_and_goes_on_elsewhere(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    job, log = own(cluster, tmp_path, 150)
+    node = node_of(cluster, job)
+    wait_for(lambda: lines(log), "it has begun")
+    time.sleep(0.5)
+    cluster.beo("drain", node)
+    assert cluster.wait_for_state(job, "running", 2).nodes != node
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    cluster.beo("resume", node)
+    (_, zero), (begins, step), (ends, last) = lines(log)
+    assert (zero, begins, ends, last) == (0, "begins", "ends", 150)
+    assert 0 < step < 150
+
+
+def test_a_job_that_goes_on_halts_before_its_time_is_up_until_it_is_done(cluster: Cluster) -> None:
+    job = toy(cluster, 150, goes_on=True, time_limit=2.0)
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    began, halted = begins(cluster, job), told(cluster, job, "halts")
+    assert len(began) == len(halted) + 1 > 1
+    assert [step for _, step in began[1:]] == [step for _, step in halted]
+
+
+def test_a_program_with_checkpoints_of_its_own_goes_on_after_its_time_was_up(cluster: Cluster, tmp_path: Path) -> None:
+    job, log = own(cluster, tmp_path, 120, goes_on=True, time_limit=2.0)
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    steps = [step for what, step in lines(log) if what == "begins"]
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert lines(log)[-1] == ("ends", 120)
+
+
+def test_a_job_without_continue_takes_a_last_checkpoint_and_requeue_goes_on_from_there(cluster: Cluster) -> None:
+    job = toy(cluster, 10_000, time_limit=1.0)
+    (view,) = cluster.wait(job)
+    assert view.state == "failed"
+    assert cluster.beo("requeue", str(job)).returncode == 0
+    wait_for(lambda: len(begins(cluster, job)) == 2, "another attempt")
+    assert begins(cluster, job)[1][1] > 0
+    cluster.beo("cancel", str(job))
+    cluster.wait(job)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--continue"], "--continue without a time limit"),
+        (["--signal", "NONSENSE"], "no signal 'NONSENSE'"),
+        (["--signal", "USR1@soon"], "soon"),
+        (["--signal", "99"], "the number of the signal is 99"),
+    ],
+)
+def test_what_makes_no_sense_before_the_end_is_refused(cluster: Cluster, words: list[str], error: str) -> None:
+    said = cluster.beo("submit", *words, "true")
+    assert (said.returncode, error in said.stderr) == (2, True), said.stderr
+
+
+# ---- who makes room
+
+
+def test_a_job_of_a_higher_priority_has_one_that_takes_checkpoints_make_room_and_go_on_later(cluster: Cluster) -> None:
+    low = [toy(cluster, 250, priority=-200) for _ in range(3)]
+    for job in low:
+        reached(cluster, job, node_of(cluster, job), 5)
+    high = cluster.submit(["sleep", "0.2"])
+    assert [view.state for view in cluster.wait(high)] == ["done"]
+    views = cluster.wait(*low)
+    assert [view.state for view in views] == ["done"] * 3
+    assert sorted(view.attempt for view in views) == [1, 1, 2]
+    (moved,) = [view.id for view in views if view.attempt == 2]
+    ((_, halted),) = told(cluster, moved, "halts")
+    assert [step for _, step in begins(cluster, moved)] == [0, halted]
+
+
+def test_a_job_without_a_checkpoint_makes_room_for_nobody(cluster: Cluster) -> None:
+    low = [cluster.submit(["sleep", "1.5"], priority=-200) for _ in range(3)]
+    for job in low:
+        cluster.wait_for_state(job, "running")
+    high = cluster.submit(["true"])
+    assert [view.state for view in cluster.wait(high, *low)] == ["done"] * 4
+    assert [cluster.job(job).attempt for job in low] == [1, 1, 1]

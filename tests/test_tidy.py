@@ -42,18 +42,19 @@ FLOORS = {
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
-    "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
+    "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
-    "checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
+    "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
-    "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.rsh local supervisor machines doctor "
+    "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
+    "local supervisor machines doctor "
     "worker.inspector headnode.link headnode.alive headnode.sight",
-    4: "bulk.taking bulk.porter bulk.sweeper bulk.node bulk.bringing "
+    4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

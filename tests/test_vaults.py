@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -102,3 +103,18 @@ def test_a_vault_holds_no_more_than_was_set_and_a_job_that_fills_it_hears_so(tmp
         job = cluster.submit([sys.executable, "-c", code])
         assert [view.exit_code for view in cluster.wait(job)] == [1]
         assert "No space left on device" in cluster.output(job) + cluster.beo("logs", str(job)).stderr
+
+
+def test_a_node_that_is_lost_with_its_memory_is_replaced_from_the_copy_at_the_head(tmp_path: Path) -> None:
+    settings = "checkpoint_copy_s = 0.5\ncheckpoint_copy_bytes_s = 0\n"
+    with running(tmp_path / "beo", workers=2, slots=1, settings=settings) as cluster:
+        job = toy(cluster, 400, requeue="auto")
+        node = node_of(cluster, job)
+        wait_for(lambda: "copied to the head" in cluster.beo("events", "--job", str(job)).stdout, "a copy")
+        cluster.kill("supervisor")  # or it would start the node again
+        cluster.kill_worker(node)
+        shutil.rmtree(folder_of(cluster, job, node))
+        assert [view.state for view in cluster.wait(job)] == ["done"]
+        (_, _), (spare, step) = begins(cluster, job)
+        assert spare != node
+        assert step > 0

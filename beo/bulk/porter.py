@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -55,6 +56,7 @@ _PR_SET_PDEATHSIG = 1
 
 class Task(msgspec.Struct, frozen=True):
     """What to do. work: the folder of the job; bundle: what goes into it, "" nothing. outputs: patterns of results.
+    copies: bundles with which the folder `vault` begins, where it is empty.
 
     nodes: how many the attempt has. uid None: whoever this process is.
     """
@@ -66,6 +68,8 @@ class Task(msgspec.Struct, frozen=True):
     work: str
     bundle: str = ""
     outputs: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    vault: str = ""
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] | None = None
@@ -96,7 +100,7 @@ class Porter:
         self._secret = where.secret("worker")
         self._person = Person(task.uid, task.gid, list(task.groups) if task.groups is not None else None)
         self._held: Held | None = None
-        if task.bundle and task.do == "stage":
+        if (task.bundle or task.copies) and task.do == "stage":
             with suppress(BeoError):  # then everything comes by the session
                 self._held = Held(where, task.node, HELD_S)
 
@@ -123,10 +127,15 @@ class Porter:
 
     def _stage(self) -> None:
         task = self._task
-        if task.bundle:
+        copies = task.copies if task.vault and not os.listdir(task.vault) else ()
+        if task.bundle or copies:
             with self._files(STAGE_PATIENCE_S) as files:
                 try:
-                    self._unpack(self._fetch(Store(files, self._person.uid)))
+                    fetch = self._fetch(Store(files, self._person.uid))
+                    if task.bundle:
+                        self._unpack(fetch, task.bundle, task.work)
+                    for number, bundle in enumerate(copies):
+                        self._put_back(fetch, bundle, number)
                 except Missing as error:
                     why = f"its inputs are not in the tree any more ({error})"
                     raise Trouble(f"{why}: submit the job anew") from None
@@ -160,16 +169,30 @@ class Porter:
 
         return fetch
 
-    def _unpack(self, fetch: Fetch) -> None:
+    def _put_back(self, fetch: Fetch, bundle: str, number: int) -> None:
+        """Let the vault have what a node's vault had. Several nodes' copies have no file in common but its folders."""
+        vault = self._task.vault
+        aside = os.path.join(vault, f".copy-{number}")
+        os.mkdir(aside, 0o700)
+        self._unpack(fetch, bundle, aside)
+        for folder, folders, names in os.walk(aside):
+            place = os.path.join(vault, os.path.relpath(folder, aside))
+            for name in folders:
+                os.makedirs(os.path.join(place, name), 0o700, exist_ok=True)
+            for name in names:
+                os.replace(os.path.join(folder, name), os.path.join(place, name))
+        shutil.rmtree(aside)
+
+    def _unpack(self, fetch: Fetch, bundle: str, folder: str) -> None:
         task = self._task
-        found = manifest(fetch, task.bundle)
-        room = os.statvfs(task.work)
+        found = manifest(fetch, bundle)
+        room = os.statvfs(folder)
         free_bytes, needed = room.f_bavail * room.f_frsize, found.size_bytes
         if needed > free_bytes:
-            why = f"it needs {format_size(needed)}, and {os.path.dirname(task.work)} has {format_size(free_bytes)}"
+            why = f"it needs {format_size(needed)}, and {os.path.dirname(folder)} has {format_size(free_bytes)}"
             raise Trouble(f"no room for its inputs on {task.node}: {why}", again=True)
         try:
-            unpacking = Unpacking(found, task.work)
+            unpacking = Unpacking(found, folder)
             for name, data in fetch(unpacking.missing):
                 unpacking.take(name, data)
             unpacking.finish()

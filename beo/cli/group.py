@@ -36,6 +36,7 @@ VERBS = {
     "release": ("change", "let held jobs start"),
     "requeue": ("change", "run jobs again"),
     "migrate": ("change", "have jobs go on elsewhere"),
+    "ckpt": ("ckpt", "look after the checkpoints of jobs"),
     "set": ("change", "change jobs that wait"),
     "ps": ("processes", "list the processes of jobs"),
     "top": ("top", "watch nodes, jobs and processes"),
@@ -70,7 +71,7 @@ VERBS = {
 # What the verbs are for, in the order in which a newcomer meets them; in `beo --help` and the manual.
 FAMILIES = {
     "Run programs": "run submit",
-    "Jobs": "queue show wait logs cancel hold release requeue migrate set kill ps top history",
+    "Jobs": "queue show wait logs cancel hold release requeue migrate ckpt set kill ps top history",
     "Files of all nodes": "ls cat put get cp mkdir mv rm df mount umount",
     "Nodes": "nodes drain resume gone forget",
     "Clusters": "up down info events doctor users",

@@ -53,6 +53,19 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
             help="When a node is lost, run again: at once (it must bear being cut off), once it is certain that "
             "nothing of it still runs, or never.",
         ),
+        option(
+            "--signal",
+            "notice",
+            default="",
+            metavar="SIG[@TIME]",
+            help="Send it TIME (60 s) before the time is up, and when the job is to go on elsewhere: 'USR1@90'.",
+        ),
+        option(
+            "--continue",
+            "goes_on",
+            is_flag=True,
+            help="When the time is up, halt at a last checkpoint and go on as another attempt, until it is done.",
+        ),
         option("--priority", type=int, default=0, metavar="N", help="Higher goes first."),
         option("--key", default="", metavar="KEY", help="Submitting again under a key gives the same job."),
         click.argument("command", nargs=-1, metavar="CMD...", type=click.UNPROCESSED),
@@ -104,6 +117,8 @@ def spec_of(
         attached=attached,
         terminal=terminal,
         outputs=asked["outputs"],
+        signal=asked["notice"],
+        goes_on=asked["goes_on"],
     )
 
 

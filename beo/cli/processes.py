@@ -13,8 +13,8 @@ from beo import selector, table, units
 from beo.cli.group import Verb, option
 from beo.cli.jobs import SELECTORS, ids_of
 from beo.cli.tables import listing, show
-from beo.client import Cluster, tell
-from beo.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_OK, NotFound, UsageError
+from beo.client import Cluster, signal_number, tell
+from beo.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_OK, UsageError
 
 PROCESS_COLUMNS = (
     table.Column("id"),
@@ -107,17 +107,6 @@ def ps(jobs: tuple[str, ...], nodes: str, user: str, fields: str, as_json: bool,
     answer = Cluster().processes(jobs, nodes, user)
     show(list(process_rows(answer)), PROCESS_COLUMNS, fields, as_json, quiet, PROCESS_JSON_ONLY)
     return tell_missing(answer.silent, answer.more)
-
-
-def signal_number(word: str) -> int:
-    """Return the number of a signal: TERM, SIGTERM or 15."""
-    if word.isdecimal() and len(word) < 4:
-        return int(word)
-    names = {number.name.removeprefix("SIG"): int(number) for number in signal.Signals}
-    name = word.upper().removeprefix("SIG")
-    if name not in names:
-        raise NotFound.among("signal", word, names, "see 'kill -l'")
-    return names[name]
 
 
 def signal_name(number: int) -> str:

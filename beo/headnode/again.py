@@ -14,7 +14,10 @@ from beo import messages as ms
 from beo.headnode.model import Job, Node
 from beo.headnode.state import State
 
-KEEPERS_S = 60.0  # for so long a job waits for the nodes that keep its checkpoint
+KEEPERS_S = 60.0  # for so long a job waits for nodes that may keep its checkpoint, or do, and so does the tree
+ALONE_S = 3_600.0  # and for so long where they alone have it
+
+PREEMPT = "preempt"  # why a job was asked to move: to make room, so it may go back
 
 Vaults = Mapping[str, Collection[int]]  # node -> jobs of which its vault keeps something; absent: it hasn't told yet
 Room = Mapping[str, tuple[int, int]]  # node -> free (slots, bytes)
@@ -28,7 +31,7 @@ def keepers(state: State, job: Job, vaults: Vaults) -> dict[str, int]:
     return {
         part.node: part.places
         for part in attempt.parts
-        if _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
+        if part.node not in attempt.left and _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
     }
 
 
@@ -39,10 +42,15 @@ def _may_keep(node: Node | None, job: int, vaults: Vaults) -> bool:
     return job in told if told is not None else ms.VAULT in node.facts
 
 
+def patience_s(job: Job, kept: Mapping[str, int], vaults: Vaults) -> float:
+    """How long a job waits for its keepers before it goes anywhere."""
+    return ALONE_S if not job.copies and any(job.id in vaults.get(name, ()) for name in kept) else KEEPERS_S
+
+
 def allowed(job: Job, free: Room) -> dict[str, tuple[int, int]]:
     """Return those of the free nodes on which a job may go on that was asked to move."""
     move = job.move
-    if not move:
+    if not move or move.why == PREEMPT:
         return dict(free)
     return {name: room for name, room in free.items() if name not in move.leave and (not move.to or name in move.to)}
 

@@ -19,7 +19,7 @@ from beo import messages as ms
 from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, heads, inquiries, ledger, operate, permissions, tokens, vaults, views
+from beo.headnode import admit, decide, heads, inquiries, ledger, moving, operate, permissions, tokens, vaults, views
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -48,8 +48,8 @@ from beo.settings import Config
 
 VOTER_WORDS = votes.Present | votes.Promise | votes.Accepted | votes.Granted | votes.Refuse
 AGENT_WORDS = (
-    ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.VaultsAre | ms.Processes | ms.Hits | ms.Vouch
-)
+    ms.Join | ms.Ping | ms.Ended | ms.Gone | ms.Delivered | ms.Health | ms.Processes | ms.Hits | ms.Vouch
+) | (ms.VaultsAre | ms.VaultCopied)
 RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
@@ -199,11 +199,13 @@ class Head:
             case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority() | ms.Migrate():
                 return self._change(user, *operate.jobs(state, user, message, self._config, now.wall_s))
             case ms.Drain() | ms.Resume() | ms.ForgetNodes():
-                events, names = operate.nodes(state, user, message, now.wall_s)
+                events, names = operate.nodes(state, user, message, self._config, now.wall_s)
                 for event in events:
                     self._append(event)
                 self._dirty = True
                 return self._nodes([name for name in names if name in state.nodes], now)
+            case ms.AskRanks():
+                return self._ask_ranks(message, user)
             case ms.Signal():
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
@@ -255,6 +257,20 @@ class Head:
         for event in events:
             self._append(event)
         return answer
+
+    def _ask_ranks(self, message: ms.AskRanks, user: User) -> ms.JobsAre:
+        """Pass something on to the ranks of jobs that run. It is no fact of the cluster's: it changes no decision."""
+        if message.do not in vaults.ASKS:
+            raise UsageError(f"ranks can't be asked to {message.do[:20]!r}", "", f"ask for {' or '.join(vaults.ASKS)}")
+        jobs = [job for job in decide.pick(self.state, user, message.select) if job.state == "running"]
+        for job in jobs:
+            for part in job.attempts[-1].parts:
+                session = self._sessions.get(part.node)
+                if session and session.told:
+                    key = job.id, job.attempt_number
+                    halt = ms.Halt(self.state.epoch, session.incarnation, *key, user.name, (), message.do)
+                    self._send(session.peer, halt)
+        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
 
     def _change(self, user: User, events: list[ev.Event], jobs: list[Job]) -> ms.JobsAre:
         """Take the events of a wish about jobs; the answer shows what became of those that were meant."""
@@ -395,6 +411,8 @@ class Head:
             case ms.Health():
                 session.clock_s = message.wall_s - now.wall_s
                 session.findings = message.findings[:FINDINGS_MAX]
+            case ms.VaultCopied():
+                self._vault_copied(message, now)
             case ms.VaultsAre():
                 self._vaults_are(session, message, now)
             case ms.Vouch():
@@ -415,10 +433,15 @@ class Head:
         answer = ms.Vouched(self.state.epoch, message.incarnation, message.visitor, account.name, error)
         self._send(item.peer, answer)
 
+    def _vault_copied(self, message: ms.VaultCopied, now: Now) -> None:
+        if vaults.is_news(self.state, message):
+            where = message.job, message.attempt, message.node
+            self._append(ev.VaultCopied(*where, message.bundle, max(0, message.size_bytes), now.wall_s))
+
     def _vaults_are(self, session: _Session, message: ms.VaultsAre, now: Now) -> None:
         """Take what a vault keeps, and say what of it is of no more use."""
         kept = dict(message.vaults[: ms.VAULTS_MAX])
-        over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s))
+        over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s, message.node))
         if session.vaults is None or session.vaults.keys() != kept.keys():
             self._dirty = True  # a job may have waited to know where its checkpoint is
         session.vaults = kept
@@ -561,6 +584,7 @@ class Head:
             job.spec,
             peers,
             vaults.mtbf_s(self.state, len(peers), attempt.started_s),
+            vaults.copies(self.state, job, attempt, self._vaults()),
         )
 
     # ---- time, and what follows from changes
@@ -623,6 +647,9 @@ class Head:
                 for name, first, ranks, more in placement.parts
             )
             self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s, whole=True))
+        if self.state.queue and self._config.head.preempt_above:
+            for move in moving.preempt(self.state, self._ready, self._vaults(), self._config, now.wall_s):
+                self._append(move)
 
     def _settle(self, now: Now) -> None:
         """Follow up on every job that the events of this turn changed."""

@@ -111,7 +111,7 @@ class Outlook:
         if job.state == "ending":
             sentences.append(f"is ended: {job.cancel or job.requeue or (attempt.cause[2] if attempt.cause else '')}")
         if job.move and job.state == "running":
-            where = nodeset.fold(job.move.leave)
+            where = nodeset.fold(job.move.leave) or "its nodes"
             sentences.append(f"is asked to leave {where} ({job.move.reason}): it does at its next checkpoint")
         if silent:
             where = nodeset.fold(silent)
@@ -248,8 +248,13 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             held = ", to be held" if event.hold else ""
             return kind, event.job, "", f"attempt {event.attempt}: requeued by {event.user}{held}"
         case ev.MoveRequested():
-            where = f"leaves {nodeset.fold(event.leave)}" + (f" for {nodeset.fold(event.to)}" if event.to else "")
+            where = f"leaves {nodeset.fold(event.leave) or 'its nodes'}" + (
+                f" for {nodeset.fold(event.to)}" if event.to else ""
+            )
             return kind, event.job, "", f"attempt {event.attempt} {where}: {event.why} by {event.user}"
+        case ev.VaultCopied():
+            text = f"attempt {event.attempt}: {approximate_size(event.size_bytes)} of its checkpoint copied to the head"
+            return kind, event.job, event.node, text
         case ev.ProcessSignalled():
             what = f"rank {event.rank}" if event.rank >= 0 else f"process {event.pid}"
             return kind, event.job, event.node, f"signal {event.signal} for {what} by {event.user}"

@@ -42,6 +42,7 @@ class Attempt(msgspec.Struct, array_like=True):
     ended_s: float = 0.0
     cause: tuple[str, int, str] | None = None
     outcome: str = ""
+    left: tuple[str, ...] = ()  # its nodes that a move has left: what they still keep of the job is old
 
     @property
     def over(self) -> bool:
@@ -70,8 +71,20 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
     @property
     def reason(self) -> str:
         """Why, in words."""
-        where = f"{nodeset.fold(self.leave)} is drained" if self.why == "drain" else "moved"
-        return f"{where} by {self.user}"
+        drained = f"{nodeset.fold(self.leave)} is drained by {self.user}"
+        words = {"drain": drained, "preempt": f"made room for {self.user}"}
+        return words.get(self.why, f"moved by {self.user}")
+
+
+class VaultCopy(msgspec.Struct, array_like=True, frozen=True):
+    """What a node's vault kept of a job, as a bundle in the tree; nodes: how many the attempt had."""
+
+    attempt: int
+    nodes: int
+    node: str
+    bundle: str
+    size_bytes: int
+    time_s: float
 
 
 class Job(msgspec.Struct, array_like=True):
@@ -98,6 +111,7 @@ class Job(msgspec.Struct, array_like=True):
     requeue: str = ""  # why the present attempt is ended and another one wanted
     move: Move | None = None  # asked of the present or last attempt; the next one has been told where
     losses: int = 0  # attempts that were lost
+    copies: list[VaultCopy] = []  # of what its nodes keep, those of the last attempt that has all, and later ones
 
     @property
     def attempt(self) -> Attempt | None:

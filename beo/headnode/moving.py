@@ -1,4 +1,4 @@
-"""Who is to go on elsewhere: what a drain and `beo migrate` ask of jobs. Pure.
+"""Who is to go on elsewhere: what a drain, `beo migrate` and jobs of a higher priority ask of jobs. Pure.
 
 Nothing is ended here. A job is *asked* to move: its ranks are told to take a checkpoint at their next safe point and to
 end with `EXIT_HALTED`, and only then is it queued again (state.py). One whose program knows nothing of checkpoints goes
@@ -8,18 +8,23 @@ on as if nothing had been said.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import Conflict, NotFound
+from beo.headnode.again import PREEMPT, Vaults
 from beo.headnode.decide import User, find
 from beo.headnode.model import Job
-from beo.headnode.schedule import capacity, narrow, open_to, place
+from beo.headnode.schedule import Quotas, capacity, free_of, narrow, open_to, place
 from beo.headnode.state import State
+from beo.settings import Config
+
+PREEMPT_LOOKS = 10  # waiting jobs for which it is looked whether others should make room
 
 
-def drain(state: State, user: User, names: Collection[str], now_s: float) -> list[ev.Event]:
+def drain(state: State, user: User, names: Collection[str], config: Config, now_s: float) -> list[ev.Event]:
     """Ask what runs on these nodes, which are being drained, to go on elsewhere."""
     jobs = {job.id: job for name in names for job, _, _ in state.live_parts(name).values()}
     found: list[ev.Event] = []
@@ -28,12 +33,21 @@ def drain(state: State, user: User, names: Collection[str], now_s: float) -> lis
         if not attempt or job.state != "running" or job.spec.errand:
             continue
         leave = tuple(part.node for part in attempt.parts if part.node in names or state.nodes[part.node].drain)
+        if len(leave) == len(attempt.parts) and not _can_leave_all(config):
+            continue
         if not job.move or not set(leave) <= set(job.move.leave):
             found.append(ev.MoveRequested(job.id, attempt.number, leave, (), "drain", user.name, now_s))
     return found
 
 
-def migrate(state: State, user: User, wish: ms.Migrate, now_s: float) -> tuple[list[ev.Event], list[Job]]:
+def _can_leave_all(config: Config) -> bool:
+    """Whether a job can leave all its nodes at once: by way of the tree, where there is one."""
+    return config.files.backend == "beo"
+
+
+def migrate(
+    state: State, user: User, wish: ms.Migrate, config: Config, now_s: float
+) -> tuple[list[ev.Event], list[Job]]:
     """Ask jobs to go on elsewhere. Raises where one can't: it doesn't run, or there is no such place."""
     meant = [find(state, number) for number, _ in wish.jobs]
     to = _targets(state, wish.nodes)
@@ -52,6 +66,9 @@ def migrate(state: State, user: User, wish: ms.Migrate, now_s: float) -> tuple[l
         leave = tuple(name for name in here if name not in to)
         if not leave:
             raise Conflict(f"job {number} runs on {nodeset.fold(here)} already", "", "name other nodes")
+        if len(leave) == len(here) and not _can_leave_all(config):
+            why = "its checkpoint would go by way of the tree, and files.backend is 'shared'"
+            raise Conflict(f"job {number} can't leave all its nodes", why, "name nodes of which it has one already")
         _check_room(state, job, leave, to)
         events.append(ev.MoveRequested(number, attempt.number, leave, to, "migrate", user.name, now_s))
     return events, meant
@@ -77,3 +94,82 @@ def _check_room(state: State, job: Job, leave: Collection[str], to: Collection[s
         where = f"{nodeset.fold(to)} has" if to else "the other nodes have"
         why = f"{where} {slots} slots, and it needs {job.spec.slots_in_all}"
         raise Conflict(f"job {job.id} can't move", why, "name more nodes, or wait for some")
+
+
+def preempt(
+    state: State, ready: Collection[str], vaults: Vaults, config: Config, now_s: float
+) -> list[ev.MoveRequested]:
+    """Ask jobs to make room for one that waits, of a priority that is higher by `head.preempt_above` than theirs.
+
+    Only such that have taken a checkpoint, as few as do, of the lowest priority and the youngest first. They are queued
+    again when they have halted; until then nobody else is asked for that room.
+    """
+    free = free_of(state, ready)
+    running = [job for job in _running(state) if job.move and job.move.why == PREEMPT]
+    for job in running:
+        _give_back(job, free)
+    quotas = Quotas(state, config.users)
+    walk = state.queue.walk(set(), quotas.closed, quotas.slots_of)
+    for number, _ in islice(walk, PREEMPT_LOOKS):
+        job = state.jobs[number]
+        if job.attempts or not quotas.allow(job):
+            continue
+        if place(job, open_to(job.uid, free, narrow(state.nodes.values()))):
+            return []  # it starts now, or when those have halted that were asked to
+        highest = job.spec.priority - config.head.preempt_above
+        apt = [one for one in _running(state) if _may_be_asked(one, highest, vaults)]
+        apt.sort(key=lambda one: (one.spec.priority, -one.attempts[-1].started_s, one.id))
+        chosen = _enough(state, job, apt, free)
+        if chosen:
+            return [_make_room(one, job, config, now_s) for one in chosen]
+    return []
+
+
+def _running(state: State) -> list[Job]:
+    found = {job.id: job for parts in state.live.values() for job, _, _ in parts.values() if job.state == "running"}
+    return [found[number] for number in sorted(found)]
+
+
+def _may_be_asked(job: Job, highest: int, vaults: Vaults) -> bool:
+    spec, attempt = job.spec, job.attempt
+    if not attempt or job.move or spec.errand or spec.attached or spec.priority > highest:
+        return False
+    return any(job.id in vaults.get(part.node, ()) for part in attempt.parts)
+
+
+def _give_back(job: Job, free: dict[str, tuple[int, int]]) -> None:
+    """Count a running job's slots and memory as free."""
+    for part in job.attempt.parts if job.attempt else ():
+        if part.state == "live" and part.node in free:
+            slots, size = free[part.node]
+            free[part.node] = slots + part.places * job.spec.slots_per_place, size + part.places * job.spec.mem_bytes
+
+
+def _enough(state: State, job: Job, apt: list[Job], free: dict[str, tuple[int, int]]) -> list[Job]:
+    """Return which of these jobs have to go so that a job fits; none, if not even all of them do."""
+    owned = narrow(state.nodes.values())
+
+    def fits(gone: list[Job]) -> bool:
+        room = dict(free)
+        for one in gone:
+            _give_back(one, room)
+        return place(job, open_to(job.uid, room, owned)) is not None
+
+    chosen: list[Job] = []
+    for one in apt:
+        chosen.append(one)
+        if fits(chosen):
+            break
+    else:
+        return []
+    for one in list(chosen):  # one that was taken early may not be needed
+        rest = [other for other in chosen if other is not one]
+        if fits(rest):
+            chosen = rest
+    return chosen
+
+
+def _make_room(one: Job, job: Job, config: Config, now_s: float) -> ev.MoveRequested:
+    attempt = one.attempts[-1]
+    leave = tuple(part.node for part in attempt.parts) if _can_leave_all(config) else ()
+    return ev.MoveRequested(one.id, attempt.number, leave, (), PREEMPT, f"job {job.id}", now_s)

@@ -37,7 +37,7 @@ def jobs(state: State, user: User, wish: JobWish, config: Config, now_s: float) 
     if isinstance(wish, ms.Requeue):
         return _requeue(state, user, wish, config, now_s)
     if isinstance(wish, ms.Migrate):
-        return moving.migrate(state, user, wish, now_s)
+        return moving.migrate(state, user, wish, config, now_s)
     meant = pick(state, user, wish.select)
     act: Callable[[User, Job, float], ev.Event | None]
     match wish:
@@ -136,7 +136,7 @@ def _requeue(
     return events, meant
 
 
-def nodes(state: State, user: User, wish: NodeWish, now_s: float) -> tuple[list[ev.Event], list[str]]:
+def nodes(state: State, user: User, wish: NodeWish, config: Config, now_s: float) -> tuple[list[ev.Event], list[str]]:
     """Decide on an admin's wish about nodes. Returns the events, and the names that were meant."""
     names = nodeset.expand(wish.nodes)
     if not names:
@@ -156,7 +156,7 @@ def nodes(state: State, user: User, wish: NodeWish, now_s: float) -> tuple[list[
                 for node in found
                 if not node.drain or (node.drain.user, node.drain.reason) != same
             ]
-            return [*drained, *moving.drain(state, user, names, now_s)], names
+            return [*drained, *moving.drain(state, user, names, config, now_s)], names
         case ms.Resume():
             return [ev.NodeResumed(node.name, user.name, now_s) for node in found if node.drain], names
         case ms.ForgetNodes():

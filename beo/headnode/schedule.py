@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from beo.headnode.again import KEEPERS_S, Vaults, allowed, keepers, place_again
+from beo.headnode.again import Vaults, allowed, keepers, patience_s, place_again
 from beo.headnode.model import Holding, Job, Node
 from beo.headnode.queue import Shape
 from beo.headnode.state import State
@@ -199,13 +199,22 @@ def errands(state: State, ready: Collection[str]) -> list[Placement]:
     return placements
 
 
+def free_of(state: State, ready: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return what is free on the nodes that may be given work: (slots, bytes)."""
+    return {
+        name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
+        for name, node in sorted(state.nodes.items())
+        if name in ready and node.takes_work
+    }
+
+
 def go_on(
     state: State, job: Job, free: dict[str, tuple[int, int]], vaults: Vaults, now_s: float
 ) -> tuple[tuple[str, int, int], ...] | None:
     """Place a job that may have left a checkpoint somewhere; as `place`, and None while it waits for that, too."""
     room = allowed(job, free)
-    is_patient = now_s - job.attempts[-1].ended_s < KEEPERS_S
     kept = keepers(state, job, vaults)
+    is_patient = now_s - job.attempts[-1].ended_s < patience_s(job, kept, vaults)
     if kept:
         fits = {name: ranks_that_fit(job, slots, size) for name, (slots, size) in room.items()}
         shares = place_again(job, kept, fits)
@@ -228,11 +237,7 @@ def plan(
     """
     users = users or UsersConfig()
     ready = frozenset(ready)
-    free = {
-        name: (node.slots - node.used_slots, node.mem_bytes - node.used_bytes)
-        for name, node in sorted(state.nodes.items())
-        if name in ready and node.takes_work and node.slots > node.used_slots
-    }
+    free = {name: room for name, room in free_of(state, ready).items() if room[0] > 0}
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
     owned = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())

@@ -291,7 +291,7 @@ class Server:
         self._tell_facts()
         self._tree.tick(self.state)
         serves = self._replica.pair.role == "primary" and self._tree.is_there
-        self._sweeping.tick(serves, lambda: needed(self.state), now_s)
+        self._sweeping.tick(serves, lambda: needed(self.state, time.time()), now_s)
 
     def _lag(self, is_pair: bool) -> tuple[int, float]:
         """What the other head lacks of output and of files, in bytes, and for how long it has taken none of it."""

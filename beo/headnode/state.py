@@ -32,6 +32,7 @@ from beo.headnode.model import (
     Signal,
     Submission,
     Token,
+    VaultCopy,
 )
 from beo.headnode.queue import Queue
 from beo.votes import PairSettings
@@ -489,14 +490,15 @@ class State:
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
         job.losses += kind == "lost"
+        attempt.left = job.move.leave if job.move and job.move.attempt == attempt.number else ()
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
             job.requeue = ""
             self._await(job)
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
-        elif job.move and job.move.attempt == attempt.number and code == EXIT_HALTED and kind in ("", "rank"):
-            attempt.outcome = job.reason = job.move.reason
+        elif reason := _goes_on(job, attempt, kind, code):
+            attempt.outcome = job.reason = reason
             self._await(job)
         elif kind != "lost":
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
@@ -563,6 +565,18 @@ class State:
         if not job or job.state != "running" or job.attempt_number != event.attempt:
             return
         job.move = Move(event.attempt, event.leave, event.to, event.why, event.user)
+        self.changed.add(job.id)
+
+    def _vault_copied(self, event: ev.VaultCopied) -> None:
+        job = self.jobs.get(event.job)
+        attempt = next((one for one in job.attempts if one.number == event.attempt), None) if job else None
+        if not job or not attempt or not any(part.node == event.node for part in attempt.parts):
+            return
+        one = VaultCopy(event.attempt, len(attempt.parts), event.node, event.bundle, event.size_bytes, event.time_s)
+        others = [copy for copy in job.copies if (copy.attempt, copy.node) != (one.attempt, one.node)]
+        copies = [*others, one]
+        whole = [c.attempt for c in copies if sum(o.attempt == c.attempt for o in copies) == c.nodes]
+        job.copies = [copy for copy in copies if copy.attempt >= max(whole, default=0)]
         self.changed.add(job.id)
 
     def _process_signalled(self, event: ev.ProcessSignalled) -> None:
@@ -678,6 +692,22 @@ class State:
         self._drop_keys(stale)
 
 
+def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
+    """Why a job goes on as another attempt, though nothing was lost; "": it doesn't.
+
+    A program that takes checkpoints with beo says so by its exit code. One that has its own gets a signal, and goes on
+    unless it says that it is done.
+    """
+    if kind not in ("", "rank", "time limit"):
+        return ""
+    has_halted = code == EXIT_HALTED or (job.spec.signal and code)
+    if has_halted and job.move and job.move.attempt == attempt.number:
+        return job.move.reason
+    if has_halted and job.spec.goes_on and (kind == "time limit" or code == EXIT_HALTED):
+        return "its time was up: it goes on"
+    return ""
+
+
 def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:
     """Say what a part's end means for the attempt, or None: nothing by itself."""
     if result.reason in ("", "peer", "ended"):
@@ -739,4 +769,5 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.HeadLeft: State._head_left,
     ev.PairSet: State._pair_set,
     ev.MoveRequested: State._move_requested,
+    ev.VaultCopied: State._vault_copied,
 }

@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from beo.config import Home
+from beo.headnode import vaults
 from beo.headnode.model import ENDED
 from beo.headnode.state import State
 from beo.settings import FilesConfig
@@ -22,9 +23,11 @@ RUN_S_MAX = 3_600.0  # a hundred times what a full tree takes: longer, and it is
 log = logging.getLogger("beo.head")
 
 
-def needed(state: State) -> set[tuple[int, str]]:
-    """Return (uid, bundle) of the jobs that aren't over."""
-    return {(job.uid, job.spec.bundle) for job in state.jobs.values() if job.spec.bundle and job.state not in ENDED}
+def needed(state: State, now_s: float) -> set[tuple[int, str]]:
+    """Return (uid, bundle) of what jobs need: inputs until they are over, copies of checkpoints as long as vaults."""
+    inputs = {(job.uid, job.spec.bundle) for job in state.jobs.values() if job.spec.bundle and job.state not in ENDED}
+    kept = [job for job in state.jobs.values() if job.copies and not vaults.is_over(state, job.id, now_s)]
+    return inputs | {(job.uid, copy.bundle) for job in kept for copy in job.copies}
 
 
 class Sweeping:

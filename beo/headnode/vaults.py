@@ -5,21 +5,54 @@ Pure.
 
 from __future__ import annotations
 
-from beo.headnode.model import ENDED
+import re
+
+from beo import messages as ms
+from beo.headnode.again import Vaults
+from beo.headnode.model import ENDED, Attempt, Job
 from beo.headnode.state import State
 
+ASKS = ("checkpoint", "scrub")  # what ranks may be asked to do, and go on
 KEEP_FAILED_S = 3_600.0  # 'beo requeue' goes on with the checkpoint of a job that failed, was lost or ran out of time
+LEFT_S = 60.0  # a job that has run elsewhere for so long has no more use for what it left on a node
 NODE_MTBF_S = 30 * 86_400.0  # what is assumed of a node until the cluster has lost some: a PC in an office
 
 
-def is_over(state: State, number: int, now_s: float) -> bool:
-    """Whether what a vault keeps of a job is of no more use."""
+def is_over(state: State, number: int, now_s: float, node: str = "") -> bool:
+    """Whether what a vault keeps of a job is of no more use; `node`: in that node's."""
     job = state.jobs.get(number)
     if not job:
         return True
+    if node and job.state == "running" and job.attempt:
+        is_here = any(part.node == node for part in job.attempt.parts)
+        return not is_here and now_s - job.attempt.started_s > LEFT_S
     if job.state in ("failed", "lost"):
         return now_s - job.ended_s > KEEP_FAILED_S
     return job.state in ENDED
+
+
+def is_news(state: State, told: ms.VaultCopied) -> bool:
+    """Whether a node tells of a copy that isn't on record, of a job that is."""
+    job = state.jobs.get(told.job)
+    if not job or not re.fullmatch(r"[0-9a-f]{64}", told.bundle):
+        return False
+    return all((c.attempt, c.node, c.bundle) != (told.attempt, told.node, told.bundle) for c in job.copies)
+
+
+def copies(state: State, job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[str, str], ...]:
+    """Return which node of an attempt is to begin with which copy from the tree: (node, bundle).
+
+    told: what vaults keep, of the nodes that have told. Where one of the attempt's keeps something there are none: what
+    is missing is made again from the others' memory, and nothing is read from the head.
+    """
+    whole = [c.attempt for c in job.copies if sum(o.attempt == c.attempt for o in job.copies) == c.nodes]
+    nodes = [part.node for part in attempt.parts]
+    before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
+    stayed = {part.node for part in before.parts} - set(before.left) if before else set()
+    if not whole or any(node in stayed and job.id in told.get(node, ()) for node in nodes):
+        return ()
+    found = sorted((copy.node, copy.bundle) for copy in job.copies if copy.attempt == max(whole))
+    return tuple((nodes[n % len(nodes)], bundle) for n, (_, bundle) in enumerate(found))
 
 
 def mtbf_s(state: State, nodes: int, now_s: float) -> float:

@@ -72,7 +72,8 @@ def detail(job: Job, outlook: Outlook, sight: Sight, kept: tuple[tuple[str, int]
         )
         for attempt in job.attempts
     )
-    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept)
+    copies = tuple((copy.node, copy.attempt, copy.bundle, copy.size_bytes, copy.time_s) for copy in job.copies)
+    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept, copies)
 
 
 def _asked_for(job: Job, name: str) -> JobSpec:

@@ -38,6 +38,7 @@ class Begin(msgspec.Struct, frozen=True):
     seen: tuple[tuple[int, int, int], ...]  # (index, job, attempt) ever started or ruled out by this incarnation
     orders: tuple[ms.Start, ...]
     wardens: tuple[int, ...]  # those that answer; each tells its state next
+    leaving: frozenset[int] = frozenset()  # jobs that are asked to go on where none of their nodes is
 
 
 class FromHead(msgspec.Struct, frozen=True):
@@ -101,12 +102,32 @@ class StdinCame(msgspec.Struct, frozen=True):
     message: ms.Stdin
 
 
+class Copied(msgspec.Struct, frozen=True):
+    """What the vault keeps of a part's job is in the tree, as this bundle; "": it isn't."""
+
+    job: int
+    attempt: int
+    bundle: str
+    size_bytes: int
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
 Input = Union[  # noqa: UP007
-    Begin, FromHead, Rises, Reconnected, FromPeer, FromWarden, WardenClosed, LaunchFailed, Shipped, StdinCame, Tick
+    Begin,
+    FromHead,
+    Rises,
+    Reconnected,
+    FromPeer,
+    FromWarden,
+    WardenClosed,
+    LaunchFailed,
+    Shipped,
+    StdinCame,
+    Copied,
+    Tick,
 ]
 
 
@@ -184,12 +205,20 @@ class LookInside(msgspec.Struct, frozen=True):
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Tell the ranks of a part to take a checkpoint and to end, and why."""
+    """Tell the ranks of a part what to do at their next safe point (see word.py), and why."""
 
     job: int
     attempt: int
+    do: str
     why: str
-    leaving: tuple[str, ...]
+    leaving: tuple[str, ...] = ()
+    is_all: bool = False  # none of the attempt's nodes stays
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """Copy at once what the vault keeps of a job to the tree: it goes on where nobody has it. → Copied"""
+
+    order: ms.Start
 
 
 class Empty(msgspec.Struct, frozen=True):
@@ -241,6 +270,7 @@ Effect = Union[  # noqa: UP007
     StdinTaken,
     LookInside,
     Say,
+    Copy,
     Empty,
     Remember,
     Seen,

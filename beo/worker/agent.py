@@ -35,6 +35,7 @@ from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
 from beo.errors import Conflict
 from beo.worker import acts, core, launch, mpienv, probe, process, remains
+from beo.worker.copies import Copied, Copies, Wish
 from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
@@ -121,6 +122,9 @@ class Agent:
         self._mark = remains.mark(self._cluster.cluster, name)  # begins the names of what an attempt has elsewhere
         self._beo_dir = str(where.path)
         self._vaults = self._open_vaults(mem_bytes)
+        is_tree_ours = where.config().files.backend == "beo"
+        self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
+        self._copy_at_s = time.monotonic() + self._config.checkpoint_copy_s
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
         self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
@@ -213,7 +217,10 @@ class Agent:
         self._next_warden = max(self._limbo, default=0) + 1
         memory = self._memory
         known = memory.identity
-        begin = acts.Begin(known.incarnation, known.epoch, memory.seen, memory.orders(), tuple(sorted(self._limbo)))
+        orders = memory.orders()
+        left = frozenset(order.job for order in orders if self._vaults and self._vaults.is_left(order.job))
+        wardens = tuple(sorted(self._limbo))
+        begin = acts.Begin(known.incarnation, known.epoch, memory.seen, orders, wardens, left)
         self._handle(begin)
         self._look_into_limbo()
         if self._limbo:
@@ -256,6 +263,8 @@ class Agent:
         self._checkup.stop()
         if self._vaults:
             self._vaults.stop()
+        if self._copies:
+            self._copies.close()
         self._chunks.close()
         if self._door:
             self._door.close()
@@ -422,6 +431,9 @@ class Agent:
             self._tell(health)
         if self._vaults and (kept := self._vaults.report(self._core.node.name, self._core.incarnation)):
             self._tell(kept)
+        if self._copies:
+            self._copy_now_and_then(time.monotonic())
+            self._copies.tick(time.monotonic())
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
@@ -456,7 +468,9 @@ class Agent:
                     self._ship(effect)
                 case acts.Say():
                     if self._vaults:
-                        self._vaults.say(effect.job, "halt", effect.why, effect.leaving)
+                        self._vaults.say(effect.job, effect.do, effect.why, effect.leaving, effect.is_all)
+                case acts.Copy():
+                    self._copy(effect.order)
                 case acts.Empty():
                     if self._vaults:
                         self._sweep_up(self._vaults.empty, effect.jobs)
@@ -525,6 +539,29 @@ class Agent:
     def _spool(self, warden: int, job: int, attempt: int) -> str:
         return f"{self._wardens}/{warden}/{job}.{attempt}.spool"
 
+    def _copy(self, order: ms.Start) -> None:
+        """Copy a job's vault at once, where the tree is ours."""
+        folder = self._vaults.folder(order.job) if self._vaults else ""
+        if self._copies is None or not folder or not os.path.isdir(folder) or not os.listdir(folder):
+            self._handle(acts.Copied(order.job, order.attempt, "", 0))
+            return
+        self._copies.want(_wish(order, folder, 0, must=True))
+
+    def _copy_now_and_then(self, now_s: float) -> None:
+        """Have what has changed since the last time copied, job by job."""
+        config = self._config
+        if self._copies is None or not self._vaults or not config.checkpoint_copy_s or now_s < self._copy_at_s:
+            return
+        self._copy_at_s = now_s + config.checkpoint_copy_s
+        kept = self._vaults.jobs()
+        for held in self._core.held.values():
+            if held.alive and held.order.job in kept:
+                folder = self._vaults.folder(held.order.job)
+                self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
+
+    def _tell_copy(self, wish: Wish, told: Copied) -> None:
+        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes))
+
     def _remember(self, order: ms.Start) -> None:
         try:
             self._memory.remember(order)
@@ -587,14 +624,18 @@ class Agent:
             terminal=spec.terminal,
             time_limit_s=spec.time_limit_s or None,
             grace_s=self._config.grace_s,
+            signal=spec.signal,
+            notice_s=spec.notice_s,
+            goes_on=spec.goes_on,
             mem_bytes=spec.mem_bytes * places or None,
             uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
             gid=None if spec.errand else order.gid,
             groups=None if spec.errand else order.groups,
             bundle=spec.bundle,
             outputs=spec.outputs,
+            copies={node: [bundle for other, bundle in order.copies if other == node] for node in dict(order.copies)},
         )
-        if spec.bundle and not self._wants_chunks:
+        if (spec.bundle or order.copies) and not self._wants_chunks:
             self._wants_chunks = True
             self._chunks.keep(time.monotonic())
         tmp = self._tmp(order.job, order.attempt)
@@ -661,6 +702,8 @@ class Agent:
             self._shipping.discard((job, attempt))
             self._shipper.forget(job, attempt)
         self._memory.drop(job, attempt)
+        if self._copies:
+            self._copies.forget(job, attempt)
         if self._vaults and all(job != other for other, _ in self._core.held):
             self._vaults.empty_if_unused(job)
         self._sweep(job, attempt)
@@ -686,6 +729,10 @@ class Agent:
         thread = threading.Thread(target=remove, args=paths, name="beo-sweeper", daemon=True)
         thread.start()
         self._sweepers.append(thread)
+
+
+def _wish(order: ms.Start, folder: str, bytes_s: int, must: bool) -> Wish:
+    return Wish(order.job, order.attempt, folder, order.uid, order.gid, order.groups, bytes_s, must)
 
 
 def _remove(cgroup: str, *folders: str) -> None:

@@ -14,11 +14,11 @@ import os
 import signal
 import time
 
-from beo.worker import contain, door, pmi, ranks
+from beo.worker import contain, door, pmi, ranks, word
 from beo.worker.bounds import OOM_SCORE, Bounds
 from beo.worker.carrying import Carrying
 from beo.worker.conductor import Conductor, Stage
-from beo.worker.frames import LOST, STAGING
+from beo.worker.frames import HALTED, LOST, STAGING
 from beo.worker.loop import Loop
 from beo.worker.order import Order
 from beo.worker.peers import Peers
@@ -134,6 +134,7 @@ class Attempt:
             )
         self._went = False  # the ranks were started
         self._early: list[int] = []  # signals that came before
+        self._halting = self._noticed = False
         self._wanted_end = False  # somebody wants it to end: then none of its results is kept
         self._alone = False  # its agent has ended it, so another node may be gone
         self._trouble = ""  # why results aren't kept
@@ -155,6 +156,8 @@ class Attempt:
         order = self.order
         if order.time_limit_s is not None:
             self._loop.after(order.time_limit_s, "time limit", self._time_is_up)
+            before_s = min(order.notice.before_s, order.time_limit_s / 2)
+            self._loop.after(order.time_limit_s - before_s, "notice", self._time_is_short)
         if order.cgroup is not None:
             self._oom_kills = contain.oom_kills(order.cgroup)
         contain.allow_files(FILES_PER_RANK * len(order.ranks) + FILES_MORE)
@@ -498,6 +501,29 @@ class Attempt:
         contain.kill_all(self._kind, signal.SIGTERM)
         contain.kill_all(self._kind, signal.SIGCONT)  # a stopped process would not hear it
 
+    def _time_is_short(self) -> None:
+        """Let the ranks take a last checkpoint; those of a job that goes on end with it."""
+        notice = self.order.notice
+        if self.phase != "running":
+            return
+        if notice.word:
+            try:
+                word.write(notice.word, word.encoded("halt" if notice.goes_on else "checkpoint", "limit"))
+            except OSError as error:
+                print(f"beo: warden: no word for its ranks ({error})", flush=True)
+        if notice.signal:
+            self._noticed = True
+            self._signal(notice.signal)
+
+    def halt(self, grace_s: float) -> None:
+        """The job is to go on elsewhere: signal its ranks, and end them when they haven't ended after the grace."""
+        if self._halting or not self.order.notice.signal:
+            return
+        self._halting = True
+        if self._went:
+            self._signal(self.order.notice.signal)
+        self._loop.after(grace_s, "halt", lambda: self._lose(HALTED, grace_s=self.order.grace_s))
+
     def _time_is_up(self) -> None:
         self._lose("time limit", grace_s=self.order.grace_s)
 
@@ -582,8 +608,12 @@ class Attempt:
 
     def _end(self) -> None:
         self.phase = "ended"
+        here = [self._own.ranks[number] for number in self.order.ranks]
+        if self._noticed and (self._culprit is not None or (self._reason is None and any(r.status for r in here))):
+            # A rank has ended with an error after it heard that its time is short: for that reason, then.
+            self._reason, self._culprit, self._culprit_status = "time limit", None, None
         self.result = {
-            "ranks": [self._own.ranks[number].result() for number in self.order.ranks],
+            "ranks": [rank.result() for rank in here],
             "steps": self._conductor.results,
             "more": self._conductor.results_more,
             "reason": self._reason,

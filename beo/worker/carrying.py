@@ -105,6 +105,8 @@ class Carrying:
             "work": carried.work or order.cwd,
             "bundle": carried.bundle,
             "outputs": carried.outputs,
+            "copies": carried.copies,
+            "vault": carried.vault or "",
             "uid": order.person.uid,
             "gid": order.person.gid,
             "groups": order.person.groups,

@@ -26,6 +26,8 @@ from beo.worker import told
 from beo.worker.acts import (
     Answer,
     Begin,
+    Copied,
+    Copy,
     Drop,
     Effect,
     Empty,
@@ -76,6 +78,10 @@ class Held:
         self.key = (order.job, order.attempt)
         self.warden = 0  # 0: none yet, or none any more
         self.end: PartResult | str | None = None  # how it ended, or why it is gone
+        self.halts = False  # it is asked to halt: anything else would be in the place of that word
+        self.leaves = False  # it is asked to go on where none of its nodes is
+        self.copying = False
+        self.copied: Copied | None = None
         self.shipping = False
         self.shipped = False
         self.reported_ns = 0
@@ -86,7 +92,7 @@ class Held:
     @property
     def over(self) -> bool:
         """Nothing of it is alive, and everything about it can be told."""
-        return self.end is not None and not self.shipping
+        return self.end is not None and not self.shipping and not self.copying
 
     @property
     def alive(self) -> bool:
@@ -135,6 +141,8 @@ class Worker:
                 self._pinged_ns = 0  # so that the next tick says who and what is here
             case WardenClosed():
                 self._closed(item, now)
+            case Copied():
+                self._copied(item, now)
             case Shipped():
                 self._shipped((item.job, item.attempt), now)
             case LaunchFailed():
@@ -169,6 +177,7 @@ class Worker:
         self.seen = {(job, attempt): index for index, job, attempt in item.seen}
         for order in item.orders:
             held = Held(order, self._is_leashed(order), self.node.name, now)
+            held.leaves = order.job in item.leaving
             self.held[held.key] = held
             self.seen[held.key] = order.index
         self._unknown = set(item.wardens)
@@ -332,8 +341,15 @@ class Worker:
 
     def _halt(self, message: ms.Halt) -> None:
         held = self.held.get((message.job, message.attempt))
-        if held and held.alive:
-            self._do(Say(*held.key, message.why, message.leaving))
+        if held and held.alive and message.do != "halt":
+            if not held.halts:
+                self._do(Say(*held.key, message.do, message.why))
+        elif held and held.alive:
+            held.halts = True
+            held.leaves = set(held.peers) <= set(message.leaving)
+            if held.order.spec.signal and held.warden:
+                self._to_warden(held, "halt", grace_s=held.order.spec.notice_s)
+            self._do(Say(*held.key, "halt", message.why, message.leaving, held.leaves))
 
     def _deliver(self, message: ms.Deliver) -> None:
         key = (message.job, message.attempt)
@@ -385,7 +401,8 @@ class Worker:
         self.seen[key] = order.index
         self.held[key] = held
         self._do(Remember(order))
-        is_plain = order.spec.places == 1 and not order.spec.is_carrying  # an idle warden may be of an older beo
+        # An idle warden may be of an older beo.
+        is_plain = order.spec.places == 1 and not order.spec.is_carrying and not order.copies
         warden = self.idle.pop() if self.idle and is_plain else 0
         self._do(Launch(warden, order, self._lease_ns if held.leashed else 0))
 
@@ -418,6 +435,8 @@ class Worker:
             self._at.pop(held.warden, None)
             self._to_warden(held, "committed")
         self._do(Drop(*held.key))
+        if held.leaves and held.copied:  # all of it is in the tree: what is here would only grow old
+            self._do(Empty((held.order.job,)))
 
     # ---- wardens
 
@@ -505,6 +524,9 @@ class Worker:
 
     def _finish(self, held: Held, end: PartResult | str, now: Now, spool_bytes: int = 0) -> None:
         held.end = end
+        if held.leaves and isinstance(end, PartResult):
+            held.copying = True
+            self._do(Copy(held.order))
         self._ship(held, spool_bytes, final=True)
         if held.over:
             self._report(held, now)
@@ -513,12 +535,28 @@ class Worker:
         held = self.held.get(key)
         if held and not held.alive:
             held.shipping, held.shipped = False, True
-            self._report(held, now)
+            if held.over:
+                self._report(held, now)
+
+    def _copied(self, item: Copied, now: Now) -> None:
+        held = self.held.get((item.job, item.attempt))
+        if item.bundle and held:
+            held.copied = item
+            self._tell_copied(held, item)
+        if held and held.copying:
+            held.copying = False
+            if held.over:
+                self._report(held, now)
+
+    def _tell_copied(self, held: Held, item: Copied) -> None:
+        self._tell(ms.VaultCopied(self.node.name, self.incarnation, *held.key, item.bundle, item.size_bytes))
 
     def _report(self, held: Held, now: Now) -> None:
         if not self._joined or self._followed[0] != self._epoch:
             return
         held.reported_ns = now.boot_ns
+        if held.copied:  # before the end: the next attempt is decided on at once
+            self._tell_copied(held, held.copied)
         if isinstance(held.end, PartResult):
             self._tell(ms.Ended(self.node.name, self.incarnation, *held.key, held.end))
         elif held.end is not None:

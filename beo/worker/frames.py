@@ -21,6 +21,7 @@ PIDS = "pids"
 
 STAGING = "staging: "
 LOST = "lost: "
+HALTED = "ended: it was asked to go on elsewhere"
 """What a reason begins with where the ranks were never started: for good, or so that another try may do better."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder for every message

@@ -36,7 +36,8 @@ class Attempt:
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
     whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
     terminal: (rows, columns) of rank 0's, None: it has pipes. bundle: the files that it has along, "" none; outputs:
-    patterns of what is kept of its files.
+    patterns of what is kept of its files. copies: node -> bundles with which its vault is to begin.
+    signal, notice_s, goes_on: as its spec has them.
     """
 
     job: int
@@ -61,6 +62,10 @@ class Attempt:
     groups: Sequence[int] | None = None
     bundle: str = ""
     outputs: Sequence[str] = ()
+    copies: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    signal: int = 0
+    notice_s: float = 0.0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,12 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "files": mpienv.host_files(_room(attempt)) if _has_room(attempt) else {},
         "time_limit_s": attempt.time_limit_s,
         "grace_s": attempt.grace_s,
+        "notice": {
+            "signal": attempt.signal,
+            "before_s": attempt.notice_s,
+            "goes_on": attempt.goes_on,
+            "word": facts.vault[1] if facts.vault else None,
+        },
         "mem_bytes": attempt.mem_bytes,
         "cgroup": facts.cgroup,
         "limits": dict(facts.limits),
@@ -137,9 +148,11 @@ def working_folder(attempt: Attempt, facts: Facts) -> str:
 
 def carried(attempt: Attempt, facts: Facts) -> dict[str, Any] | None:
     """What the warden needs to know of files that come along or are kept; None where there are none."""
-    if not attempt.bundle and not attempt.outputs:
+    if not attempt.bundle and not attempt.outputs and not attempt.copies:
         return None
     return {
+        "copies": list(attempt.copies.get(facts.node, ())),
+        "vault": facts.vault[0] if facts.vault else None,
         "bundle": attempt.bundle,
         "outputs": list(attempt.outputs),
         "work": facts.work if attempt.bundle else None,

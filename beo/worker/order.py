@@ -23,7 +23,8 @@ class Order:
     gets instead of pipes, or None. pmi: None or kvsname, mapping, universe. time_limit_s and grace_s in seconds;
     mem_bytes; cgroup and tmp: folders. names: of nodes -> address. files: of tmp, by their names. output_max_bytes,
     shm_max_bytes (None: no limit) and free_min_bytes: see bounds.py. person: whose it is. leash_until_ns:
-    CLOCK_BOOTTIME, 0 for no leash. carried: its files, if it `is_carrying` any.
+    CLOCK_BOOTTIME, 0 for no leash. notice: what comes before the end of its time. carried: its files, if it
+    `is_carrying` any.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -55,6 +56,7 @@ class Order:
         self.names = _environment(message.get("names") or {})
         self.files = _environment(message.get("files") or {})
         self._take_steps(message.get("steps") or {})
+        self.notice = Notice(message.get("notice") or {})
         self.is_carrying = message.get("carried") is not None
         self.carried = Carried(message.get("carried") or {})
         if not self.argv or len(self.ranks) > RANKS_HERE_MAX or not (self.ranks or len(self.nodes) > 1):
@@ -91,15 +93,30 @@ class Order:
         return alone and not self.is_carrying
 
 
+class Notice:
+    """What its ranks are told before their time is up: `signal` (0: none) so long `before_s`; and in the file `word`
+    (None: there is none) to take a checkpoint, and with `goes_on` to end with it.
+    """
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.signal = _whole_or_none(message, "signal") or 0
+        self.before_s = _seconds(message, "before_s") or 0.0
+        self.goes_on = bool(message.get("goes_on"))
+        self.word = _text_or_none(message, "word")
+
+
 class Carried:
     """What files an attempt has carried in and out: those of `bundle` ("": none) into the folder `work` (None: it runs
     in a folder of its own), which is seen behind the walls as `at` (None: as itself); and out those that the patterns
-    `outputs` mean. python, home: what runs the porter, and its BEO_DIR.
+    `outputs` mean. copies: bundles with which the folder `vault` is to begin. python, home: what runs the porter, and
+    its BEO_DIR.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.bundle = str(message.get("bundle") or "")
         self.outputs = _texts(message, "outputs") if "outputs" in message else []
+        self.copies = _texts(message, "copies") if "copies" in message else []
+        self.vault = _text_or_none(message, "vault")
         self.work = _text_or_none(message, "work")
         self.at = _text_or_none(message, "at")
         self.python = str(message.get("python") or "")

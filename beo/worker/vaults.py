@@ -12,7 +12,6 @@ folder of /tmp, which is as big and as fast as that is.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -21,9 +20,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from beo.messages import VAULTS_MAX, VaultsAre
-from beo.worker import contain
+from beo.worker import contain, word
 
-WORD_BYTES = 256
 FILES_MAX = 1 << 18  # in all vaults of a node: each takes a kilobyte of memory that its size doesn't count
 LOOK_S = 1.0  # between two looks at what is kept
 TELL_S = 5.0  # between two reports of the same: the head forgets them with each of its lives
@@ -55,38 +53,32 @@ class Vaults:
     def open(self, job: int, uid: int, gid: int) -> tuple[str, str]:
         """Return a job's folder and the path of its word, made where they are missing; nothing is said yet."""
         folder = f"{self.path}/{job}"
-        own, word = f"{folder}/own", f"{folder}/word"
+        own, said = f"{folder}/own", f"{folder}/word"
         with suppress(FileExistsError):
             os.mkdir(folder, 0o755)
         with suppress(FileExistsError):
             os.mkdir(own, 0o700)
             if os.geteuid() == 0:
                 os.chown(own, uid, gid)
-        self._write(word, b"")
-        return own, word
+        word.write(said, word.NOTHING)
+        return own, said
 
-    def say(self, job: int, do: str, why: str, leaving: tuple[str, ...]) -> None:
+    def folder(self, job: int) -> str:
+        """Where a job's own things are."""
+        return f"{self.path}/{job}/own"
+
+    def jobs(self) -> frozenset[int]:
+        """The jobs of which something is kept, as was last seen."""
+        return frozenset(job for job, _ in self._kept or ())
+
+    def is_left(self, job: int) -> bool:
+        """Whether a job was asked to go on where none of its nodes is."""
+        return word.says_all(f"{self.path}/{job}/word")
+
+    def say(self, job: int, do: str, why: str, leaving: tuple[str, ...], is_all: bool) -> None:
         """Tell a job's ranks what to do; said again, nothing changes."""
-        data = {"do": do, "why": why, "leaving": list(leaving)}
-        word = json.dumps(data).encode()
-        if len(word) > WORD_BYTES:  # a wide job that leaves many nodes: who leaves is then only a help
-            word = json.dumps({**data, "leaving": []}).encode()
-        path = f"{self.path}/{job}/word"
         with suppress(FileNotFoundError):  # it has gone
-            with open(path, "rb") as file:
-                if file.read(WORD_BYTES).rstrip(b"\0") == word:
-                    return
-            self._write(path, word)
-
-    def _write(self, path: str, word: bytes) -> None:
-        """Write it in place, since it may be mapped: its first byte, by which it is seen, at last."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            os.pwrite(fd, b"\0", 0)
-            os.pwrite(fd, word[1:].ljust(WORD_BYTES - 1, b"\0"), 1)
-            os.pwrite(fd, word[:1] or b"\0", 0)
-        finally:
-            os.close(fd)
+            word.write(f"{self.path}/{job}/word", word.encoded(do, why, leaving, is_all))
 
     def empty(self, jobs: Iterable[int]) -> None:
         """Remove what is kept of these jobs. It may take a while: for a thread."""

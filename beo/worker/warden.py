@@ -203,7 +203,7 @@ class Warden:
         elif op == "exit":
             contain.kill_all(self._kind, signal.SIGKILL)
             self._loop.stop()
-        elif op not in ("end", "signal", "stdin", "peer", "peer_ack", "committed"):
+        elif op not in ("end", "signal", "halt", "stdin", "peer", "peer_ack", "committed"):
             raise ValueError(f"unknown op {op!r}")
         elif self._attempt and self._is_meant(message):
             self._handle_for(self._attempt, op, message)
@@ -222,6 +222,8 @@ class Warden:
             attempt.end(str(message["reason"]), float(message.get("grace_s") or 0), bool(message.get("wanted")))
         elif op == "signal":
             attempt.signal(whole(message, "serial"), whole(message, "signal"))
+        elif op == "halt":
+            attempt.halt(float(message.get("grace_s") or 0))
         elif op == "stdin":
             data = a2b_base64(message.get("data") or "")
             attempt.feed(whole(message, "offset"), data, bool(message.get("eof")), window(message, "window"))

@@ -7,10 +7,12 @@ to boot, so none outlives its sender's boot.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from beo import messages as ms
 from beo import votes
+from beo.errors import EXIT_HALTED
 from beo.ha.register import Acceptor
 from beo.worker import acts
 from beo.worker import core as workercore
@@ -83,6 +85,11 @@ class Warden:
         culprit = part.first_rank if status and not reason else None
         self.result = {"ranks": ranks, "reason": reason or ("a rank failed" if status else ""), "culprit": culprit}
         self.tell("ended", result=self.result, spool_length=0)
+
+    def halt(self) -> None:
+        """End at the next safe point."""
+        sim, serial = self.machine.sim, self._serial
+        sim.clock.after(sim.random.choice([0.01, 0.2]), lambda: self._end(serial, EXIT_HALTED))
 
     @property
     def part(self) -> ms.Peer:
@@ -281,6 +288,12 @@ class Machine:
                     self._launch(effect)
                 case acts.Ship():
                     raise Violation("there was no output to ship")
+                case acts.Say():
+                    self._say_halt(effect.job, effect.attempt)
+                case acts.Copy():
+                    self._copy(effect.order.job, effect.order.attempt)
+                case acts.Empty():
+                    pass  # there are no files
                 case acts.Remember():
                     key = (effect.order.job, effect.order.attempt)
                     self.orders[key], self.seen[key] = effect.order, effect.order.index
@@ -299,6 +312,18 @@ class Machine:
                         self._word(other, self.name.encode(), effect.message)
                 case acts.Answer():
                     self._word(sim.machines[effect.channel.decode()], b"", effect.message)
+
+    def _copy(self, job: int, attempt: int) -> None:
+        """Copy what is kept to the tree, which takes its time."""
+        bundle = hashlib.sha256(f"{self.name} {job}.{attempt}".encode()).hexdigest()
+        copied = acts.Copied(job, attempt, bundle, 1)
+        self.sim.clock.after(self.sim.random.choice([0.01, 0.3, 3.0]), lambda: self.tell(copied))
+
+    def _say_halt(self, job: int, attempt: int) -> None:
+        """Ask ranks to halt; two programs of three take checkpoints, and do."""
+        for warden in self.wardens.values():
+            if warden.alive == (job, attempt) and job % 3:
+                warden.halt()
 
     def _word(self, other: Machine, channel: bytes, message: ms.AgentWord) -> None:
         heard = acts.FromPeer(channel, message, f"key-{self.name}")

@@ -1,0 +1,143 @@
+"""The copies of a node's vault that go to the heads: when which job's is made, one at a time, by a process of its own.
+
+A copy is made now and then of what changes, and at once where a job halts that leaves none of its nodes behind. It is
+for the loss of more nodes than parity makes up for, and for what a single node keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from beo.child import PARENT
+
+MODULE = "beo.bulk.keeper"
+AGAIN_S = 1.0  # before another try of one that must be made
+ANSWER_MAX_BYTES = 64 << 10
+
+log = logging.getLogger("beo.agent")
+
+
+class Copying(msgspec.Struct, frozen=True):
+    """What to copy: the folder, whose it is, and how many bytes a second at most (0: no limit)."""
+
+    folder: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    bytes_s: int
+
+
+class Copied(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of it: the name of the bundle and its size, or why there is none."""
+
+    bundle: str = ""
+    size_bytes: int = 0
+    failed: str = ""
+
+
+class Wish(NamedTuple):
+    """A copy that is to be made. bytes_s: how fast at most, 0: no limit. must: it is tried until it is made."""
+
+    job: int
+    attempt: int
+    folder: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    bytes_s: int = 0
+    must: bool = False
+
+
+class Copies:
+    """The copies of one node, for its agent's loop."""
+
+    def __init__(self, beo_dir: str, tell: Callable[[Wish, Copied], None]) -> None:
+        """tell: called with what came of each wish."""
+        self._beo_dir = beo_dir
+        self._tell = tell
+        self._wishes: list[Wish] = []
+        self._now: tuple[Wish, subprocess.Popen[bytes]] | None = None
+        self._later: dict[tuple[int, int], float] = {}
+
+    def want(self, wish: Wish) -> None:
+        """Have a copy made, before others if it must be."""
+        if self._is_wanted(wish):
+            return
+        if wish.must:
+            self._wishes = [other for other in self._wishes if other.job != wish.job]
+            if self._now and not self._now[0].must:  # the one under way is of no more use, or can wait
+                self._now[1].kill()
+            self._wishes.insert(0, wish)
+        else:
+            self._wishes.append(wish)
+
+    def _is_wanted(self, wish: Wish) -> bool:
+        known = [*self._wishes, *([self._now[0]] if self._now else [])]
+        return any(other[:2] == wish[:2] and other.must >= wish.must for other in known)
+
+    def forget(self, job: int, attempt: int) -> None:
+        """Nobody wants that copy any more."""
+        self._wishes = [wish for wish in self._wishes if (wish.job, wish.attempt) != (job, attempt)]
+
+    def tick(self, now_s: float) -> None:
+        """See how it goes."""
+        if self._now:
+            wish, process = self._now
+            if process.poll() is None:
+                return
+            self._now = None
+            told = _answer(process)
+            if told.failed:
+                log.warning("job %d: no copy of its checkpoint is at the head: %s", wish.job, told.failed)
+            if told.failed and wish.must:
+                self._later[wish[:2]] = now_s + AGAIN_S
+                self._wishes.append(wish)
+            else:
+                self._tell(wish, told)
+        ready = next((wish for wish in self._wishes if self._later.get(wish[:2], 0.0) <= now_s), None)
+        if ready:
+            self._wishes.remove(ready)
+            self._later.pop(ready[:2], None)
+            self._begin(ready)
+
+    def _begin(self, wish: Wish) -> None:
+        task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s)
+        env = {**os.environ, "BEO_DIR": self._beo_dir, PARENT: str(os.getpid())}
+        try:
+            process = subprocess.Popen(
+                (sys.executable, "-P", "-m", MODULE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            )
+            assert process.stdin
+            process.stdin.write(msgspec.json.encode(task) + b"\n")
+            process.stdin.close()
+        except OSError as error:
+            self._tell(wish, Copied(failed=(error.strerror or str(error)).lower()))
+            return
+        self._now = wish, process
+
+    def close(self) -> None:
+        """End the one under way."""
+        if self._now:
+            self._now[1].send_signal(signal.SIGKILL)
+            self._now[1].wait()
+            if self._now[1].stdout:
+                self._now[1].stdout.close()
+
+
+def _answer(process: subprocess.Popen[bytes]) -> Copied:
+    """What a process that has ended has said."""
+    assert process.stdout
+    with process.stdout as out:
+        line = out.read(ANSWER_MAX_BYTES)
+    try:
+        return msgspec.json.decode(line, type=Copied)
+    except msgspec.MsgspecError:
+        return Copied(failed=f"its process ended with {process.returncode}")
