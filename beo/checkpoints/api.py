@@ -22,7 +22,7 @@ from beo.checkpoints.place import Place
 from beo.checkpoints.state import State
 from beo.checkpoints.store import Counters, Store
 from beo.checkpoints.when import MTBF_S
-from beo.checkpoints.word import HALT, TAKE_ONE
+from beo.checkpoints.word import HALT, SCRUB, TAKE_ONE
 from beo.errors import EXIT_HALTED, BeoError, UsageError
 from beo.units import parse_duration
 
@@ -150,6 +150,8 @@ class Checkpoint:
                 self._halt(verdict)
             elif verdict.do == TAKE_ONE:
                 self._save()
+            elif verdict.do == SCRUB:
+                self._scrub()
             self._agreement.settle()
 
     def save(self) -> bool:
@@ -179,6 +181,15 @@ class Checkpoint:
         self._has_one, self._has_warned = True, False
         self._agreement.saved(self._store.counters.save_s)
         return True
+
+    def _scrub(self) -> None:
+        """Read all of the last checkpoint; what is spoilt is mended, or, where that can't be, another is taken."""
+        try:
+            if mended := self._store.scrub():
+                self._tell(f"{mended} spoilt blocks of the last checkpoint were mended")
+        except BeoError as error:
+            self._tell(f"{error}: another is taken")
+            self._save()
 
     def _packed(self, step: int) -> tuple[list[Any], bytes]:
         """Return the image of this rank. Collective. Raises BeoError, on all ranks, where one of them can't."""
