@@ -1,8 +1,8 @@
 """How the ranks of a program agree, at a safe point, on what is to be done there.
 
-Each wishes something: to go on, a checkpoint (its time has come, it was asked for, SIGUSR1, the agent's word), or to
-halt (SIGTERM, the agent's word). One tiny reduction gives the greatest wish of any. It is done every few safe points,
-as many as make it cheap, and all ranks know which.
+Each wishes something: to go on, to have the last checkpoint read and mended (the agent's word), to have one taken (its
+time has come, the program or the agent asks for it, SIGUSR1), or to halt (SIGTERM, the agent). One tiny reduction gives
+the greatest wish of any. It is done every few safe points, as many as make it cheap, and all ranks know which.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COSTS_KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What all ranks do now. do: GO_ON, TAKE_ONE, HALT or IN_SPITE. why, leaving: as the agents told it, to halt."""
+    """What all ranks do now. do: as in word.py, or IN_SPITE. why, leaving: of the agents' words, to halt."""
 
     do: int
     why: str

@@ -23,7 +23,7 @@ from beo.checkpoints.place import Place
 from beo.checkpoints.state import State
 from beo.checkpoints.store import Busy, Counters, Store
 from beo.checkpoints.when import MTBF_S
-from beo.checkpoints.word import HALT, TAKE_ONE
+from beo.checkpoints.word import HALT, SCRUB, TAKE_ONE
 from beo.errors import EXIT_HALTED, BeoError, UsageError
 from beo.units import parse_duration
 
@@ -152,6 +152,8 @@ class Checkpoint:
                 self._halt(verdict)
             elif verdict.do == TAKE_ONE:
                 self._save()
+            elif verdict.do == SCRUB:
+                self._scrub()
             self._agreement.settle()
 
     def save(self) -> bool:
@@ -184,6 +186,15 @@ class Checkpoint:
         self._has_one, self._has_warned = True, False
         self._agreement.saved(self._store.counters.save_s)
         return True
+
+    def _scrub(self) -> None:
+        """Read all of the last checkpoint; what is spoilt is mended, or, where that can't be, another is taken."""
+        try:
+            if mended := self._store.scrub():
+                self._tell(f"{mended} spoilt blocks of the last checkpoint were mended")
+        except BeoError as error:
+            self._tell(f"{error}: another is taken")
+            self._save()
 
     def _packed(self, step: int) -> tuple[list[Any], bytes]:
         """Return the image of this rank. Collective. Raises BeoError, on all ranks, where one of them can't."""
@@ -234,6 +245,7 @@ class Checkpoint:
         if not self._is_over:
             self._store.remove()
             self._close(remove=True)
+            self._comm.barrier()  # who comes out of it finds nothing left
 
     def _close(self, remove: bool = False) -> None:
         if not self._is_over:

@@ -10,7 +10,7 @@ import numpy as np
 
 from beo.checkpoints.manifest import Manifest, Whole, blocks, spoilt_blocks
 from beo.checkpoints.plan import IMAGE, PARITY, is_whole
-from beo.checkpoints.slots import Slots
+from beo.checkpoints.slots import SLOTS, Slots
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class Summary:
 
 
 def parts(folder: Path) -> Iterator[Part]:
-    """Read every block of every checkpoint in a node's folder. A file that is missing counts as spoilt as a whole."""
-    if not any((folder / slot).is_dir() for slot in ("a", "b")):
-        return
-    slots = Slots(folder)
-    for manifest in slots.manifests():
-        for kind, there in ((IMAGE, manifest.has_image), (PARITY, manifest.has_parity)):
-            if there:
-                yield _part(slots, manifest, kind)
+    """Read every block of every checkpoint in a node's folder, those of a program in a folder below it (place.py).
+
+    A file that is missing counts as spoilt as a whole.
+    """
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        if not any((place / slot).is_dir() for slot in SLOTS):
+            continue
+        slots = Slots(place)
+        for manifest in slots.manifests():
+            for kind, there in ((IMAGE, manifest.has_image), (PARITY, manifest.has_parity)):
+                if there:
+                    yield _part(slots, manifest, kind)
 
 
 def _part(slots: Slots, manifest: Manifest, kind: str) -> Part:

@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Any, ClassVar
 
 WORD_BYTES = 256
-GO_ON, TAKE_ONE, HALT = 0, 1, 2  # the greatest of what any rank wishes is done
+GO_ON, SCRUB, TAKE_ONE, HALT = range(4)  # the greatest of what any rank wishes is done
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """do: TAKE_ONE or HALT. why: in a word. leaving: nodes whose memory goes away. when_ns: when it was said."""
+    """do: SCRUB, TAKE_ONE or HALT. why: in a word. leaving: nodes whose memory goes away. when_ns: when it was said."""
 
     do: int
     why: str
@@ -56,7 +56,7 @@ class Word:
         try:
             when_ns, text = os.stat(self._path).st_mtime_ns, self._map[:].rstrip(b"\0")
             said = json.loads(text)
-            do = {"checkpoint": TAKE_ONE, "halt": HALT}[said["do"]]
+            do = {"scrub": SCRUB, "checkpoint": TAKE_ONE, "halt": HALT}[said["do"]]
             told = Told(do, str(said.get("why", "")), tuple(map(str, said.get("leaving", ()))), when_ns)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # it is just being written, or of a later version
