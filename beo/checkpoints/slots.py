@@ -155,6 +155,12 @@ class Slots:
                 path.unlink(missing_ok=True)
 
 
+def places(folder: Path) -> list[Path]:
+    """Return the folders of programs in a job's folder: each has two slots."""
+    found = (path for path in (folder, *sorted(folder.iterdir())) if path.is_dir() and not path.is_symlink())
+    return [path for path in found if all((path / slot).is_dir() for slot in SLOTS)]
+
+
 def wanted(manifest: Manifest, kind: str) -> bool:
     """Whether a manifest says that its image or its parity is here."""
     return manifest.has_image if kind == IMAGE else manifest.has_parity
