@@ -328,7 +328,9 @@ def _segments() -> set[str]:
     """The machine's System V shared memory, semaphores and queues, and its namespaces that live by a mount."""
     kinds = {kind: Path("/proc/sysvipc", kind) for kind in ("shm", "sem", "msg")}
     lines = [(kind, line.split()) for kind, file in kinds.items() for line in file.read_text().splitlines()[1:]]
-    found = {f"{kind} {words[0]} {words[1]}" for kind, words in lines}  # by key and id; the rest changes
+    # By key and id; the rest changes. Memory that somebody has attached is another's: ours are all dead.
+    nobodys = [(kind, words) for kind, words in lines if kind != "shm" or words[6] == "0"]
+    found = {f"{kind} {words[0]} {words[1]}" for kind, words in nobodys}
     return found | {line for line in Path("/proc/self/mounts").read_text().splitlines() if line.startswith("nsfs ")}
 
 

@@ -3,16 +3,18 @@
 It is told what by one line of JSON on its input and answers with one on its output. As a porter does (porter.py), it
 opens its session by the node's key and then becomes the job's owner, for good.
 
-The folder is cut into chunks as a job's inputs are, so what hasn't changed since the last copy is not sent again. A
-program may write meanwhile: a file that changes while it is read is read again, and two slots of checkpoints are copied
-together, of which one is not being written to (beo/checkpoints/slots.py); whoever reads such a copy checks every block.
+The folder is cut into chunks as a job's inputs are, so what hasn't changed since the last copy is not sent again. The
+slots of a program's checkpoints are locked meanwhile (beo/checkpoints/slots.py): it takes its next one when they are
+free. Of other files, one that changes while it is read is read again.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -21,6 +23,7 @@ from beo import question
 from beo.bulk.chunks import Cut
 from beo.bulk.snapshot import Snapshot
 from beo.bulk.store import Store
+from beo.checkpoints.slots import SLOTS
 from beo.child import end_with_parent
 from beo.config import home
 from beo.errors import BeoError
@@ -35,13 +38,22 @@ FRESH_S = 600.0  # chunks that were sent longer ago are touched again: far less 
 PAUSE_MIN_S = 0.005  # shorter ones are saved up
 
 
-def slowly(cuts: Iterator[Cut], bytes_s: int) -> Iterator[Cut]:
-    """Pass cuts on, so many bytes a second at most: a copy in the background must not slow the job down."""
-    began_s, passed = time.monotonic(), 0
+def _lock(slot: str) -> int | None:
+    """Keep a program from overwriting a slot of its checkpoints; None where there is no such."""
+    try:
+        fd = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def slowly(cuts: Iterator[Cut], sent: Callable[[], int], bytes_s: int) -> Iterator[Cut]:
+    """Pass cuts on, so that no more than so many bytes a second are `sent`: a job must not feel it."""
+    began_s = time.monotonic()
     for cut in cuts:
         yield cut
-        passed += len(cut.data)
-        ahead_s = passed / bytes_s - (time.monotonic() - began_s) if bytes_s else 0.0
+        ahead_s = sent() / bytes_s - (time.monotonic() - began_s) if bytes_s else 0.0
         if ahead_s > PAUSE_MIN_S:
             time.sleep(ahead_s)
 
@@ -57,13 +69,16 @@ def copy(task: Copying) -> Copied:
     def locate() -> str:
         return question.ask(cluster.heads, cluster.key, secret, ms.AskTree(), ms.TreeIs, LOCATE_S).address
 
-    snapshot = Snapshot(["."], task.folder)
     caller = w.Caller(person.uid, person.gid, tuple(person.groups))
     with Files(Session(locate, cluster.key, secret), caller, float("inf")) as files:
         store = Store(files, person.uid)
         store.prepare()
+        locks = [_lock(os.path.join(task.folder, slot)) for slot in SLOTS]
+        snapshot = Snapshot(["."], task.folder)
         began_s = time.monotonic()
-        store.keep(slowly(snapshot.cuts(), task.bytes_s))
+        store.keep(slowly(snapshot.cuts(), lambda: store.sent_bytes, task.bytes_s))
+        for fd in filter(None, locks):
+            os.close(fd)
         if time.monotonic() - began_s > FRESH_S and store.keep_again():
             return Copied(failed="some of it was taken away meanwhile")
     return Copied(snapshot.bundle, snapshot.size_bytes)

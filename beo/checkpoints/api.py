@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -20,13 +21,14 @@ from beo.checkpoints.agreement import IN_SPITE, Agreement, Verdict
 from beo.checkpoints.alone import Alone
 from beo.checkpoints.place import Place
 from beo.checkpoints.state import State
-from beo.checkpoints.store import Counters, Store
+from beo.checkpoints.store import Busy, Counters, Store
 from beo.checkpoints.when import MTBF_S
 from beo.checkpoints.word import HALT, SCRUB, TAKE_ONE
 from beo.errors import EXIT_HALTED, BeoError, UsageError
 from beo.units import parse_duration
 
 SAVED = "save()"  # the name of what a program's own function returns: no keyword can be called so
+BUSY_TRIES, BUSY_S = 100, 0.1  # to take the last checkpoint
 GUESS_BYTES_PER_S = 1e9  # how fast the first checkpoint is taken to be
 SIGTERM_EXIT = 128 + 15  # of a program that was told to end twice, and has no checkpoint
 _MPI_MARKS = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of an environment under an MPI launcher
@@ -172,6 +174,9 @@ class Checkpoint:
             step = self._agreement.points
         try:
             self._store.save(step, *self._packed(step))
+        except Busy:
+            self._agreement.saved(None)
+            return False
         except BeoError as error:
             if not self._has_warned:
                 self._tell(f"{error}; the program goes on")
@@ -205,7 +210,7 @@ class Checkpoint:
         return parts, meta
 
     def _halt(self, verdict: Verdict) -> None:
-        is_safe = self._save()
+        is_safe = self._save_at_last()
         if is_safe and verdict.leaving:
             try:
                 self._store.evacuate(verdict.leaving)
@@ -219,6 +224,15 @@ class Checkpoint:
         self._comm.barrier()
         self._close()
         raise SystemExit(EXIT_HALTED if self._has_one else SIGTERM_EXIT)
+
+    def _save_at_last(self) -> bool:
+        """Take the last checkpoint; who is copying the one before is ended by the agent, so wait for that."""
+        for _ in range(BUSY_TRIES):
+            taken, busy = self._save(), self._store.was_busy
+            if taken or not busy:
+                return taken
+            time.sleep(BUSY_S)
+        return False
 
     def _tell(self, what: str) -> None:
         if self._comm.rank == 0:

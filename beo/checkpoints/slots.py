@@ -11,6 +11,7 @@ ranks have written all; so what has a manifest is whole.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import re
@@ -35,6 +36,28 @@ class Slots:
         for slot in SLOTS:
             (folder / slot).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._maps: dict[Path, tuple[mmap.mmap, Bytes]] = {}
+        self._locks: dict[str, int] = {}
+
+    def lock(self, slot: str) -> bool:
+        """Keep everybody else from reading a slot that is about to change; False where somebody reads it just now.
+
+        That is who copies it to the head (beo/bulk/keeper.py), which takes longer than to write it.
+        """
+        if slot in self._locks:
+            return True
+        fd = os.open(self.folder / slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._locks[slot] = fd
+        return True
+
+    def unlock(self) -> None:
+        """Let everybody read again."""
+        while self._locks:
+            os.close(self._locks.popitem()[1])
 
     def path(self, slot: str, rank: int, what: str) -> Path:
         """Where the image, the parity or the manifest of a rank lies."""

@@ -46,6 +46,10 @@ class CheckpointFailed(Conflict):
     """It couldn't be written. The one before is as it was."""
 
 
+class Busy(CheckpointFailed):
+    """Not now: what it would overwrite is being copied to the head. A safe point later it may be possible."""
+
+
 class LostCheckpoint(BeoError):
     """There was a checkpoint, and too much of it is lost or spoilt."""
 
@@ -113,17 +117,30 @@ class Store:
         self._leads = self._ranks_at[self._here][0] == comm.rank
         self.level = _level(told[0][2], self._nodes)
         self._number = 0
+        self.was_busy = False  # the last save
         self.counters = Counters()
 
     # ---- saving
 
     def save(self, step: int, parts: Sequence[Any], meta: bytes = b"") -> None:
-        """Make a checkpoint of these contiguous buffers. Raises CheckpointFailed, on all ranks or on none."""
+        """Make a checkpoint of these contiguous buffers. Raises CheckpointFailed (or Busy), on all ranks or on none."""
+        try:
+            self._save(step, parts, meta)
+        finally:
+            self._slots.unlock()
+
+    def _save(self, step: int, parts: Sequence[Any], meta: bytes) -> None:
         began_s = time.perf_counter()
         comm, me = self._comm, self._comm.rank
         image = Image(meta, parts)
-        told = comm.allgather((image.size, secrets.token_hex(8) if me == 0 else ""))
-        sizes = tuple(size for size, _ in told)
+        is_mine = not self._leads or self._slots.lock("ab"[(self._number + 1) % 2])
+        told = comm.allgather((image.size, secrets.token_hex(8) if me == 0 else "", is_mine))
+        self.was_busy = not all(word[2] for word in told)
+        if self.was_busy:
+            raise Busy(
+                f"the checkpoint of step {step} wasn't written", "the one before the last is being copied", "wait"
+            )
+        sizes = tuple(word[0] for word in told)
         whole = Whole(self._number + 1, told[0][1], step, self.level, self._nodes, sizes, time.time())
         made = whole.stripes()
         kept = whole.parity_sizes()[me]

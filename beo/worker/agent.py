@@ -467,6 +467,8 @@ class Agent:
                 case acts.Ship():
                     self._ship(effect)
                 case acts.Say():
+                    if self._copies and effect.do == "halt":
+                        self._copies.cancel(effect.job)
                     if self._vaults:
                         self._vaults.say(effect.job, effect.do, effect.why, effect.leaving, effect.is_all)
                 case acts.Copy():

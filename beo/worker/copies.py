@@ -83,6 +83,12 @@ class Copies:
         known = [*self._wishes, *([self._now[0]] if self._now else [])]
         return any(other[:2] == wish[:2] and other.must >= wish.must for other in known)
 
+    def cancel(self, job: int) -> None:
+        """A job is to halt: let go of what it has to overwrite. One that must be made comes at its end."""
+        self._wishes = [wish for wish in self._wishes if wish.job != job or wish.must]
+        if self._now and self._now[0].job == job and not self._now[0].must:
+            self._now[1].kill()
+
     def forget(self, job: int, attempt: int) -> None:
         """Nobody wants that copy any more."""
         self._wishes = [wish for wish in self._wishes if (wish.job, wish.attempt) != (job, attempt)]
