@@ -151,7 +151,7 @@ class Store:
         image_sums = image.write(mine)
         combine(
             comm,
-            _encoding(made, me),
+            encoding(made, me),
             lambda piece, length: image.piece(piece.start, length),
             lambda piece, length: parity[piece.start : piece.start + length],
             lambda piece, total: None,
@@ -551,7 +551,7 @@ def _shifted(piece: Piece, start: int) -> Piece:
     return Piece(piece.kind, piece.rank, piece.start + start)
 
 
-def _encoding(made: Sequence[Stripe], me: int) -> Iterator[Task]:
+def encoding(made: Sequence[Stripe], me: int) -> Iterator[Task]:
     """The tasks that make all parity in which this rank has a part, segment by segment, so that all are busy."""
     mine = [stripe for stripe in made if any(piece.rank == me for piece in (*stripe.data, *stripe.parity))]
     for start, _ in _segments(max((stripe.length for stripe in mine), default=0)):
