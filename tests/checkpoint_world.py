@@ -12,8 +12,7 @@ import numpy as np
 from beo.checkpoints.parity import Bytes
 from beo.checkpoints.plan import layout
 from beo.checkpoints.store import Store
-from tests import thread_ranks
-from tests.thread_ranks import Rank
+from tests.ranks import ThreadComm, together
 
 Result = TypeVar("Result")
 SURVIVES = {"raid0": 0, "raid1": 1, "raid4": 1, "raid5": 1, "rs": 2}  # losses of whole nodes
@@ -70,22 +69,22 @@ class World:
     def run(self, body: Callable[[Store], Result]) -> list[Result | Exception]:
         """Let each rank do something with a store of its own; what each returned or raised."""
 
-        def of_rank(comm: Rank) -> Result:
+        def of_rank(comm: ThreadComm) -> Result:
             node = self.nodes[comm.rank]
             return body(Store(comm, self.folder(node), self.level, node))
 
-        return thread_ranks.run(len(self.nodes), of_rank)
+        return together(len(self.nodes), of_rank)
 
     def save(self, step: int, sizes: Sequence[int]) -> list[Exception | None]:
         """Let all ranks save images of these sizes."""
 
-        def of_rank(comm: Rank) -> None:
+        def of_rank(comm: ThreadComm) -> None:
             rank, node = comm.rank, self.nodes[comm.rank]
             store = Store(comm, self.folder(node), self.level, node)
             own = image(rank, step, sizes[rank])
             store.save(step, parts_of(own), meta_of(rank, step, sizes[rank]))
 
-        return thread_ranks.run(len(self.nodes), of_rank)
+        return together(len(self.nodes), of_rank)
 
     def load(self) -> list[int | Exception | None]:
         """Let all ranks read all images: the step that each found, None, or what it raised."""

@@ -1,5 +1,5 @@
 """What the store of checkpoints promises: after losses that its level stands, every byte is there again; after more, a
-clear refusal. Ranks are threads here (thread_ranks.py); test_checkpoints_mpi.py has real ones."""
+clear refusal. Ranks are threads here (ranks.py); test_checkpoints_mpi.py has real ones."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def parts(folder: Path) -> Iterator[Part]:
     if not any((folder / slot).is_dir() for slot in ("a", "b")):
         return
     slots = Slots(folder)
-    for manifest in slots.manifests():
+    for manifest in (manifest for manifest, sealed in slots.manifests() if sealed):
         for kind, there in ((IMAGE, manifest.has_image), (PARITY, manifest.has_parity)):
             if there:
                 yield _part(slots, manifest, kind)

@@ -1,8 +1,8 @@
 """What a checkpoint costs: four ranks, as on four nodes, with 256 MB each; beside copying and writing by all four.
 
 Everything is taken in turn in one run of mpiexec, since what memory yields varies by the moment:
-`mpiexec -n 4 python -m tests.bench.checkpoint FOLDER` prints the samples as JSON. FOLDER is a tmpfs as the agent makes it
-for a vault (as root; else it is in /dev/shm).
+`mpiexec -n 4 python -m tests.bench.checkpoint FOLDER` prints the samples as JSON. FOLDER is a tmpfs as the agent makes
+it for a vault (as root; else it is in /dev/shm).
 """
 
 from __future__ import annotations
