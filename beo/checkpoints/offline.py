@@ -41,7 +41,7 @@ def parts(folder: Path) -> Iterator[Part]:
     A file that is missing counts as spoilt as a whole.
     """
     for slots in map(Slots, places(folder)):
-        for manifest in slots.manifests():
+        for manifest in (manifest for manifest, sealed in slots.manifests() if sealed):
             for kind, there in ((IMAGE, manifest.has_image), (PARITY, bool(manifest.has_parity and manifest.parity))):
                 if there:
                     yield _part(slots, manifest, kind)
