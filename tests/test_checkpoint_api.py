@@ -337,6 +337,42 @@ def test_a_checkpoint_that_fails_is_told_once_and_the_program_goes_on_with_the_o
         assert list(ck.range(6)) == [2, 3, 4, 5] and ck.big == b""
 
 
+def test_a_checkpoint_that_comes_while_its_place_is_being_copied_is_taken_soon_after(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from beo.checkpoints.slots import Slots
+
+    monkeypatch.setattr("beo.checkpoints.agreement.BUSY_S", 0.0)
+    with beo.checkpoint(n=0, every="1h") as ck:
+        with monkeypatch.context() as patch:
+            patch.setattr(Slots, "lock", lambda *_: False)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            safe_points(ck)
+            assert ck.counters.saves == 0
+        safe_points(ck)
+        assert ck.counters.saves == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_scrubbing_is_told_by_the_agent_and_mends_or_takes_another(
+    word: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with beo.checkpoint(u=np.ones(1000), every="1h") as ck:
+        assert ck.save()
+        write(word, said(do="scrub", why="scrub"))
+        safe_points(ck)
+        assert (ck.counters.saves, capsys.readouterr().err) == (1, "")
+        (image,) = Path(ck.folder).rglob("*.image")
+        with image.open("r+b") as file:
+            file.seek(4000)
+            file.write(b"x")
+        write(word, said(do="scrub", why="scrub"))
+        os.utime(word, ns=(2, 2))
+        safe_points(ck)
+        assert ck.counters.saves == 2
+        assert "a block of rank 0 is spoilt" in capsys.readouterr().err
+
+
 def test_it_doesnt_halt_without_a_checkpoint_unless_it_is_told_again(
     full: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,7 +175,7 @@ class Checkpoint:
         try:
             self._store.save(step, *self._packed(step))
         except Busy:
-            self._agreement.saved(None)
+            self._agreement.postponed()
             return False
         except BeoError as error:
             if not self._has_warned:
