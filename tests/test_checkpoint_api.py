@@ -1,6 +1,7 @@
 """What `beo.checkpoint` promises a program on one rank; tests/mpi/test_checkpoint.py has the others."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,12 +184,13 @@ def test_functions_of_the_programs_own_keep_and_take_back() -> None:
         ({"save": list}, "save= and restore= belong together"),
     ],
 )
-def test_wrong_options_are_refused_in_words(options: dict[str, Any], why: str) -> None:
+def test_wrong_options_are_refused_in_words(options: dict[str, Any], why: str, folder: Path) -> None:
     with pytest.raises(UsageError) as told:
         beo.checkpoint(**options)
     assert why in str(told.value)
     with beo.checkpoint(n=1) as ck:
         assert ck.n == 1, "a refusal holds no lock"
+    assert not any(folder.iterdir())
 
 
 def test_an_array_of_another_shape_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -445,6 +447,19 @@ def test_a_folder_in_memory_that_others_may_write_to_is_refused(
     (tmp_path / f"beo-{os.geteuid()}").chmod(0o777)
     with pytest.raises(BeoError, match=r"it isn't yours alone.*chmod 700"):
         beo.checkpoint(n=1)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_programs_of_the_page_on_checkpoints_work(number: int, folder: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "checkpoint.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 4
+    done = by_hand(blocks[number], BEO_CHECKPOINT_DIR=str(folder))
+    assert (done.returncode, done.stdout) == (0, ("9800000.0\n", "1.414213562373095\n", "10.0\n", "")[number]), (
+        done.stderr
+    )
+    assert not list(folder.iterdir())
 
 
 def test_importing_beo_stays_free() -> None:
