@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -23,7 +24,7 @@ from beo import question
 from beo.bulk.chunks import Cut
 from beo.bulk.snapshot import Snapshot
 from beo.bulk.store import Store
-from beo.checkpoints.slots import SLOTS
+from beo.checkpoints.slots import SLOTS, places
 from beo.child import end_with_parent
 from beo.config import home
 from beo.errors import BeoError
@@ -38,7 +39,7 @@ FRESH_S = 600.0  # chunks that were sent longer ago are touched again: far less 
 PAUSE_MIN_S = 0.005  # shorter ones are saved up
 
 
-def _lock(slot: str) -> int | None:
+def _lock(slot: Path) -> int | None:
     """Keep a program from overwriting a slot of its checkpoints; None where there is no such."""
     try:
         fd = os.open(slot, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -73,7 +74,7 @@ def copy(task: Copying) -> Copied:
     with Files(Session(locate, cluster.key, secret), caller, float("inf")) as files:
         store = Store(files, person.uid)
         store.prepare()
-        locks = [_lock(os.path.join(task.folder, slot)) for slot in SLOTS]
+        locks = [_lock(place / slot) for place in places(Path(task.folder)) for slot in SLOTS]
         snapshot = Snapshot(["."], task.folder)
         began_s = time.monotonic()
         store.keep(slowly(snapshot.cuts(), lambda: store.sent_bytes, task.bytes_s))

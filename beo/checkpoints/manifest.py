@@ -26,7 +26,8 @@ class Whole(msgspec.Struct, frozen=True, array_like=True):
     """A checkpoint: what all its manifests agree on.
 
     number: of the checkpoint; they only grow. name: random, so that two of one number are told apart. step: what the
-    program calls it. nodes, sizes: of each rank, its node and the size of its image.
+    program calls it. nodes, sizes: of each rank, its node and the size of its image. digests: of each rank, what stands
+    for the checksums of its image and of its parity, by which one that was made again is known to be the same.
     """
 
     number: Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
@@ -36,6 +37,7 @@ class Whole(msgspec.Struct, frozen=True, array_like=True):
     nodes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=RANKS_MAX)]
     sizes: tuple[_Size, ...]
     time_s: float = 0.0
+    digests: tuple[tuple[int, int], ...] = ()
 
     @property
     def slot(self) -> str:
@@ -92,18 +94,21 @@ def decode(data: bytes) -> Manifest:
     whole = found.whole
     if found.format != FORMAT:
         raise Spoilt(f"its format is {found.format}, and this beo reads {FORMAT}")
-    if whole.level not in LEVELS or len(whole.nodes) != len(whole.sizes) or not 0 <= found.rank < len(whole.nodes):
+    lengths = {len(whole.nodes), len(whole.sizes), len(whole.digests)}
+    if whole.level not in LEVELS or len(lengths) > 1 or not 0 <= found.rank < len(whole.nodes):
         raise Spoilt("it contradicts itself")
     try:
         kept = whole.parity_sizes()[found.rank]
     except ValueError as error:
         raise Spoilt(str(error)) from None
-    for sums, size, there in (
-        (found.image, whole.sizes[found.rank], found.has_image),
-        (found.parity, kept, found.has_parity),
+    for sums, size, there, told in (
+        (found.image, whole.sizes[found.rank], found.has_image, whole.digests[found.rank][0]),
+        (found.parity, kept, found.has_parity, whole.digests[found.rank][1]),
     ):
         if there and len(sums) != SUM_BYTES * blocks(size):
             raise Spoilt("it has not one checksum for each block")
+        if there and digest(sums) != told:
+            raise Spoilt("its checksums aren't those that all ranks were told")
     return found
 
 
@@ -117,6 +122,11 @@ def sums(data: Any) -> bytes:
     view = memoryview(data)
     starts = range(0, len(view), BLOCK_BYTES)
     return b"".join(xxhash.xxh3_64_digest(view[start : start + BLOCK_BYTES]) for start in starts)
+
+
+def digest(checksums: bytes) -> int:
+    """Return what stands for the checksums of an image or a parity."""
+    return xxhash.xxh3_64_intdigest(checksums)
 
 
 def spoilt_blocks(data: Any, expected: bytes) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from beo.checkpoints.manifest import Manifest, Whole, blocks, spoilt_blocks
 from beo.checkpoints.plan import IMAGE, PARITY, is_whole
-from beo.checkpoints.slots import SLOTS, Slots
+from beo.checkpoints.slots import Slots, places
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,9 @@ def parts(folder: Path) -> Iterator[Part]:
 
     A file that is missing counts as spoilt as a whole.
     """
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if not any((place / slot).is_dir() for slot in SLOTS):
-            continue
-        slots = Slots(place)
-        for manifest in slots.manifests():
-            for kind, there in ((IMAGE, manifest.has_image), (PARITY, manifest.has_parity)):
+    for slots in map(Slots, places(folder)):
+        for manifest in (manifest for manifest, sealed in slots.manifests() if sealed):
+            for kind, there in ((IMAGE, manifest.has_image), (PARITY, bool(manifest.has_parity and manifest.parity))):
                 if there:
                     yield _part(slots, manifest, kind)
 

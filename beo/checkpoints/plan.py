@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -78,7 +79,8 @@ def least_nodes(level: str) -> int:
     return {"raid0": 1, "rs": 3}.get(level, 2)
 
 
-def stripes(nodes: Sequence[str], sizes: Sequence[int], level: str) -> tuple[Stripe, ...]:
+@lru_cache(maxsize=4)  # each rank asks for the same several times in each checkpoint
+def stripes(nodes: tuple[str, ...], sizes: tuple[int, ...], level: str) -> tuple[Stripe, ...]:
     """Return the stripes that protect these images. nodes, sizes: of each rank, its node and its image's size in bytes.
 
     Raises ValueError for a level that there is none of, or that needs more nodes.
@@ -109,6 +111,12 @@ class _Keepers:
     def __init__(self, nodes: Sequence[str]) -> None:
         self._nodes = nodes
         self._ends = [0] * len(nodes)
+        self._at: dict[str, list[int]] = {}
+        for rank, node in enumerate(nodes):
+            self._at.setdefault(node, []).append(rank)
+        self._ring = list(self._at)
+        self._place = {node: place for place, node in enumerate(self._ring)}
+        self._turns = dict.fromkeys(self._ring, 0)
 
     def take(self, rank: int, size: int) -> int:
         """Return where more parity with a rank begins."""
@@ -117,15 +125,17 @@ class _Keepers:
         return start
 
     def outside(self, members: Sequence[int], count: int) -> list[int]:
-        """Return ranks for the parity of these: on other nodes than they and each other, with the least till now."""
+        """Return ranks for the parity of these, on the next nodes that they and each other aren't on, in turn."""
         taken = {self._nodes[rank] for rank in members}
+        place = self._place[self._nodes[members[-1]]]
         chosen: list[int] = []
-        behind = max(members)
-        order = sorted(range(len(self._nodes)), key=lambda r: (self._ends[r], (r - behind - 1) % len(self._nodes)))
-        for rank in order:
-            if len(chosen) < count and self._nodes[rank] not in taken:
-                taken.add(self._nodes[rank])
-                chosen.append(rank)
+        while len(chosen) < count:
+            place = (place + 1) % len(self._ring)
+            node = self._ring[place]
+            if node not in taken:
+                ranks = self._at[node]
+                chosen.append(ranks[self._turns[node] % len(ranks)])
+                self._turns[node] += 1
         return chosen
 
 

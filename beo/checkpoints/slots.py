@@ -4,8 +4,10 @@
 
 Pages of memory that are there already are written to nearly twice as fast as new ones, so a file keeps its size and its
 place, and stays mapped. It is made as long as needed before it is mapped: a full file system is then an error here, not
-a signal in the middle of a copy. A manifest is removed before its slot is touched and comes back, by a rename, when all
-ranks have written all; so what has a manifest is whole.
+a signal in the middle of a copy. A manifest is removed before its slot is touched, and written under another name when
+its rank has written all; it is *sealed*, by a rename, when all ranks have written theirs. So one sealed manifest proves
+that its whole checkpoint was written, and that those are good too that a crash left unsealed.
+Whatever is in the folder may have been put there by anybody: neither a link nor a pipe stands in for a file.
 """
 
 from __future__ import annotations
@@ -15,16 +17,31 @@ import fcntl
 import mmap
 import os
 import re
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from beo.checkpoints.manifest import MANIFEST_MAX_BYTES, Manifest, Spoilt, decode, encode
 from beo.checkpoints.parity import Bytes
-from beo.checkpoints.plan import IMAGE
 
 SLOTS = ("a", "b")
-_NAME = re.compile(r"(\d{5,})\.manifest")
+SEALED, WRITTEN = "manifest", "new"  # the two names of a manifest
+_NAME = re.compile(r"(\d{5,7})\.(manifest|new)")
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A file's bytes, and which file it is: another one may have its name by now."""
+
+    data: Bytes
+    device: int
+    inode: int
+
+    def is_of(self, found: os.stat_result) -> bool:
+        return found.st_size == len(self.data) and (found.st_dev, found.st_ino) == (self.device, self.inode)
 
 
 class Slots:
@@ -35,7 +52,7 @@ class Slots:
         self.folder = folder
         for slot in SLOTS:
             (folder / slot).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._maps: dict[Path, tuple[mmap.mmap, Bytes]] = {}
+        self._maps: dict[Path, _Mapped] = {}
         self._locks: dict[str, int] = {}
 
     def lock(self, slot: str) -> bool:
@@ -66,16 +83,17 @@ class Slots:
     def make(self, slot: str, rank: int, kind: str, size: int) -> Bytes:
         """Return the bytes of a file, of this size, to be written to. OSError where there is no room for it."""
         path = self.path(slot, rank, kind)
-        known = self._maps.get(path)
-        if known and len(known[1]) == size and path.exists() and path.stat().st_size == size:
-            return known[1]
-        self._maps.pop(path, None)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        known = self._maps.pop(path, None)
+        with contextlib.suppress(OSError):
+            if known and len(known.data) == size and known.is_of(path.lstat()):
+                self._maps[path] = known
+                return known.data
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | _SAFE, 0o600)
         try:
             if size < os.fstat(fd).st_size:
                 os.ftruncate(fd, size)
-            elif size:
-                os.posix_fallocate(fd, 0, size)
+            if size:
+                os.posix_fallocate(fd, 0, size)  # of a file that is long enough too: it may have holes
             return self._map(path, fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(fd)
@@ -84,14 +102,17 @@ class Slots:
         """Return the bytes of a file that must have this size; None where there is no such."""
         path = self.path(slot, rank, kind)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDWR | _SAFE)
         except OSError:
             return None
         try:
-            if os.fstat(fd).st_size != size:
+            found = os.fstat(fd)
+            if found.st_size != size or not stat.S_ISREG(found.st_mode):
                 return None
             known = self._maps.get(path)
-            return known[1] if known else self._map(path, fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
+            if known and known.is_of(found):
+                return known.data
+            return self._map(path, fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(fd)
 
@@ -99,45 +120,55 @@ class Slots:
         if not size:
             return np.empty(0, np.uint8)
         mapped = mmap.mmap(fd, size, prot=access)
+        told = os.fstat(fd)
         found = np.frombuffer(mapped, np.uint8)
-        self._maps[path] = mapped, found
+        self._maps[path] = _Mapped(found, told.st_dev, told.st_ino)
         return found
 
     def clear(self, slot: str, rank: int) -> None:
-        """Take a rank's manifest away: what is beside it counts no more."""
-        self.path(slot, rank, "manifest").unlink(missing_ok=True)
+        """Take a rank's manifest away: what is beside it counts no more. OSError where it stays."""
+        for name in (SEALED, WRITTEN):
+            self.path(slot, rank, name).unlink(missing_ok=True)
 
-    def seal(self, manifest: Manifest) -> None:
-        """Write a manifest, at last. OSError where there is no room for it."""
-        path = self.path(manifest.whole.slot, manifest.rank, "manifest")
-        new = path.with_suffix(".new")
+    def write(self, manifest: Manifest) -> None:
+        """Write a manifest that isn't sealed yet. OSError where there is no room for it."""
+        path = self.path(manifest.whole.slot, manifest.rank, WRITTEN)
+        path.unlink(missing_ok=True)
         try:
-            new.write_bytes(encode(manifest))
-            new.rename(path)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o600)
+            with open(fd, "wb") as file:
+                file.write(encode(manifest))
         except OSError:
             with contextlib.suppress(OSError):
-                new.unlink()
+                path.unlink()
             raise
 
-    def manifests(self) -> list[Manifest]:
-        """Return all that can be read; each of a rank whose files have the right sizes."""
+    def seal(self, slot: str, rank: int) -> None:
+        """Seal what was written. OSError where it isn't there."""
+        self.path(slot, rank, WRITTEN).rename(self.path(slot, rank, SEALED))
+
+    def manifests(self) -> list[tuple[Manifest, bool]]:
+        """Return all that can be read, each with whether it is sealed."""
         found = []
         for slot in SLOTS:
-            for path in sorted((self.folder / slot).glob("*.manifest")):
-                with contextlib.suppress(OSError, Spoilt):
-                    if path.stat().st_size > MANIFEST_MAX_BYTES:
-                        continue
-                    manifest = decode(path.read_bytes())
-                    match = _NAME.fullmatch(path.name)
-                    if match and int(match[1]) == manifest.rank and manifest.whole.slot == slot:
-                        found.append(manifest)
+            for path in sorted((self.folder / slot).iterdir()):
+                match = _NAME.fullmatch(path.name)
+                if match:
+                    with contextlib.suppress(OSError, Spoilt):
+                        manifest = decode(_content(path))
+                        if self.path(slot, manifest.rank, match[2]) == path and manifest.whole.slot == slot:
+                            found.append((manifest, match[2] == SEALED))
         return found
 
     def keep_only(self, name: str) -> None:
-        """Remove all manifests but those of the checkpoint of this name."""
-        for manifest in self.manifests():
-            if manifest.whole.name != name:
-                self.clear(manifest.whole.slot, manifest.rank)
+        """Seal the manifests of the checkpoint of this name, and remove all others. Raises OSError."""
+        for manifest, sealed in self.manifests():
+            slot = manifest.whole.slot
+            if manifest.whole.name == name:
+                if not sealed:
+                    self.seal(slot, manifest.rank)
+            else:
+                self.path(slot, manifest.rank, SEALED if sealed else WRITTEN).unlink(missing_ok=True)
 
     def drop_others(self, slot: str, ranks: set[int]) -> None:
         """Remove the files of other ranks than these from a slot, to have their memory back."""
@@ -155,6 +186,18 @@ class Slots:
                 path.unlink(missing_ok=True)
 
 
-def wanted(manifest: Manifest, kind: str) -> bool:
-    """Whether a manifest says that its image or its parity is here."""
-    return manifest.has_image if kind == IMAGE else manifest.has_parity
+def places(folder: Path) -> list[Path]:
+    """Return the folders of programs in a job's folder: each has two slots."""
+    found = (path for path in (folder, *sorted(folder.iterdir())) if path.is_dir() and not path.is_symlink())
+    return [path for path in found if all((path / slot).is_dir() for slot in SLOTS)]
+
+
+def _content(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | _SAFE)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Spoilt("it is no file")
+        data = file.read(MANIFEST_MAX_BYTES + 1)
+    if len(data) > MANIFEST_MAX_BYTES:
+        raise Spoilt("it is too long")
+    return data

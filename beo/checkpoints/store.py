@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from beo.checkpoints.combine import SEGMENT_BYTES, Task, combine
-from beo.checkpoints.image import Image, read_header
-from beo.checkpoints.manifest import BLOCK_BYTES, FORMAT, Manifest, Whole, spoilt_blocks, sums
+from beo.checkpoints.image import Image, as_bytes, read_header
+from beo.checkpoints.manifest import BLOCK_BYTES, FORMAT, Manifest, Whole, digest, spoilt_blocks, sums
 from beo.checkpoints.parity import Bytes
 from beo.checkpoints.plan import (
     IMAGE,
@@ -33,11 +34,13 @@ from beo.checkpoints.plan import (
     recipe,
 )
 from beo.checkpoints.slots import Slots
-from beo.errors import BeoError, Conflict, UsageError
+from beo.errors import BeoError, Conflict, UsageError, reason
 
 MESSAGE_BYTES = 4 << 20  # of an image, at a time, on its way to a rank that reads it
 TAG_IMAGE = 8
 NAMED_MAX = 8  # ranks in one sentence
+STEP_MAX = 1 << 62
+ROOM = "give the job's nodes more memory for checkpoints (worker.checkpoint_max_bytes), or let it keep less"
 
 Unit = tuple[str, int]  # (IMAGE or PARITY, rank of the checkpoint)
 
@@ -116,7 +119,7 @@ class Store:
         self._here = self._home_of[comm.rank]
         self._leads = self._ranks_at[self._here][0] == comm.rank
         self.level = _level(told[0][2], self._nodes)
-        self._number = 0
+        self._number: int | None = None  # of the last checkpoint; None: not looked yet
         self.was_busy = False  # the last save
         self.counters = Counters()
 
@@ -132,19 +135,28 @@ class Store:
     def _save(self, step: int, parts: Sequence[Any], meta: bytes) -> None:
         began_s = time.perf_counter()
         comm, me = self._comm, self._comm.rank
-        image = Image(meta, parts)
+        what = "the checkpoint wasn't written"
+        if self._number is None:
+            self._number = self._last()
+        size = 0
+        with _Agreement(comm, what) as agreed:
+            image = Image(meta, parts)
+            size = image.size
+            if not 0 <= step <= STEP_MAX:
+                raise ValueError(f"a step is a number from 0 to {STEP_MAX}, not {step}")
+        agreed.settle()
         is_mine = not self._leads or self._slots.lock("ab"[(self._number + 1) % 2])
-        told = comm.allgather((image.size, secrets.token_hex(8) if me == 0 else "", is_mine))
-        self.was_busy = not all(word[2] for word in told)
+        told = comm.allgather((size, step, secrets.token_hex(8) if me == 0 else "", is_mine))
+        self.was_busy = not all(word[3] for word in told)
         if self.was_busy:
-            raise Busy(
-                f"the checkpoint of step {step} wasn't written", "the one before the last is being copied", "wait"
-            )
+            raise Busy(f"the checkpoint of step {step} wasn't written", "its slot is being copied", "wait a little")
         sizes = tuple(word[0] for word in told)
-        whole = Whole(self._number + 1, told[0][1], step, self.level, self._nodes, sizes, time.time())
+        whole = Whole(self._number + 1, told[0][2], step, self.level, self._nodes, sizes, time.time())
         made = whole.stripes()
         kept = whole.parity_sizes()[me]
-        with _Agreement(comm, f"the checkpoint of step {step} wasn't written") as agreed:
+        with _Agreement(comm, what) as agreed:
+            if len({at for _, at, *_ in told}) > 1:
+                raise ValueError("the ranks are at different steps")
             self._slots.clear(whole.slot, me)
             if self._leads:
                 self._slots.drop_others(whole.slot, set(self._ranks_at[self._here]))
@@ -154,16 +166,19 @@ class Store:
         image_sums = image.write(mine)
         combine(
             comm,
-            _encoding(made, me),
+            encoding(made, me),
             lambda piece, length: image.piece(piece.start, length),
             lambda piece, length: parity[piece.start : piece.start + length],
             lambda piece, total: None,
         )
-        with _Agreement(comm, f"the checkpoint of step {step} wasn't written") as agreed:
-            manifest = Manifest(FORMAT, whole, me, image_sums, sums(parity))
+        parity_sums = sums(parity)
+        digests = tuple(comm.allgather((digest(image_sums), digest(parity_sums))))
+        whole = msgspec.structs.replace(whole, digests=digests)
+        with _Agreement(comm, what) as agreed:
+            self._slots.write(Manifest(FORMAT, whole, me, image_sums, parity_sums))
         agreed.settle()  # all have written everything
-        with _Agreement(comm, f"the checkpoint of step {step} wasn't written") as agreed:
-            self._slots.seal(manifest)
+        with _Agreement(comm, what) as agreed:
+            self._slots.seal(whole.slot, me)
         if agreed.failed():
             self._slots.clear(whole.slot, me)
         agreed.settle()  # nobody touches the slot before this one's until it is there everywhere
@@ -199,7 +214,8 @@ class Store:
         combine(self._comm, tasks, read, *_into(lambda piece: places[piece.rank]))
         with _Agreement(self._comm, "the checkpoint can't be taken away from the nodes that are left") as agreed:
             for rank, image in places.items():
-                self._slots.seal(Manifest(FORMAT, whole, rank, sums(image), b"", has_parity=False))
+                self._slots.write(Manifest(FORMAT, whole, rank, sums(image), b"", has_parity=False))
+                self._slots.seal(whole.slot, rank)
         agreed.settle()
         return True
 
@@ -222,7 +238,7 @@ class Store:
         why = ""
         for one in found:
             whole = one.whole
-            lost = [unit for unit in _units(whole) if unit not in one.at]
+            lost = _lost(one)
             if not is_whole(whole.stripes(), len(whole.nodes), lost):
                 why = why or _too_much(whole, [rank for kind, rank in lost if kind == IMAGE])
                 continue
@@ -231,9 +247,10 @@ class Store:
                 why = why or trouble
                 continue
             self._number = whole.number
-            if self._leads:
-                self._slots.keep_only(whole.name)
-            self._comm.barrier()
+            with _Agreement(self._comm, "what is left of other checkpoints can't be removed") as agreed:
+                if self._leads:
+                    self._slots.keep_only(whole.name)
+            agreed.settle()
             return self._sealed(one)
         if found:
             step = found[0].whole.step
@@ -255,6 +272,14 @@ class Store:
                 raise LostCheckpoint(f"the checkpoint of step {found[0].whole.step} is spoilt", trouble, cure)
         return self.counters.mended - before
 
+    def _last(self) -> int:
+        """Return the number of the newest checkpoint that can be made whole, of the newest at all, or 0."""
+        found = self._look()
+        for one in found:
+            if is_whole(one.whole.stripes(), len(one.whole.nodes), _lost(one)):
+                return one.whole.number
+        return found[0].whole.number if found else 0
+
     def _current(self) -> tuple[Whole | None, list[_Found]]:
         found = [one for one in self._look() if one.whole.number == self._number]
         return (found[0].whole, found) if found else (None, [])
@@ -263,17 +288,22 @@ class Store:
         """Return all checkpoints of which something is on any node, the newest first; the same on all ranks."""
         wholes: dict[str, Whole] = {}
         here: list[tuple[str, Unit]] = []
-        for manifest in self._slots.manifests() if self._leads else ():
+        finished: set[str] = set()
+        for manifest, sealed in self._slots.manifests() if self._leads else ():
             wholes[manifest.whole.name] = manifest.whole
+            finished |= {manifest.whole.name} if sealed else set()
             here += [(manifest.whole.name, (IMAGE, manifest.rank))] if manifest.has_image else []
             here += [(manifest.whole.name, (PARITY, manifest.rank))] if manifest.has_parity else []
         found: dict[str, _Found] = {}
-        for rank, (others, units) in enumerate(self._comm.allgather((wholes, here))):
+        written_by_all: set[str] = set()
+        for rank, (others, units, sealed_there) in enumerate(self._comm.allgather((wholes, here, finished))):
+            written_by_all |= sealed_there
             for name, whole in others.items():
                 found.setdefault(name, _Found(whole, {}))
             for name, unit in units:
                 found[name].at.setdefault(unit, []).append(self._home_of[rank])
-        return sorted(found.values(), key=lambda one: (-one.whole.number, one.whole.name))
+        good = (one for name, one in found.items() if name in written_by_all)
+        return sorted(good, key=lambda one: (-one.whole.number, one.whole.name))
 
     def _server(self, unit: Unit, home: int) -> int:
         """Which rank reads a unit for all: the one that had it, if it is still there, or any of its node."""
@@ -288,7 +318,7 @@ class Store:
         expected: dict[Unit, bytes] = {}
         bad: list[tuple[Unit, list[int] | None]] = []
         parities = whole.parity_sizes()
-        manifests = {m.rank: m for m in self._slots.manifests() if m.whole.name == whole.name}
+        manifests = {m.rank: m for m, _ in self._slots.manifests() if m.whole.name == whole.name}
         for unit in sorted(u for u, rank in keeper.items() if rank == me):
             kind, rank = unit
             size = whole.sizes[rank] if kind == IMAGE else parities[rank]
@@ -326,16 +356,20 @@ class Store:
         return self._seal_again(whole, lost, spoilt_at, keeper, mine, expected)
 
     def _place(self, whole: Whole, lost: Sequence[Unit], keeper: dict[Unit, int]) -> dict[Unit, int]:
-        """Which rank makes each lost unit again: its image where there is the most room, its parity beside that."""
+        """Which rank makes each lost unit again.
+
+        Its image on its own node, if that is here again, or where there is the most room; its parity beside that.
+        """
+        names = {self._nodes[ranks[0]]: home for home, ranks in enumerate(self._ranks_at)}
         here: dict[str, list[int]] = {str(n): [] for n in range(len(self._ranks_at))}
         for (kind, rank), at in keeper.items():
             if kind == IMAGE:
                 here[str(self._home_of[at])].append(rank)
         images = [rank for kind, rank in lost if kind == IMAGE]
-        placed = {
-            (IMAGE, rank): self._server((IMAGE, rank), int(home))
-            for rank, home in place_missing(images, whole.nodes, here).items()
-        }
+        homes = {rank: names[whole.nodes[rank]] for rank in images if whole.nodes[rank] in names}
+        others = place_missing([rank for rank in images if rank not in homes], whole.nodes, here)
+        homes |= {rank: int(home) for rank, home in others.items()}
+        placed = {(IMAGE, rank): self._server((IMAGE, rank), home) for rank, home in homes.items()}
         for kind, rank in lost:
             if kind == PARITY:
                 beside = placed.get((IMAGE, rank), keeper.get((IMAGE, rank), -1))
@@ -365,9 +399,16 @@ class Store:
                     continue
                 have = {unit[0]: expected.get(unit) or sums(mine[unit]) for unit in units}
                 image, parity = have.get(IMAGE), have.get(PARITY)
-                self._slots.seal(
-                    Manifest(FORMAT, whole, rank, image or b"", parity or b"", image is not None, parity is not None)
-                )
+                for unit in units:
+                    if digest(have[unit[0]]) != whole.digests[rank][unit[0] == PARITY]:
+                        wrong.append(unit)
+                        break
+                else:
+                    made = Manifest(
+                        FORMAT, whole, rank, image or b"", parity or b"", image is not None, parity is not None
+                    )
+                    self._slots.write(made)
+                    self._slots.seal(whole.slot, rank)
         agreed.settle()
         wrong_ranks = sorted({rank for told in self._comm.allgather(wrong) for _, rank in told})
         if wrong_ranks:
@@ -426,21 +467,17 @@ class Store:
         comm, me = self._comm, self._comm.rank
         asked: list[list[tuple[int, int, int]]] = [[] for _ in range(comm.size)]
         receives: list[tuple[int, Bytes]] = []
-        trouble = ""
-        for rank, offset, into in wants:
-            view = np.frombuffer(into.cast("B"), np.uint8) if into.nbytes else np.empty(0, np.uint8)
-            if not 0 <= offset <= offset + len(view) <= sizes[rank]:
-                trouble = f"bytes {offset} to {offset + len(view)} of rank {rank}, which has {sizes[rank]}"
-                break
-            at = starts[rank] + offset
-            if keeper[rank] == me:
-                view[:] = images[rank][at : at + len(view)]
-                continue
-            asked[keeper[rank]].append((rank, at, len(view)))
-            receives.append((keeper[rank], view))
-        with _Agreement(comm, "a range that no checkpoint has was asked for") as agreed:
-            if trouble:
-                raise OSError(trouble)
+        with _Agreement(comm, "that can't be fetched of the checkpoint") as agreed:
+            for rank, offset, into in wants:
+                view = as_bytes(into)
+                if not 0 <= rank < len(sizes) or not 0 <= offset <= offset + len(view) <= sizes[rank]:
+                    raise ValueError(f"there are no bytes {offset} to {offset + len(view)} of rank {rank}")
+                at = starts[rank] + offset
+                if keeper[rank] == me:
+                    view[:] = images[rank][at : at + len(view)]
+                    continue
+                asked[keeper[rank]].append((rank, at, len(view)))
+                receives.append((keeper[rank], view))
         agreed.settle()
         given = comm.alltoall(asked)
         pending = []
@@ -456,33 +493,33 @@ class Store:
 
 
 class _Agreement:
-    """A block that may fail on some ranks, with an OSError: `settle` then fails on all."""
+    """A block that may fail on some ranks, by what they were given or by the system: `settle` then fails on all."""
 
     def __init__(self, comm: Any, what: str) -> None:
         self._comm, self._what = comm, what
-        self._why = ""
-        self._all: list[str] | None = None
+        self._why = self._cure = ""
+        self._all: list[tuple[str, str]] | None = None
 
     def __enter__(self) -> _Agreement:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, OSError):
-            self._why = (error.strerror or str(error)).lower()
+        if isinstance(error, OSError | ValueError | TypeError | BufferError | MemoryError):
+            self._why = reason(error) or type(error).__name__
+            self._cure = ROOM if isinstance(error, OSError | MemoryError) else "correct what the program gives it"
             return True
         return False
 
     def failed(self) -> bool:
         """Whether it failed on any rank. Collective."""
         if self._all is None:
-            self._all = self._comm.allgather(self._why)
-        return any(self._all)
+            self._all = self._comm.allgather((self._why, self._cure))
+        return any(why for why, _ in self._all)
 
     def settle(self) -> None:
         """Raise CheckpointFailed on all ranks if it failed on any. Collective."""
         if self.failed() and self._all:
-            rank, why = next((rank, why) for rank, why in enumerate(self._all) if why)
-            cure = "give the job's nodes more memory for checkpoints (worker.checkpoint_max_bytes), or let it keep less"
+            rank, (why, cure) = next((rank, told) for rank, told in enumerate(self._all) if told[0])
             raise CheckpointFailed(self._what, f"rank {rank}: {why}", cure)
 
 
@@ -502,6 +539,10 @@ def _units(whole: Whole) -> list[Unit]:
     kept = whole.parity_sizes()
     ranks = range(len(whole.nodes))
     return [(IMAGE, rank) for rank in ranks] + [(PARITY, rank) for rank in ranks if kept[rank]]
+
+
+def _lost(one: _Found) -> list[Unit]:
+    return [unit for unit in _units(one.whole) if unit not in one.at]
 
 
 def _too_much(whole: Whole, ranks: Sequence[int]) -> str:
@@ -525,7 +566,7 @@ def _shifted(piece: Piece, start: int) -> Piece:
     return Piece(piece.kind, piece.rank, piece.start + start)
 
 
-def _encoding(made: Sequence[Stripe], me: int) -> Iterator[Task]:
+def encoding(made: Sequence[Stripe], me: int) -> Iterator[Task]:
     """The tasks that make all parity in which this rank has a part, segment by segment, so that all are busy."""
     mine = [stripe for stripe in made if any(piece.rank == me for piece in (*stripe.data, *stripe.parity))]
     for start, _ in _segments(max((stripe.length for stripe in mine), default=0)):

@@ -35,7 +35,11 @@ class Vaults:
         self.path = path
         os.makedirs(path, 0o711, exist_ok=True)
         if os.geteuid() == 0 and not os.path.ismount(path):
-            contain.mount_tmpfs(path, f"mode=0711,size={size_max_bytes},nr_inodes={FILES_MAX}")
+            options = f"mode=0711,size={size_max_bytes},nr_inodes={FILES_MAX}"
+            try:
+                contain.mount_tmpfs(path, f"{options},huge=within_size")  # new pages come several times as fast
+            except OSError:
+                contain.mount_tmpfs(path, options)  # a kernel without huge pages
         self._told: tuple[tuple[int, int], ...] | None = None
         self._told_s = 0.0
         self._kept: tuple[tuple[int, int], ...] | None = None
