@@ -1,6 +1,7 @@
 """What `beo.checkpoint` promises a program on one rank; tests/mpi/test_checkpoint.py has the others."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,12 +184,13 @@ def test_functions_of_the_programs_own_keep_and_take_back() -> None:
         ({"save": list}, "save= and restore= belong together"),
     ],
 )
-def test_wrong_options_are_refused_in_words(options: dict[str, Any], why: str) -> None:
+def test_wrong_options_are_refused_in_words(options: dict[str, Any], why: str, folder: Path) -> None:
     with pytest.raises(UsageError) as told:
         beo.checkpoint(**options)
     assert why in str(told.value)
     with beo.checkpoint(n=1) as ck:
         assert ck.n == 1, "a refusal holds no lock"
+    assert not any(folder.iterdir())
 
 
 def test_an_array_of_another_shape_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -337,6 +339,42 @@ def test_a_checkpoint_that_fails_is_told_once_and_the_program_goes_on_with_the_o
         assert list(ck.range(6)) == [2, 3, 4, 5] and ck.big == b""
 
 
+def test_a_checkpoint_that_comes_while_its_place_is_being_copied_is_taken_soon_after(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from beo.checkpoints.slots import Slots
+
+    monkeypatch.setattr("beo.checkpoints.agreement.BUSY_S", 0.0)
+    with beo.checkpoint(n=0, every="1h") as ck:
+        with monkeypatch.context() as patch:
+            patch.setattr(Slots, "lock", lambda *_: False)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            safe_points(ck)
+            assert ck.counters.saves == 0
+        safe_points(ck)
+        assert ck.counters.saves == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_scrubbing_is_told_by_the_agent_and_mends_or_takes_another(
+    word: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with beo.checkpoint(u=np.ones(1000), every="1h") as ck:
+        assert ck.save()
+        write(word, said(do="scrub", why="scrub"))
+        safe_points(ck)
+        assert (ck.counters.saves, capsys.readouterr().err) == (1, "")
+        (image,) = Path(ck.folder).rglob("*.image")
+        with image.open("r+b") as file:
+            file.seek(4000)
+            file.write(b"x")
+        write(word, said(do="scrub", why="scrub"))
+        os.utime(word, ns=(2, 2))
+        safe_points(ck)
+        assert ck.counters.saves == 2
+        assert "a block of rank 0 is spoilt" in capsys.readouterr().err
+
+
 def test_it_doesnt_halt_without_a_checkpoint_unless_it_is_told_again(
     full: list[bool], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +447,19 @@ def test_a_folder_in_memory_that_others_may_write_to_is_refused(
     (tmp_path / f"beo-{os.geteuid()}").chmod(0o777)
     with pytest.raises(BeoError, match=r"it isn't yours alone.*chmod 700"):
         beo.checkpoint(n=1)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_programs_of_the_page_on_checkpoints_work(number: int, folder: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "checkpoint.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert len(blocks) == 4
+    done = by_hand(blocks[number], BEO_CHECKPOINT_DIR=str(folder))
+    assert (done.returncode, done.stdout) == (0, ("9800000.0\n", "1.414213562373095\n", "10.0\n", "")[number]), (
+        done.stderr
+    )
+    assert not list(folder.iterdir())
 
 
 def test_importing_beo_stays_free() -> None:

@@ -13,8 +13,8 @@ from beo.nodeset import expand, fold
 from tests.cluster import ROOT, Cluster, running, wait_for
 
 NODES = ["node01", "node02", "node03"]
-HEAT = [sys.executable, str(ROOT / "jobs" / "heat2d.py"), "--n", "100", "--report-every", "200"]
-STEPS = 40_000  # some seconds
+HEAT = [sys.executable, str(ROOT / "jobs" / "heat2d.py"), "--n", "400", "--report-every", "50"]
+STEPS = 8_000  # some seconds
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def answer(cluster: Cluster) -> str:
     return result(cluster, job)
 
 
-@pytest.fixture
-def job(cluster: Cluster, answer: str) -> Iterator[int]:
+@pytest.fixture(params=[2])
+def job(request: pytest.FixtureRequest, cluster: Cluster, answer: str) -> Iterator[int]:
     """The same program on two of the three nodes, under way."""
-    number = cluster.submit([*HEAT, "--steps", str(STEPS)], ranks=2, requeue="auto")
+    number = cluster.submit([*HEAT, "--steps", str(STEPS)], ranks=request.param, requeue="auto")
     wait_for(lambda: steps(cluster, number), "it is under way")
     yield number
     cluster.beo("cancel", str(number))
@@ -74,7 +74,7 @@ def manifests(folder: Path) -> list[tuple[str, int]]:
 
 def began_anew(cluster: Cluster, job: int) -> bool:
     """Whether an attempt after the first began with the first step."""
-    return steps(cluster, job)[:1] == [200]
+    return steps(cluster, job)[:1] == [50]
 
 
 def test_a_job_that_lost_a_whole_worker_goes_on_from_memory_on_the_spare(
@@ -89,10 +89,20 @@ def test_a_job_that_lost_a_whole_worker_goes_on_from_memory_on_the_spare(
     assert not began_anew(cluster, job), cluster.output(job)
 
 
-@pytest.mark.parametrize("how", ["drain", "migrate"])
+@pytest.mark.parametrize(
+    ("how", "job"),
+    [
+        ("drain", 2),
+        pytest.param("migrate", 2, marks=pytest.mark.slow),
+        pytest.param("migrate", 1, marks=pytest.mark.slow),
+    ],
+    indirect=["job"],
+    ids=["drain", "migrate", "alone"],
+)
 def test_a_job_goes_on_elsewhere_with_the_step_it_was_in(how: str, cluster: Cluster, job: int, answer: str) -> None:
-    left = expand(cluster.job(job).nodes)[0]
-    others = [node for node in NODES if node != left]
+    here = expand(cluster.job(job).nodes)
+    left = here[0]
+    others = [node for node in NODES if node != left][: len(here)]
     if how == "drain":
         said = cluster.beo("drain", left)
     else:

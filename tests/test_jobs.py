@@ -111,6 +111,35 @@ def test_heat_is_the_same_bit_for_bit_over_two_nodes(launch: Launch) -> None:
     assert len({output.split()[3] for output in outputs}) == 1
 
 
+def test_stars_keep_their_energy_and_are_the_same_bit_for_bit_on_any_number_of_ranks(launch: Launch) -> None:
+    outputs = [printed(launch, ranks, ["nbody.py", "--n", "11", "--steps", "60"]) for ranks in (1, 2)]
+    assert all(value("drift", output) < 1e-4 for output in outputs)
+    assert len(set(outputs)) == 1 and "steps 60 checksum" in outputs[0]
+    assert printed(launch, 1, ["nbody.py", "--n", "11", "--steps", "61"]) != outputs[0]
+
+
+def test_the_farm_finds_the_volume_of_a_ball_and_the_same_points_on_any_number_of_ranks(launch: Launch) -> None:
+    outputs = [printed(launch, ranks, ["montecarlo.py", "--tasks", "70"]) for ranks in (1, 2)]
+    assert len(set(outputs)) == 1
+    spread = float(re.search(r"± (\S+)", outputs[0])[1])  # type: ignore[index]
+    assert abs(value("volume", outputs[0]) - value("exact", outputs[0])) < 5 * spread < 0.1
+    assert value("exact", outputs[0]) == pytest.approx(8 * math.pi**2 / 15)
+    assert printed(launch, 1, ["montecarlo.py", "--tasks", "70", "--seed", "2"]) != outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["nbody.py", "--n", "1"], "--n must be 2 (a star for each rank)"),
+        (["montecarlo.py", "--tasks", "0"], "--tasks must be 1 to"),
+        (["montecarlo.py", "--seed", "-1"], "--seed must be 0 or more"),
+    ],
+)
+def test_stars_and_farms_that_make_no_sense_are_refused(argv: list[str], why: str, launch: Launch) -> None:
+    done = launch(2, argv)
+    assert done.returncode == 2 and why in done.stderr
+
+
 def granularity() -> types.ModuleType:
     """The program as a module: without MPI."""
     found = importlib.util.spec_from_file_location("granularity", JOBS / "granularity.py")

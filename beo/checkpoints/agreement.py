@@ -18,6 +18,7 @@ from beo.checkpoints.word import GO_ON, HALT, TAKE_ONE, Signals, Told, Word
 
 IN_SPITE = HALT + 1  # halt, even without a new checkpoint
 AGAIN_S = 2.0  # a signal that is sent to many ranks arrives over such a time: later, it is another
+BUSY_S = 1.0  # until another try, where the last one came while its place was being copied
 COSTS_KEPT = 8
 
 
@@ -46,6 +47,7 @@ class Agreement:
         self._costs_s: list[float] = []  # of the last few, on this rank
         self._save_s = 0.0  # what a checkpoint costs
         self._failed_s: float | None = None
+        self._again_s: float | None = None
         self._agreed_at, self._saved_at = 0, 0
         self._agreed_s = self._saved_s = time.monotonic()
 
@@ -79,6 +81,8 @@ class Agreement:
 
     def _is_due(self, now_s: float) -> bool:
         """Whether it is time for a checkpoint: by number on all ranks, by the first one's clock on that alone."""
+        if self._again_s is not None and self._comm.rank == 0 and now_s >= self._again_s:
+            return True
         if self._every_points:
             return self.points >= self._saved_at + self._every_points
         every_s = self._every_s if self._every_s is not None else interval_s(self._save_s, self._mtbf_s)
@@ -113,7 +117,14 @@ class Agreement:
         if cost_s is not None:
             self._save_s = min(cost_s, 2 * self._save_s) if self._save_s else cost_s
             self._failed_s = None
+        self._again_s = None
         self._saved_at, self._saved_s = self.points, time.monotonic()
+        self._plan()
+
+    def postponed(self) -> None:
+        """Say that a checkpoint couldn't be taken just now: it is tried again soon."""
+        self._saved_at = self.points
+        self._again_s = time.monotonic() + BUSY_S
         self._plan()
 
     def guess(self, cost_s: float) -> None:

@@ -79,7 +79,7 @@ class Checkpoint:
                 self._state.restore(found, self._comm, {SAVED: restore} if restore else {})
                 self._restored = self._has_one = True
         except BaseException:
-            self._place.close(remove=False)
+            self._place.close()
             raise
         word = os.environ.get("BEO_CHECKPOINT_WORD")
         self._agreement = Agreement(self._comm, every_s, every_points, _mtbf_s(self._place.nodes), word)
@@ -175,7 +175,7 @@ class Checkpoint:
         try:
             self._store.save(step, *self._packed(step))
         except Busy:
-            self._agreement.saved(None)
+            self._agreement.postponed()
             return False
         except BeoError as error:
             if not self._has_warned:
@@ -244,14 +244,14 @@ class Checkpoint:
         """Say that the program has ended: its checkpoints are removed, so it begins anew when it is run again."""
         if not self._is_over:
             self._store.remove()
-            self._close(remove=True)
+            self._close()
             self._comm.barrier()  # who comes out of it finds nothing left
 
-    def _close(self, remove: bool = False) -> None:
+    def _close(self) -> None:
         if not self._is_over:
             self._is_over = True
             self._agreement.close()
-            self._place.close(remove)
+            self._place.close()
 
     def __enter__(self) -> Self:
         """Return it."""

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from beo.checkpoints.slots import SLOTS
 from beo.errors import BeoError, Conflict, Refused
 
 TWINS_MAX = 64  # of one program, at the same time
@@ -144,16 +145,17 @@ class Place:
             self._lock.take(shared=True)
         self._comm.barrier()  # else one might end, and remove it, before another has it
 
-    def close(self, remove: bool) -> None:
-        """Let go of it; remove: the folder too, of which the checkpoints have been removed already."""
-        if remove and self._leads:
-            with suppress(OSError):
-                for slot in ("a", "b"):
-                    (self.folder / slot).rmdir()
-                (self.folder / "lock").unlink()
-                self.folder.rmdir()
-            if self._base is not None and "BEO_CHECKPOINT_DIR" not in os.environ:
+    def close(self) -> None:
+        """Let go of it, and remove it where no checkpoint is in it."""
+        if self._leads:
+            for slot in SLOTS:
                 with suppress(OSError):
+                    (self.folder / slot).rmdir()
+            with suppress(OSError):
+                if [path.name for path in self.folder.iterdir()] == ["lock"]:
+                    (self.folder / "lock").unlink()
+                    self.folder.rmdir()
+                if self._base is not None and "BEO_CHECKPOINT_DIR" not in os.environ:
                     self._base.rmdir()
         if self._lock is not None:
             self._lock.free()

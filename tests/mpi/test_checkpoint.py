@@ -170,7 +170,9 @@ def test_what_one_rank_cant_do_none_does_and_all_go_on(
     assert "rank 1: no space left on device" in told[0] and not any(told[1:])
 
 
-def test_the_parts_of_a_split_world_have_folders_of_their_own(world: "Intracomm", folder: Path) -> None:
+def test_the_parts_of_a_split_world_have_folders_of_their_own(
+    world: "Intracomm", folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = world.Split(world.rank % 2)
     with beo.checkpoint(own, n=world.rank % 2) as ck:
         assert len(set(world.allgather(ck.folder))) == 2
@@ -180,6 +182,7 @@ def test_the_parts_of_a_split_world_have_folders_of_their_own(world: "Intracomm"
     with beo.checkpoint(own, n=-1) as ck:
         assert ck.n == world.rank % 2
         world.barrier()
+    assert "runs already" not in capsys.readouterr().err, "they aren't each other's twins"
     own.Free()
 
 
