@@ -18,8 +18,8 @@ import numpy as np
 from beo.checkpoints.parity import Adder, Bytes, Scratch
 from beo.checkpoints.plan import Piece
 
-# Measured with four ranks on two cores: with smaller ones, ranks wait more for each other's turn at a core than they save
-# by their caches.
+# Measured with four ranks on two cores: with smaller ones, what the caches save is less than what ranks wait for each
+# other's turn at a core.
 WINDOW = 16
 SEGMENT_BYTES = 1 << 20  # of one message
 TAG = 7
