@@ -256,9 +256,10 @@ class MoveRequested(_Event, frozen=True):
     attempt: int
     leave: tuple[str, ...]
     to: tuple[str, ...]
-    why: str  # one word: drain, migrate
+    why: str  # one word: drain, migrate, preempt
     user: str
     time_s: float
+    for_job: int = 0  # that gets its room
 
 
 class VaultCopied(_Event, frozen=True):

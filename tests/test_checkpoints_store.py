@@ -149,6 +149,23 @@ def test_several_ranks_on_a_node_are_lost_together_and_come_back(top: Path, layo
             assert world.load() == [5] * len(layout), (level, lost)
 
 
+@pytest.mark.parametrize("level", plan.LEVELS)
+def test_what_leaving_nodes_keep_is_copied_to_those_that_stay(top: Path, level: str) -> None:
+    world = World(top, nodes(4), level)
+    sizes = [100, MIB + 5, 0, 2 * MIB]
+
+    def body(store: Store) -> bool:
+        rank = store._comm.rank
+        store.save(4, parts_of(image(rank, 4, sizes[rank])), meta_of(rank, 4, sizes[rank]))
+        assert not store.evacuate(world.nodes)  # nobody stays
+        return store.evacuate(["n1", "n3"])
+
+    assert world.run(body) == [True] * 4
+    world.lose("n1", "n3")
+    world.nodes, world.level = ("n0", "n2"), None
+    assert world.load() == [4] * 2
+
+
 def test_a_new_checkpoint_replaces_the_one_before_and_takes_no_more_files(top: Path) -> None:
     world = World(top, nodes(3), None)
     counts = []

@@ -65,7 +65,7 @@ def same(state: State, other: State) -> bool:
             for node, parts in sorted(some.live.items())
         }
         order = [list(some.queue), list(some.jobs), list(some.keys), list(some.tokens), list(some.revoked)]
-        counts = len(some.queue), some.running, some.held, some.holdings
+        counts = len(some.queue), some.running, some.held, some.holdings, some.priorities, some.making_room
         return live, some.node_keys, order, counts, some.admins
 
     return state.encode() == other.encode() and derived(state) == derived(other)
@@ -173,6 +173,10 @@ class Node:
         result = ev.PartResult(ranks_ended(part.first_rank, ranks, status), reason, culprit, note)
         self.running.discard((job, attempt.number))
         self.tell(ms.Ended(self.name, self.incarnation, job, attempt.number, result))
+
+    def keep(self, *jobs: int) -> None:
+        """Tell that the vault keeps something of these jobs."""
+        self.tell(ms.VaultsAre(self.name, self.incarnation, tuple((job, 1 << 20) for job in jobs)))
 
     def gone(self, job: int, attempt: int = 1, reason: str = "its warden was killed") -> None:
         """Attest that a part is not alive."""

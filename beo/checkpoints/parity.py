@@ -32,6 +32,15 @@ class Adder:
         last = len(weights) - 1
         self._by_horner = last > 0 and list(weights) == [power(last - n) for n in range(len(weights))]
 
+    @property
+    def begins_plain(self) -> bool:
+        """Whether the first piece counts as it is, so that it may as well come straight to where the sum goes."""
+        return self._by_horner or self._weights[0] == 1
+
+    def begin(self) -> None:
+        """Know that the first piece is where the sum goes."""
+        self._added = 1
+
     def add(self, piece: Bytes) -> None:
         """Take the next piece."""
         weight = self._weights[self._added]

@@ -640,7 +640,9 @@ class Head:
         self._dirty = False
         self._planned_s = now.boot_s
         self._look_at_nodes(now)
-        for placement in plan(self.state, self._ready, now.wall_s, self._config.users, self._vaults()):
+        awaited = moving.awaited(self.state, now.wall_s)
+        users, kept = self._config.users, self._vaults()
+        for placement in plan(self.state, self._ready, now.wall_s, users, kept, awaited):
             job = self.state.jobs[placement.job]
             parts = tuple(
                 ev.Part(name, self.state.nodes[name].incarnation, first, ranks, more)
@@ -648,7 +650,7 @@ class Head:
             )
             self._append(ev.Started(job.id, job.attempt_number + 1, parts, self._nonce(), now.wall_s, whole=True))
         if self.state.queue and self._config.head.preempt_above:
-            for move in moving.preempt(self.state, self._ready, self._vaults(), self._config, now.wall_s):
+            for move in moving.preempt(self.state, self._ready, kept, self._config, now.wall_s):
                 self._append(move)
 
     def _settle(self, now: Now) -> None:

@@ -67,12 +67,14 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
     to: tuple[str, ...]
     why: str
     user: str
+    for_job: int = 0
+    time_s: float = 0.0
 
     @property
     def reason(self) -> str:
         """Why, in words."""
         drained = f"{nodeset.fold(self.leave)} is drained by {self.user}"
-        words = {"drain": drained, "preempt": f"made room for {self.user}"}
+        words = {"drain": drained, "preempt": f"made room for job {self.for_job}"}
         return words.get(self.why, f"moved by {self.user}")
 
 

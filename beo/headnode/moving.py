@@ -14,13 +14,15 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.errors import Conflict, NotFound
-from beo.headnode.again import PREEMPT, Vaults
+from beo.headnode import again
+from beo.headnode.again import Vaults
 from beo.headnode.decide import User, find
 from beo.headnode.model import Job
 from beo.headnode.schedule import Quotas, capacity, free_of, narrow, open_to, place
 from beo.headnode.state import State
 from beo.settings import Config
 
+ROOM_S = 600.0  # for a program to come to its next safe point
 PREEMPT_LOOKS = 10  # waiting jobs for which it is looked whether others should make room
 
 
@@ -105,24 +107,30 @@ def preempt(
     again when they have halted; until then nobody else is asked for that room.
     """
     free = free_of(state, ready)
-    running = [job for job in _running(state) if job.move and job.move.why == PREEMPT]
-    for job in running:
-        _give_back(job, free)
+    for number in state.making_room:
+        _give_back(state.jobs[number], free)
     quotas = Quotas(state, config.users)
     walk = state.queue.walk(set(), quotas.closed, quotas.slots_of)
     for number, _ in islice(walk, PREEMPT_LOOKS):
         job = state.jobs[number]
         if job.attempts or not quotas.allow(job):
             continue
+        highest = job.spec.priority - config.head.preempt_above
+        if not any(priority <= highest for priority in state.priorities):
+            continue
         if place(job, open_to(job.uid, free, narrow(state.nodes.values()))):
             return []  # it starts now, or when those have halted that were asked to
-        highest = job.spec.priority - config.head.preempt_above
         apt = [one for one in _running(state) if _may_be_asked(one, highest, vaults)]
-        apt.sort(key=lambda one: (one.spec.priority, -one.attempts[-1].started_s, one.id))
+        apt.sort(key=lambda one: (one.spec.priority, -one.attempts[-1].started_s, -one.id))
         chosen = _enough(state, job, apt, free)
         if chosen:
             return [_make_room(one, job, config, now_s) for one in chosen]
     return []
+
+
+def awaited(state: State, now_s: float) -> frozenset[int]:
+    """The jobs for which running ones are making room: nobody else gets it. One that doesn't halt holds up nobody."""
+    return frozenset(number for number, since_s in state.making_room.values() if now_s - since_s < ROOM_S)
 
 
 def _running(state: State) -> list[Job]:
@@ -172,4 +180,4 @@ def _enough(state: State, job: Job, apt: list[Job], free: dict[str, tuple[int, i
 def _make_room(one: Job, job: Job, config: Config, now_s: float) -> ev.MoveRequested:
     attempt = one.attempts[-1]
     leave = tuple(part.node for part in attempt.parts) if _can_leave_all(config) else ()
-    return ev.MoveRequested(one.id, attempt.number, leave, (), PREEMPT, f"job {job.id}", now_s)
+    return ev.MoveRequested(one.id, attempt.number, leave, (), again.PREEMPT, job.user, now_s, job.id)

@@ -230,10 +230,11 @@ def plan(
     now_s: float,
     users: UsersConfig | None = None,
     vaults: Vaults | None = None,
+    awaited: Collection[int] = (),
 ) -> list[Placement]:
     """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock.
 
-    vaults: which nodes keep something of which job.
+    vaults: which nodes keep something of which job. awaited: jobs for which others are making room.
     """
     users = users or UsersConfig()
     ready = frozenset(ready)
@@ -258,6 +259,8 @@ def plan(
             room = open_to(job.uid, free, owned)
             parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
+            if number in awaited:
+                break
             if not job.attempts:
                 hopeless.add(shape)
             if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job.uid, everything, owned)):

@@ -7,6 +7,7 @@ restarted head, a standby or a test, has the same state, byte for byte (`encode`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from itertools import islice
@@ -123,6 +124,8 @@ class State:
         self.held = 0  # jobs that wait to be released
         self.node_keys: dict[str, str] = {}  # node -> the key that speaks for it alone
         self.running = 0
+        self.priorities: Counter[int] = Counter()  # of the jobs that run
+        self.making_room: dict[int, tuple[int, float]] = {}  # job that is to halt -> for which one, since when
         self.admins: set[str] = set()
         self.holdings: dict[str, Holding] = {}  # by user, of those who have jobs that run or wait
         # To be compared with the other head's: what was touched since the last whole DIGEST_ENTRIES, and its digests.
@@ -191,6 +194,9 @@ class State:
                 state._await(job)
             elif job.state not in ENDED:
                 state.running += 1
+                state.priorities[job.spec.priority] += 1
+                if job.move and job.move.for_job and job.state == "running":
+                    state.making_room[job.id] = job.move.for_job, job.move.time_s
                 state._count(job.user, jobs=1)
             if job.attempt and job.state not in ENDED:
                 for part in job.attempt.parts:
@@ -410,6 +416,7 @@ class State:
         self.changed.add(job.id)
         self._await_no_more(job)
         self.running += 1
+        self.priorities[job.spec.priority] += 1
         self._count(job.user, jobs=1)
         for part in parts:
             self._hold(job, attempt, part)
@@ -486,6 +493,10 @@ class State:
     def _conclude(self, job: Job, attempt: Attempt, time_s: float) -> None:
         attempt.ended_s = time_s
         self.running -= 1
+        self.priorities[job.spec.priority] -= 1
+        if not self.priorities[job.spec.priority]:
+            del self.priorities[job.spec.priority]
+        self.making_room.pop(job.id, None)
         self._count(job.user, jobs=-1)
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
@@ -564,7 +575,9 @@ class State:
         job = self.jobs.get(event.job)
         if not job or job.state != "running" or job.attempt_number != event.attempt:
             return
-        job.move = Move(event.attempt, event.leave, event.to, event.why, event.user)
+        if event.for_job:
+            self.making_room[job.id] = event.for_job, event.time_s
+        job.move = Move(event.attempt, event.leave, event.to, event.why, event.user, event.for_job, event.time_s)
         self.changed.add(job.id)
 
     def _vault_copied(self, event: ev.VaultCopied) -> None:

@@ -1,0 +1,235 @@
+"""Where a job goes on that has left a checkpoint somewhere: back there, with a spare for what is missing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from beo import messages as ms
+from beo.errors import EXIT_HALTED
+from beo.headnode import vaults
+from beo.headnode.again import ALONE_S, place_again
+from beo.headnode.model import Attempt, Job, PartState
+from beo.settings import FilesConfig
+from tests.test_decide import refused
+from tests.world import START_S, World, settings, spec
+
+
+def job(*places: int, nodes: int = 0) -> Job:
+    """A job whose last attempt had so many ranks on n1, n2, ..."""
+    parts, first = [], 0
+    for number, ranks in enumerate(places, 1):
+        parts.append(PartState(f"n{number}", "i", first, ranks, "gone"))
+        first += ranks
+    found = Job(1, "key", "ann", 0, 0, (), spec(ranks=sum(places), nodes=nodes), START_S)
+    found.attempts = [Attempt(1, 1, "nonce", START_S, parts, ended_s=START_S)]
+    return found
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# ---- one job
+
+
+def test_a_spare_takes_the_part_of_the_lost_node_and_the_others_keep_theirs() -> None:
+    assert place_again(job(1, 1, 1), {"n1": 1, "n3": 1}, {"n1": 4, "n3": 4, "n4": 2}) == {"n1": 1, "n3": 1, "n4": 1}
+
+
+def test_the_smallest_spare_that_fits_is_taken() -> None:
+    assert place_again(job(2, 2), {"n1": 2}, {"n1": 2, "n5": 8, "n6": 3, "n7": 1}) == {"n1": 2, "n6": 2}
+
+
+def test_without_a_spare_the_survivors_take_its_ranks_as_far_as_there_is_room() -> None:
+    assert place_again(job(2, 2), {"n1": 2}, {"n1": 4}) == {"n1": 4}
+    assert place_again(job(2, 2), {"n1": 2}, {"n1": 3}) is None
+
+
+def test_a_keeper_without_room_is_waited_for() -> None:
+    assert place_again(job(1, 1), {"n1": 1, "n2": 1}, {"n1": 1, "n2": 0, "n3": 9}) is None
+
+
+def test_so_many_nodes_as_were_asked_for_are_used_again() -> None:
+    assert place_again(job(2, 2, nodes=2), {"n1": 2}, {"n1": 8}) is None
+    assert place_again(job(2, 2, nodes=2), {"n1": 2}, {"n1": 8, "n2": 2}) == {"n1": 2, "n2": 2}
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data())
+def test_a_placement_has_every_rank_where_there_is_room_and_every_keeper_its_own(
+    places: list[int], data: st.DataObject
+) -> None:
+    one = job(*places)
+    names = [f"n{number}" for number in range(1, len(places) + 1)]
+    kept = {name: places[n] for n, name in enumerate(names) if data.draw(st.booleans())}
+    fits = {name: data.draw(st.integers(0, 6)) for name in [*names, "s1", "s2"]}
+    found = place_again(one, kept, fits)
+    if found is not None:
+        assert sum(found.values()) == sum(places)
+        assert all(ranks <= fits[name] for name, ranks in found.items())
+        assert all(found[name] >= kept[name] for name in kept)
+    else:
+        short = any(fits[name] < kept[name] for name in kept)
+        assert short or sum(fits.values()) < sum(places)
+
+
+# ---- a cluster
+
+
+def test_a_job_waits_for_the_node_that_alone_keeps_its_checkpoint_but_not_for_ever(world: World) -> None:
+    first, second = world.node("n1", slots=1), world.node("n2", slots=1)
+    number, other = world.submit(), world.submit()
+    first.keep(number)
+    second.keep()
+    urgent = world.submit(priority=9)
+    first.gone(number)
+    assert world.job(urgent).state == "running"
+    second.end(other)
+    assert world.job(number).state == "queued"
+    assert world.why(number)[0] == "waits for n1, where it has left its checkpoint"
+    world.wait(ALONE_S + 1, first, second)
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n2"]
+    assert world.replays()
+
+
+def test_a_drained_nodes_job_goes_on_elsewhere_when_it_has_halted(world: World) -> None:
+    first = world.node("n1")
+    number = world.submit()
+    first.keep(number)
+    world.node("n2").keep()
+    world.answer(ms.Drain("n1", ""), "root")
+    assert [halt.leaving for halt in first.commands(ms.Halt)] == [("n1",)]
+    assert world.job(number).state == "running"
+    assert "is asked to leave n1 (n1 is drained by root)" in world.why(number)[0]
+    first.end(number, EXIT_HALTED)
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n2"]
+    assert world.job(number).attempts[0].outcome == "n1 is drained by root"
+    assert world.replays()
+
+
+def test_a_halt_is_said_again_until_the_part_has_ended_by_the_next_head_too(world: World) -> None:
+    node = world.node("n1")
+    world.node("n2")
+    number = world.submit()
+    world.answer(ms.Migrate(((number, 1),)))
+    world.restart()
+    node.heard.clear()
+    node.come()
+    world.wait(3.0, node)
+    assert len(node.commands(ms.Halt)) >= 2
+
+
+def test_an_exit_with_85_that_nobody_asked_for_is_the_jobs_own(world: World) -> None:
+    node = world.node("n1")
+    number = world.submit()
+    node.end(number, EXIT_HALTED)
+    assert (world.job(number).state, world.job(number).exit_code) == ("failed", EXIT_HALTED)
+
+
+def test_moves_dont_count_as_losses(world: World) -> None:
+    for name in ("n1", "n2"):
+        world.node(name)
+    number = world.submit()
+    for attempt in range(1, 61):
+        world.answer(ms.Migrate(((number, attempt),)))
+        world.nodes[world.job(number).attempts[-1].parts[0].node].end(number, EXIT_HALTED)
+        assert world.job(number).attempt_number == attempt + 1
+    assert world.job(number).losses == 0
+
+
+def test_a_copy_counts_when_every_node_of_the_attempt_has_one_and_a_later_one_replaces_it(world: World) -> None:
+    first, second = world.node("n1", slots=1), world.node("n2", slots=1)
+    number = world.submit(ranks=2)
+    one, other, third = "a" * 64, "b" * 64, "c" * 64
+    first.tell(ms.VaultCopied("n1", "n1-1", number, 1, one, 5))
+    attempt = world.job(number).attempts[-1]
+    assert vaults.copies(world.state, world.job(number), attempt, {}) == ()
+    second.tell(ms.VaultCopied("n2", "n2-1", number, 1, other, 5))
+    assert vaults.copies(world.state, world.job(number), attempt, {}) == (("n1", one), ("n2", other))
+    first.tell(ms.VaultCopied("n1", "n1-1", number, 1, third, 5))
+    assert vaults.copies(world.state, world.job(number), attempt, {}) == (("n1", third), ("n2", other))
+    first.tell(ms.VaultCopied("n1", "n1-1", number, 1, "nonsense", 5))
+    assert len(world.job(number).copies) == 2
+    assert world.replays()
+
+
+def test_nothing_is_read_from_the_head_while_a_node_of_the_attempt_keeps_something(world: World) -> None:
+    first, second = world.node("n1", slots=1), world.node("n2", slots=1)
+    number = world.submit(ranks=2)
+    for node, name in ((first, "a"), (second, "b")):
+        node.tell(ms.VaultCopied(node.name, node.incarnation, number, 1, name * 64, 5))
+        node.keep(number)
+    third = world.node("n3", slots=1)
+    third.keep()
+    second.gone(number)
+    first.gone(number)
+    (*_, start) = [*first.commands(ms.Start), *second.commands(ms.Start), *third.commands(ms.Start)]
+    assert start.attempt == 2
+    assert start.copies == ()
+
+
+def test_what_is_kept_is_over_with_its_job_and_an_hour_after_a_failure(world: World) -> None:
+    node = world.node("n1")
+    done, failed = world.submit(), world.submit()
+    node.end(done)
+    node.end(failed, 3)
+    node.keep(done, failed, 999)
+    assert [over.jobs for over in node.commands(ms.VaultsOver)] == [(done, 999)]
+    world.wait(vaults.KEEP_FAILED_S + 1)
+    node.reborn().come().keep(failed)
+    assert node.commands(ms.VaultsOver)[-1].jobs == (failed,)
+
+
+def test_failures_are_expected_as_often_as_the_cluster_has_seen_them(world: World) -> None:
+    for name in ("n1", "n2"):
+        world.node(name)
+    calm_s = vaults.mtbf_s(world.state, 1, START_S)
+    assert vaults.mtbf_s(world.state, 2, START_S) == calm_s / 2
+    world.wait(1_000.0)
+    assert world.state.lost == 2
+    assert vaults.mtbf_s(world.state, 1, world.wall_s) < calm_s / 2
+
+
+# ---- who makes room
+
+
+def test_the_youngest_of_the_lowest_priority_make_room_and_no_more_than_needed() -> None:
+    world = World(settings(preempt_above=100))
+    node = world.node("n1", slots=4)
+    low = [world.submit(priority=-200) for _ in range(4)]
+    node.keep(*low)
+    high = world.submit(ranks=2)
+    asked = [number for number in low if world.job(number).move]
+    assert asked == low[2:]
+    for number in asked:
+        node.end(number, EXIT_HALTED)
+    assert world.job(high).state == "running"
+    assert [world.job(number).state for number in asked] == ["queued", "queued"]
+    assert "made room for job 5" in world.why(asked[0])[-1]
+    assert world.replays()
+
+
+@pytest.mark.parametrize(("priority", "keeps", "above"), [(-99, True, 100), (-200, False, 100), (-200, True, 0)])
+def test_nobody_makes_room_who_is_as_urgent_or_has_no_checkpoint_or_where_it_is_switched_off(
+    priority: int, keeps: bool, above: int
+) -> None:
+    world = World(settings(preempt_above=above))
+    node = world.node("n1", slots=1)
+    low = world.submit(priority=priority)
+    node.keep(*([low] if keeps else []))
+    world.submit()
+    world.wait(5.0, node)
+    assert world.job(low).move is None
+
+
+def test_where_files_are_shared_no_job_is_moved_off_all_its_nodes(world: World) -> None:
+    world = World(replace(world.config, files=FilesConfig(backend="shared", path="/srv")))
+    for name in ("n1", "n2"):
+        world.node(name)
+    number = world.submit()
+    assert "can't leave all its nodes" in refused(world.answer(ms.Migrate(((number, 1),))))["what"]
+    world.answer(ms.Drain("n1", ""), "root")
+    assert world.job(number).move is None
