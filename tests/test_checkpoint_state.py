@@ -1,6 +1,7 @@
 """What a program keeps comes back as it was, in place, on any number of ranks; what doesn't fit is refused on all."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,8 @@ from beo.checkpoints.alone import Alone
 from beo.checkpoints.image import as_bytes
 from beo.checkpoints.plan import layout
 from beo.checkpoints.state import State, Want
-from beo.errors import UsageError
+from beo.checkpoints.store import CheckpointFailed
+from beo.errors import BeoError, UsageError
 from tests.ranks import together
 
 
@@ -30,6 +32,8 @@ class InMemory:
         """As the store does."""
         for rank, offset, into in wants:
             assert into.c_contiguous
+            if not 0 <= offset <= offset + into.nbytes <= len(self.images[rank]):
+                raise CheckpointFailed("a range that no checkpoint has was asked for")
             into.cast("B")[:] = self.images[rank][offset : offset + into.nbytes]
 
 
@@ -213,6 +217,16 @@ def test_rows_that_are_more_in_all_are_refused(shapes: list[tuple[int, int]]) ->
 @pytest.mark.parametrize("spoilt", [b"", b"\xff", b"\x94\x02\x00\x80\x90", b"\x94\x01\x00\x80"])
 def test_a_description_that_is_spoilt_is_refused(spoilt: bytes) -> None:
     assert "doesn't fit" in restored(InMemory(1, (spoilt,), [b""]), state(u=1))[0]
+
+
+@given(st.integers(0, 200), st.binary(min_size=1, max_size=3), st.sampled_from([1, 2]))
+def test_a_spoilt_description_leads_to_a_refusal_or_to_nothing_worse(at: int, spoilt: bytes, before: int) -> None:
+    found = taken(*(state(u=np.arange(5), step=1) for _ in range(before)))
+    meta = found.metas[0]
+    at %= len(meta)
+    found.metas = (meta[:at] + spoilt + meta[at + len(spoilt) :], *found.metas[1:])
+    with suppress(BeoError):
+        state(u=np.zeros(5, int), step=0).restore(found, Alone(), {})
 
 
 def test_a_program_that_keeps_and_takes_back_its_own() -> None:

@@ -334,4 +334,10 @@ def _decode(data: bytes) -> Meta:
         raise ValueError(f"what it says of itself can't be read: {error}") from None
     if meta.format != FORMAT:
         raise ValueError(f"its format is {meta.format}, and this beo reads {FORMAT}")
+    for name, entry in meta.entries.items():
+        first, last = entry.parts
+        if not 0 <= first < last <= len(meta.sizes) or (entry.dtype and last - first != 1):
+            raise ValueError(f"it contradicts itself about {name}")
+    if meta.done < 0 or any(size < 0 for size in meta.sizes):
+        raise ValueError("it has sizes that can't be")
     return meta
