@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OPENMPI := build/openmpi
 CRIU := build/criu
+CRIU_SUITE := trixie
 PYTEST := $(BIN)/python -m pytest -q
 # All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
 # Much of a test's time is waiting, so three take turns on two cores. Files come in the order of their names: those with
@@ -85,7 +86,7 @@ criu: ## get a criu that works here, to move programs that know nothing of check
 	if [ -z "$$mirror" ]; then \
 	  echo "make: apt knows no mirror of Debian here (never updated?): apt-get update, or install a criu that passes 'criu check'" >&2; exit 1; fi; \
 	rm -rf $(CRIU); mkdir -p $(CRIU)/apt/lists/partial $(CRIU)/apt/archives/partial $(CRIU)/apt/none $(CRIU)/root; apt=$$(realpath $(CRIU)/apt); : >"$$apt/status"; \
-	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror trixie main" >"$$apt/sources.list"; \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $(CRIU_SUITE) main" >"$$apt/sources.list"; \
 	own="-qq -o Dir::State=$$apt -o Dir::State::status=$$apt/status -o Dir::Cache=$$apt -o Dir::Etc::sourcelist=$$apt/sources.list \
 	  -o Dir::Etc::sourceparts=$$apt/none -o Dir::Etc::preferencesparts=$$apt/none -o APT::Sandbox::User=root"; \
 	timeout 300 apt-get $$own update; \

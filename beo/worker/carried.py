@@ -10,6 +10,7 @@ ways nothing that is read here is lost where it fails: the program may have to r
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -35,6 +36,8 @@ def main(words: list[str]) -> int:
             print(__doc__, file=sys.stderr)
             return 2
     except (OSError, tarfile.TarError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return errno.ENOSPC  # the status alone: there is no room for words either
         print(f"Error (beo): {error}", file=sys.stderr)
         return 1
     return 0

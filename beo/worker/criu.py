@@ -73,11 +73,12 @@ class SpoiltDump(BeoError):
 
 # What CRIU's log says -> what that means. The first that fits tells; there is always the log's own first error.
 _MEANINGS = (
-    (r"No space left|ENOSPC|write.*img.*: -28|Can't write \d+ bytes", "the images' folder is full"),
-    (r"io_uring", "it uses io_uring"),
+    (r"No space left|ENOSPC|write.*img.*: -28|status=28|Can't write \d+ bytes", "the images' folder is full"),
+    (r"io_uring|send_fds failed \(-22\)", "it uses io_uring"),  # whose descriptors no socket passes on
     (r"chr \d+:\d+|\(/dev/[^)]*\)|device", "it has a device open"),
     (r"tty|TTY", "it has a terminal open"),
-    (r"[Cc]onnected TCP|tcp.*established|--tcp-established", "it has a network connection open"),
+    (r"[Cc]onnected TCP|In-flight connection|tcp.*established|--tcp-established", "it has a network connection open"),
+    (r"sockets: Can't get", "it has a network socket, which this criu can't take apart on this kernel"),
     (r"inotify|fsnotify|irmap|handle", "it watches a file that can't be found again by name"),
     (r"unix.*(external|peer|half)|(external|peer|half).*unix|[Ee]xternal socket", "it is connected to a process outside"),
     (r"SysVIPC|sysvipc", "it has shared memory of System V"),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import bulk, control, files, inside, live, stage, table, takeover, terminal
+from tests.bench import bulk, control, criu, files, inside, live, stage, table, takeover, terminal
 
 PAGE = stage.ROOT / "docs" / "performance.md"
 
@@ -38,6 +38,7 @@ MEASUREMENTS: dict[str, Callable[[Path], Iterator[table.Row]]] = {
     "long": takeover.takeover_long,
     "files": files.files,
     "bulk": bulk.bulk,
+    "criu": criu.criu,
 }
 
 
