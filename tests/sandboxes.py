@@ -1,4 +1,4 @@
-"""Two hosts for a program to move between: sandboxes with a root, mounts, processes, network, IPC and a name of their own."""
+"""Two hosts for a program to move between: each with a root, mounts, processes and a network of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ mount -t tmpfs -o size=64M tmpfs "$NEW"
 cd "$NEW"
 for each in /*; do
   case $each in /proc|/tmp) mkdir ".$each";; *)
-    if [ -L "$each" ]; then cp -P "$each" ".$each"; elif [ -d "$each" ]; then mkdir ".$each"; mount --rbind "$each" ".$each"; fi;;
+    if [ -L "$each" ]; then cp -P "$each" ".$each"
+    elif [ -d "$each" ]; then mkdir ".$each"; mount --rbind "$each" ".$each"; fi;;
   esac
 done
 chmod 1777 tmp
@@ -47,10 +48,15 @@ class Sandbox:
         self._space = Space(("net", "mount", "uts", "ipc"), _FURNISH, words)
         self.pid = self._space.pid
 
-    def hold(self, images: Path, argv: list[str], **pipes: int) -> subprocess.Popen[bytes]:
-        """Start a program's holder in it, or the holder of what is to go on from the images."""
-        words = [*self._space.enter("net", "mount", "uts", "ipc", "pid"), sys.executable, "-I", str(HOLDER)]
-        return subprocess.Popen([*words, str(images), "--", *argv], **pipes)  # type: ignore[call-overload]
+    def enter(self) -> list[str]:
+        """The words in front of a command that is to run in it."""
+        return self._space.enter("net", "mount", "uts", "ipc", "pid")
+
+    def hold(self, images: Path, argv: list[str], stdin: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+        """Start a program's holder in it, or that of what goes on from the images; with pipes, as a rank's."""
+        pipe = subprocess.PIPE
+        words = [*self.enter(), sys.executable, "-I", str(HOLDER), str(images), "--", *argv]
+        return subprocess.Popen(words, stdin=stdin, stdout=pipe, stderr=pipe)
 
     def crash(self) -> None:
         """`kill -9` of everything in it."""
@@ -83,5 +89,3 @@ def _cmdline(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b"holder.py"
-
-

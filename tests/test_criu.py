@@ -1,4 +1,4 @@
-"""Programs that know nothing of it move between hosts with their output stream whole, or run on and it is said why not."""
+"""Programs that know nothing move between hosts with their output stream whole, or run on and it is said why."""
 
 import os
 import random
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 NUMPY = """
 import numpy, time
 x = numpy.random.default_rng(1).random(1 << 18)
-for turn in range(250):
+for turn in range(700):
     x = numpy.sqrt(x * x + 1e-3)
     print(turn, float(x.sum()).hex(), flush=True)
 """
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         children.append(mp.Process(target=work, args=(shared.name, lock, ours[0], theirs[1])))
         children[-1].start()
         pairs.append((ours[1], theirs[0]))
-    for turn in range(600):
+    for turn in range(1500):
         for send, receive in pairs:
             send.send(turn)
             print(*receive.recv(), flush=True)
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     shared.unlink()
 """
 PIPELINE = (
-    "seq 1 30000 | while read x; do echo $((x * 7919 % 30011)); done | tee >(sort -n | head -5000 >&2) | rev | cat -n"
+    "seq 1 60000 | while read x; do echo $((x * 7919 % 60013)); done | tee >(sort -n | head -9000 >&2) | rev | cat -n"
 )
 PROGRAMS = {
     "numpy": [sys.executable, "-c", NUMPY],
@@ -70,7 +70,6 @@ PROGRAMS = {
 COUNTING = "import time\nfor n in range(10**6):\n print(n, flush=True)\n time.sleep(0.001)\n"
 
 Two = tuple[Sandbox, Sandbox]
-PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,12 +125,18 @@ def undisturbed(argv: list[str]) -> tuple[bytes, bytes, float]:
     return done.stdout, done.stderr, time.monotonic() - began_s
 
 
-def moved(argv: list[str], images: Path, first: Sandbox, second: Sandbox, after_s: float) -> tuple[bytes, bytes, bool]:
-    """Both streams of a run that is moved after so long, the first host crashing then; and whether it still ran."""
-    run = Reading(first.hold(images, argv, **PIPES), images.parent)
+def moved(
+    argv: list[str], images: Path, first: Sandbox, second: Sandbox, after_s: float = 0.0
+) -> tuple[bytes, bytes, bool]:
+    """Both streams of a run that is moved after so long (0: when it has printed something), the first host crashing
+    then; and whether it still ran."""
+    run = Reading(first.hold(images, argv), images.parent)
     try:
         holder = holder_of(run.started)
-        time.sleep(after_s)
+        if after_s:
+            time.sleep(after_s)
+        else:
+            wait_for(lambda: run.sofar, "some output")
         criu.dump(holder, images)
     except (criu.CannotDump, AssertionError):
         out, err = run.rest()  # it was over before we came
@@ -140,7 +145,7 @@ def moved(argv: list[str], images: Path, first: Sandbox, second: Sandbox, after_
     first.crash()
     out, err = run.rest()
     assert run.started.returncode in (EXIT_HALTED, 128 + signal.SIGKILL, -signal.SIGKILL)
-    again = Reading(second.hold(images, argv, **PIPES), images.parent)
+    again = Reading(second.hold(images, argv), images.parent)
     more_out, more_err = again.rest()
     assert again.started.returncode == 0, more_err.decode()
     assert not criu.is_sealed(images)
@@ -153,7 +158,7 @@ def test_an_unmodified_program_moves_and_its_output_is_that_of_an_undisturbed_ru
 ) -> None:
     argv = PROGRAMS[name]
     out, err, _ = undisturbed(argv)
-    got_out, got_err, in_time = moved(argv, tmp_path / "images", *two, 0.15)
+    got_out, got_err, in_time = moved(argv, tmp_path / "images", *two)
     assert in_time
     assert got_out == out and got_err == err
 
@@ -185,7 +190,7 @@ def test_what_waits_in_its_input_and_a_reader_that_is_slow_cost_nothing(two: Two
     first, second = two
     argv = ["bash", "-c", "seq 1 30000; cat; echo end"]
     images = tmp_path / "images"
-    started = first.hold(images, argv, **PIPES)
+    started = first.hold(images, argv)
     assert started.stdin and started.stdout
     started.stdin.write(b"unread\n")
     started.stdin.flush()
@@ -195,7 +200,7 @@ def test_what_waits_in_its_input_and_a_reader_that_is_slow_cost_nothing(two: Two
     first.crash()
     run = Reading(started, tmp_path)
     before, _ = run.rest()
-    started = second.hold(images, argv, **PIPES)
+    started = second.hold(images, argv)
     assert started.stdin
     wait_for(lambda: not criu.is_sealed(images), "it to go on")
     started.stdin.write(b"more\n")
@@ -217,7 +222,8 @@ UNTRAVELLED: dict[str, tuple[str, str]] = {
         "connected to a process outside",
     ),
     "network": (
-        "import socket; own = socket.create_server(('127.0.0.1', 0)); held = socket.create_connection(own.getsockname()), own.accept()",
+        "import socket; own = socket.create_server(('127.0.0.1', 0)); "
+        "held = socket.create_connection(own.getsockname()), own.accept()",
         "it has a network",  # connection, or, on a kernel newer than criu, any socket at all
     ),
     "inotify": (
@@ -240,9 +246,7 @@ def test_what_cannot_travel_is_named_and_the_program_runs_on(name: str, two: Two
     begin, why = UNTRAVELLED[name]
     helper = None
     if name == "outside":
-        helper = subprocess.Popen(
-            [*first._space.enter("net", "mount", "uts", "ipc", "pid"), sys.executable, "-c", _LISTEN, str(tmp_path)]
-        )
+        helper = subprocess.Popen([*first.enter(), sys.executable, "-c", _LISTEN, str(tmp_path)])
         wait_for(lambda: (tmp_path / "address").exists(), "a process outside")
     _refused(first, tmp_path, begin.replace("{folder}", str(tmp_path)), why)
     if helper:
@@ -267,7 +271,7 @@ held[0].recv(1)
 def _refused(host: Sandbox, folder: Path, begin: str, why: str, images: Path | None = None) -> None:
     """A program that begins so and then counts can't be dumped, and goes on counting."""
     images = images or folder / "images"
-    run = Reading(host.hold(images, [sys.executable, "-c", f"{begin}\n{COUNTING}"], **PIPES), folder)
+    run = Reading(host.hold(images, [sys.executable, "-c", f"{begin}\n{COUNTING}"]), folder)
     holder = holder_of(run.started)
     wait_for(lambda: run.sofar.count(b"\n") > 10, "the program to count")
     with pytest.raises(criu.CannotDump) as caught:
@@ -310,7 +314,7 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
     first, second = two
     images = tmp_path / "images"
     argv = [sys.executable, "-c", COUNTING]
-    run = Reading(first.hold(images, argv, **PIPES), tmp_path)
+    run = Reading(first.hold(images, argv), tmp_path)
     criu.dump(holder_of(run.started), images)
     run.rest()
     assert run.started.returncode == EXIT_HALTED
@@ -320,7 +324,7 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
         data = bytearray((images / part).read_bytes())
         data[len(data) // 2] ^= 1
         (images / part).write_bytes(data)
-    again = Reading(second.hold(images, argv, **PIPES), tmp_path)
+    again = Reading(second.hold(images, argv), tmp_path)
     out, err = again.rest()
     assert out == b"" and b"spoilt" in err and again.started.returncode == criu.SpoiltDump.exit_code
     assert criu.is_sealed(images)
@@ -359,18 +363,30 @@ def test_a_program_goes_on_in_another_warden_with_its_signals_and_its_status(tmp
     wait_for(lambda: not alive(left), "the end of all")
 
 
-def test_where_no_criu_works_it_is_said_why_and_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_criu_works_it_is_said_why_and_what_helps(tmp_path: Path) -> None:
     broken = tmp_path / "criu"
     broken.write_text("#!/bin/sh\necho 'Error (criu/cr-check.c:1): this kernel has no such thing' >&2\nexit 1\n")
     broken.chmod(0o755)
-    criu.find.cache_clear()
-    try:
-        for place, why in ((str(broken), "this kernel has no such thing"), ("/nowhere/criu", "no such file")):
-            monkeypatch.setenv("BEO_CRIU", place)
-            with pytest.raises(criu.NoCriu) as caught:
-                criu.find()
-            assert why in str(caught.value) and "make criu" in str(caught.value)
-    finally:
-        criu.find.cache_clear()
+    for place, why in ((str(broken), "this kernel has no such thing"), ("/nowhere/criu", "no such file")):
+        with pytest.raises(criu.NoCriu) as caught:
+            criu.find(place)
+        assert why in str(caught.value) and "make criu" in str(caught.value)
 
 
+def test_a_job_cannot_choose_what_runs_as_root(two: Two, tmp_path: Path) -> None:
+    """Its environment comes by a file, and it is another user's; a folder with other things in it isn't emptied."""
+    first, _ = two
+    (tmp_path / "env").write_bytes(b"WORD=one = two\0PATH=/usr/bin:/bin\0")
+    words = [sys.executable, "-I", str(Path(criu.__file__).with_name("holder.py")), str(tmp_path / "images")]
+    words += ["--as", "65534:65534", "--env", str(tmp_path / "env"), "--", "sh", "-c", "id -u; env; kill -9 $$"]
+    done = subprocess.run([*first.enter(), *words], capture_output=True, text=True, check=False)
+    lines = done.stdout.split("\n")
+    assert lines[0] == "65534" and "WORD=one = two" in lines and not [line for line in lines if "PYTEST" in line]
+    assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    (tmp_path / "somebody's").touch()
+    run = Reading(first.hold(tmp_path / "images", [sys.executable, "-c", COUNTING]), tmp_path)
+    with pytest.raises(criu.CannotDump, match="holds .*: name an empty folder"):
+        criu.dump(holder_of(run.started), tmp_path)
+    assert (tmp_path / "somebody's").exists()
+    first.crash()
+    run.rest()

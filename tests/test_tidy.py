@@ -42,7 +42,8 @@ FLOORS = {
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
-    "worker.criu worker.carried worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
+    "worker.criu worker.carried "
+    "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "ha.netlink ha.address ha.programs ha.resources ha.sources",

@@ -1,4 +1,4 @@
-"""Programs that know nothing of checkpoints, moved by CRIU: dump a tree of processes into a folder, look at what is there.
+"""Programs that know nothing of checkpoints, moved by CRIU: dump a tree of processes into a folder, and restore it.
 
     dump(holder, folder)         the program below a holder (holder.py) is in the folder, and no longer alive
     python -I holder.py FOLDER -- PROGRAM ...       it goes on from there, in another warden, on another node
@@ -32,6 +32,7 @@ DUMPED = "dumped"
 """Written when all images are, an instant before the program is ended: its holder then knows that it was halted."""
 CARRIED = "carried.tar"
 UNREAD = "stdin.unread"
+_BESIDE = (DUMPED, CARRIED, UNREAD)
 
 CHECK_S = 30.0
 DUMP_MAX_S = 600.0
@@ -44,7 +45,9 @@ STANDARD = 3  # descriptors whose other ends are the warden's
 _HERE = Path(__file__).resolve().parent
 FETCHED = _HERE.parent.parent / "build" / "criu" / "criu"
 """Where `make criu` puts one."""
-CURE = "make criu, or set BEO_CRIU to one that passes 'criu check'"
+CURE = "make criu, or install one that passes 'criu check'"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where root's programs are: a job's own PATH must not choose what runs as root."""
 
 
 class NoCriu(BeoError):
@@ -80,9 +83,15 @@ _MEANINGS = (
     (r"[Cc]onnected TCP|In-flight connection|tcp.*established|--tcp-established", "it has a network connection open"),
     (r"sockets: Can't get", "it has a network socket, which this criu can't take apart on this kernel"),
     (r"inotify|fsnotify|irmap|handle", "it watches a file that can't be found again by name"),
-    (r"unix.*(external|peer|half)|(external|peer|half).*unix|[Ee]xternal socket", "it is connected to a process outside"),
+    (
+        r"unix.*(external|peer|half)|(external|peer|half).*unix|[Ee]xternal socket",
+        "it is connected to a process outside",
+    ),
     (r"SysVIPC|sysvipc", "it has shared memory of System V"),
-    (r"[Pp]acket socket|netlink|Unsupported.*socket|unsupported.*socket", "it has a socket of a kind that doesn't travel"),
+    (
+        r"[Pp]acket socket|netlink|Unsupported.*socket|unsupported.*socket",
+        "it has a socket of a kind that doesn't travel",
+    ),
     (r"CPU.*(capabil|instruction)|cpu:.*fail|cpuinfo", "this processor lacks what that of the dump had"),
     (r"[Gg]host file.*limit|--ghost-limit", f"it has a deleted file of more than {GHOST_MAX} open"),
     (r"bad size|size mismatch|File .* has bad", "a file it has open has changed since"),
@@ -106,16 +115,15 @@ def meaning(log: str) -> str:
 
 
 @cache
-def find() -> str:
-    """A criu that passes its own check here; NoCriu otherwise, with what each of those tried said."""
+def find(asked: str = "") -> str:
+    """A criu that passes its own check here, `asked` or else any; NoCriu otherwise, with what each one tried said."""
     if os.geteuid() != 0:
         raise NoCriu("no program can be moved from here", "only root may take processes apart", "run the agent as root")
     tried = []
-    asked = os.environ.get("BEO_CRIU")
-    for place in (asked,) if asked else (shutil.which("criu"), str(FETCHED)):
+    for place in (asked,) if asked else (shutil.which("criu", path=PATH), str(FETCHED)):
         if place and os.path.exists(place):
             try:
-                done = subprocess.run([place, "check"], capture_output=True, text=True, timeout=CHECK_S)
+                done = _call([place, "check"], CHECK_S)
             except (OSError, subprocess.TimeoutExpired) as error:
                 tried.append(f"{place}: {reason(error)}")
                 continue
@@ -128,20 +136,23 @@ def find() -> str:
     raise NoCriu("no criu here passes 'criu check'", "; ".join(tried) or "none is installed", CURE)
 
 
-def dump(holder: int, folder: Path, carry: tuple[str, ...] = ("/dev/shm",), tcp: bool = False) -> dict[str, Any]:
+def dump(
+    holder: int, folder: Path, carry: tuple[str, ...] = ("/dev/shm",), tcp: bool = False, criu: str = ""
+) -> dict[str, Any]:
     """Write the program below a holder into a folder (made, 0700; emptied first) and end it; the manifest.
 
     holder: its number as this process sees it, in whatever namespaces it is. carry: folders of its own mount namespace
-    that travel whole. tcp: keep connections; only where the address moves along. Blocks for the time of the dump.
+    that travel whole. tcp: keep connections; only where the address moves along. criu: see `find`. Blocks for the time
+    of the dump.
     Raises NoCriu or CannotDump (the program runs on, the folder is empty).
     """
-    criu = find()
+    criu = find(criu)
     folder = folder.resolve()
     try:
-        root = _held(holder)
+        root = held(holder)
         _prepare(folder)
-        inner = _numbers(root)[-1]
-        pipes = _pipes(root)
+        inner = numbers_of(root)[-1]
+        pipes = pipes_of(root)
         _write(folder / "hook", _hook(folder, inner, carry), 0o700)
         argv = [criu, "dump", "--tree", str(inner), "--images-dir", str(folder), "--log-file", "dump.log", "-v2"]
         argv += ["--ghost-limit", GHOST_MAX, "--manage-cgroups=ignore", "--file-locks", "--link-remap"]
@@ -149,7 +160,7 @@ def dump(holder: int, folder: Path, carry: tuple[str, ...] = ("/dev/shm",), tcp:
         argv += ["--tcp-established"] if tcp else []
         for pipe in sorted(set(pipes.values())):
             argv += ["--external", pipe]
-        words = _run([*_into(root), *argv], folder / "dump.log")
+        words = _run([*words_into(root), *argv], folder / "dump.log")
         if words:
             raise CannotDump("the program can't be moved", words, "it runs on; see docs/criu.md for what can travel")
         (folder / "hook").unlink()
@@ -162,13 +173,13 @@ def dump(holder: int, folder: Path, carry: tuple[str, ...] = ("/dev/shm",), tcp:
         raise
 
 
-def restore(folder: Path, descriptors: tuple[int, int, int] = (0, 1, 2)) -> int:
+def restore(folder: Path, descriptors: tuple[int, int, int] = (0, 1, 2), criu: str = "") -> int:
     """Let the dumped program go on as a child of this process, which must be a subreaper; its number.
 
     descriptors: what becomes its stdin, stdout and stderr where these were a warden's pipes. In the namespaces of this
     process, where the numbers of its processes must be free. Raises NoCriu, SpoiltDump, CannotRestore.
     """
-    criu = find()
+    criu = find(criu)
     folder = folder.resolve()
     manifest = verify(folder)
     _unpack(folder, manifest, descriptors[0])
@@ -234,7 +245,7 @@ def forget(folder: Path) -> None:
 # -- the tree ------------------------------------------------------------------------------------------------------
 
 
-def _held(holder: int) -> int:
+def held(holder: int) -> int:
     """The program's first process, below its holder; CannotDump where there is no such, or more than one."""
     try:
         children = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
@@ -246,7 +257,7 @@ def _held(holder: int) -> int:
     return int(children[0])
 
 
-def _numbers(pid: int) -> list[int]:
+def numbers_of(pid: int) -> list[int]:
     """What a process is called in each PID namespace, from ours inwards."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("NSpid:"):
@@ -254,14 +265,14 @@ def _numbers(pid: int) -> list[int]:
     return [pid]
 
 
-def _into(pid: int) -> list[str]:
+def words_into(pid: int) -> list[str]:
     """The words before a command that is to run where the process is."""
     kinds = ("pid", "mnt", "net", "ipc", "uts")
     other = [kind for kind in kinds if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")]
     return ["nsenter", "--target", str(pid), *(f"--{kind.replace('mnt', 'mount')}" for kind in other)] if other else []
 
 
-def _pipes(pid: int) -> dict[str, str]:
+def pipes_of(pid: int) -> dict[str, str]:
     """Which of a process's standard descriptors are pipes: number -> `pipe:[inode]`."""
     found = {}
     for number in range(STANDARD):
@@ -280,7 +291,8 @@ def _pipes(pid: int) -> dict[str, str]:
 def _hook(folder: Path, root: int, carry: tuple[str, ...]) -> str:
     """What CRIU runs while all is frozen and the images are written; where it fails, the program runs on."""
     words = [sys.executable, "-I", "-S", str(_HERE / "carried.py"), str(folder), str(root), *carry]
-    return f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\nexec {shlex.join(words)} 2>>{folder}/hook.log\n'
+    log = shlex.quote(str(folder / "hook.log"))
+    return f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\nexec {shlex.join(words)} 2>>{log}\n'
 
 
 def _prepare(folder: Path) -> None:
@@ -288,13 +300,20 @@ def _prepare(folder: Path) -> None:
     if folder.stat().st_uid != os.geteuid():
         raise CannotDump("the program can't be moved", f"{folder} belongs to another user", "name a folder of root's")
     folder.chmod(0o700)
+    if strange := sorted(path.name for path in folder.iterdir() if not _is_ours(path.name)):
+        raise CannotDump("the program can't be moved", f"{folder} holds {strange[0]}", "name an empty folder")
     forget(folder)
+
+
+def _is_ours(name: str) -> bool:
+    return name.endswith((".img", ".log")) or name.startswith(("stats-", SEAL)) or name in (*_BESIDE, "hook")
 
 
 def _clear(folder: Path) -> None:
     try:
         for path in folder.iterdir():
-            path.unlink()
+            if _is_ours(path.name):
+                path.unlink()
     except OSError:
         pass  # nothing can be sealed in there all the same
 
@@ -304,12 +323,24 @@ def _write(path: Path, text: str, mode: int = 0o600) -> None:
         file.write(text)
 
 
+def _call(argv: list[str], limit_s: float, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run one of root's programs with nothing of a job's environment."""
+    return subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=limit_s,
+        pass_fds=pass_fds,
+        env={"PATH": PATH},
+    )
+
+
 def _run(argv: list[str], log: Path, pass_fds: tuple[int, ...] = ()) -> str:
     """Run criu; "" where it has done what it should, else why not."""
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DUMP_MAX_S, pass_fds=pass_fds
-        )
+        done = _call(argv, DUMP_MAX_S, pass_fds)
     except subprocess.TimeoutExpired:
         return f"criu didn't come to an end in {DUMP_MAX_S:.0f} s"
     if done.returncode == 0:
@@ -323,7 +354,7 @@ def _unpack(folder: Path, manifest: dict[str, Any], stdin: int) -> None:
     if not {CARRIED, UNREAD} & set(manifest["files"]):
         return
     argv = [sys.executable, "-I", "-S", str(_HERE / "carried.py"), str(folder)]
-    done = subprocess.run(argv, stdin=stdin, capture_output=True, text=True)
+    done = subprocess.run(argv, stdin=stdin, capture_output=True, text=True, env={"PATH": PATH})
     if done.returncode:
         why = done.stderr.strip().rpartition("\n")[2]
         raise CannotRestore("the program can't go on here", f"its files in memory: {why}", "make room in /dev/shm")
@@ -339,7 +370,9 @@ def _seal(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         os.rename(folder / f"{SEAL}.new", folder / SEAL)
     except OSError as error:
         # The hook has reserved what this takes (see carried.py), so only a broken disk comes here.
-        raise BeoError("a program was ended and its dump can't be sealed", reason(error), "look after the disk") from None
+        raise BeoError(
+            "a program was ended and its dump can't be sealed", reason(error), "look after the disk"
+        ) from None
     return whole
 
 

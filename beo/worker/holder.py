@@ -1,10 +1,13 @@
 """The holder: between a warden and a program that may be moved, the one process that doesn't travel.
 
-    python -I holder.py FOLDER [--as UID:GID[:GROUP...]] -- PROGRAM ...
+    python -I holder.py FOLDER [--as UID:GID[:GROUP...]] [--env FILE] [--criu PATH] -- PROGRAM ...
 
 Runs the program, or lets it go on where `criu.dump` has left it in FOLDER; passes on signals, and ends as it ends, with
 85 where it was dumped. A warden needs to know nothing of CRIU: what it starts is a rank like any other. The program's
 processes are numbered from `FIRST_PID` on, so that those of a new warden never have the number of one that moves in.
+
+It is root's. So its own environment must not be the job's, which could name a library to load: that comes in FILE, as
+`NAME=VALUE` and a NUL byte each; without FILE the program gets the holder's own.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ _LAST_PID = "/proc/sys/kernel/ns_last_pid"
 def main(words: list[str]) -> int:
     """Hold one program until its end."""
     try:
-        folder, person, argv = _understand(words)
-        return _leave(folder, hold(folder, person, argv))
+        asked = _understand(words)
+        return _leave(asked.folder, hold(asked))
     except BeoError as error:
         print(f"beo: {error}", file=sys.stderr)
         return error.exit_code
@@ -52,8 +55,23 @@ def main(words: list[str]) -> int:
         return error.status
 
 
-def hold(folder: Path, person: ranks.Person, argv: list[str]) -> int:
+class Asked:
+    """What the holder was told: where images are, whose program it is, what it has in its environment, and what to run.
+
+    criu: see `criu.find`.
+    """
+
+    def __init__(self, folder: str, argv: list[str]) -> None:
+        self.folder = Path(folder)
+        self.argv = argv
+        self.person = ranks.Person(None, None, None)
+        self.env = dict(os.environ)
+        self.criu = ""
+
+
+def hold(asked: Asked) -> int:
     """Start the program or let it go on, and wait for its end; its status, as `os.wait` has it."""
+    folder = asked.folder
     os.closerange(criu.STANDARD, FILES_MAX)  # nobody shall inherit what doesn't travel
     own_null()
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
@@ -70,15 +88,15 @@ def hold(folder: Path, person: ranks.Person, argv: list[str]) -> int:
         except ProcessLookupError:
             pass
 
-    for number in FORWARDED:
-        signal.signal(number, forward)
+    for each in FORWARDED:
+        signal.signal(each, forward)
     if criu.is_sealed(folder):
-        root = criu.restore(folder)
+        root = criu.restore(folder, criu=asked.criu)
         criu.forget(folder)  # it has gone on: what it does from now on must not be done again
     else:
         start_above(FIRST_PID)
         (folder / criu.DUMPED).unlink(missing_ok=True)
-        root = ranks.fork(argv, dict(os.environ), (0, 1, 2), os.getcwd(), person, None, "beo: ")
+        root = ranks.fork(asked.argv, asked.env, (0, 1, 2), os.getcwd(), asked.person, None, "beo: ")
     for number in pending:
         forward(number, None)
     while True:
@@ -118,23 +136,38 @@ def _leave(folder: Path, status: int) -> int:
         return code
     if code == -signal.SIGKILL and (folder / criu.DUMPED).exists():
         return EXIT_HALTED
-    signal.signal(-code, signal.SIG_DFL) if code != -signal.SIGKILL else None
+    if -code in FORWARDED:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
     return EXIT_FAILED
 
 
-def _understand(words: list[str]) -> tuple[Path, ranks.Person, list[str]]:
-    usage = UsageError("usage: holder.py FOLDER [--as UID:GID[:GROUP...]] -- PROGRAM ...")
-    head, argv = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else ([], [])
-    if not argv or len(head) not in (1, 3) or (len(head) == 3 and head[1] != "--as"):
+def _understand(words: list[str]) -> Asked:
+    usage = UsageError("usage: holder.py FOLDER [--as UID:GID[:GROUP...]] [--env FILE] [--criu PATH] -- PROGRAM ...")
+    if "--" not in words:
         raise usage
-    if len(head) == 1:
-        return Path(head[0]), ranks.Person(None, None, None), argv
+    at = words.index("--")
+    head, argv = words[:at], words[at + 1 :]
+    if not argv or len(head) % 2 == 0:
+        raise usage
+    asked = Asked(head[0], argv)
     try:
-        uid, gid, *groups = (int(number) for number in head[2].split(":"))
+        for option, value in zip(head[1::2], head[2::2], strict=True):
+            if option == "--as":
+                uid, gid, *groups = (int(number) for number in value.split(":"))
+                asked.person = ranks.Person(uid, gid, groups)
+            elif option == "--env":
+                lines = os.fsdecode(Path(value).read_bytes()).split("\0")
+                asked.env = dict(line.split("=", 1) for line in lines if line)
+            elif option == "--criu":
+                asked.criu = value
+            else:
+                raise usage
     except ValueError:
         raise usage from None
-    return Path(head[0]), ranks.Person(uid, gid, groups), argv
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    return asked
 
 
 if __name__ == "__main__":

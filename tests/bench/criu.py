@@ -56,16 +56,16 @@ def _move(folder: Path, bare: str) -> tuple[float, float]:
     first, second = Sandbox("one", folder), Sandbox("two", folder)
     started = []
     try:
-        started.append(_hold(first, images, argv))
+        started.append(first.hold(images, argv, subprocess.DEVNULL))
         assert started[0].stdout and started[0].stdout.readline()
         holder = holder_of(started[0])
         began_s = time.monotonic()
         if bare:
-            root = hands._held(holder)
-            pipes = hands._pipes(root)
-            words = [bare, "dump", "--tree", str(hands._numbers(root)[-1]), "--images-dir", str(images)]
+            root = hands.held(holder)
+            pipes = hands.pipes_of(root)
+            words = [bare, "dump", "--tree", str(hands.numbers_of(root)[-1]), "--images-dir", str(images)]
             words += [word for pipe in set(pipes.values()) for word in ("--external", pipe)]
-            _do([*hands._into(root), *words, *_COMMON, "--log-file", "dump.log"])
+            _do([*hands.words_into(root), *words, *_COMMON, "--log-file", "dump.log"])
         else:
             hands.dump(holder, images)
         dumped_s = time.monotonic()
@@ -74,7 +74,7 @@ def _move(folder: Path, bare: str) -> tuple[float, float]:
         if bare:
             started.append(_bare_restore(second, images, bare, pipes))
         else:
-            started.append(_hold(second, images, argv))
+            started.append(second.hold(images, argv, subprocess.DEVNULL))
         assert started[1].stdout and started[1].stdout.readline()
         return dumped_s - began_s, time.monotonic() - again_s
     finally:
@@ -91,16 +91,11 @@ def _move(folder: Path, bare: str) -> tuple[float, float]:
 _COMMON = ["--manage-cgroups=ignore"]
 
 
-def _hold(host: Sandbox, images: Path, argv: list[str]) -> subprocess.Popen[bytes]:
-    pipe = subprocess.PIPE
-    return host.hold(images, argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-
-
 def _bare_restore(host: Sandbox, images: Path, bare: str, pipes: dict[str, str]) -> subprocess.Popen[bytes]:
     """What a script would do: the two pipes again as descriptors 8 and 9."""
     inherit = f"--inherit-fd fd[8]:{pipes['1']} --inherit-fd fd[9]:{pipes['2']}"
     line = f"exec 8>&1 9>&2; exec {bare} restore --images-dir {images} {' '.join(_COMMON)} --log-file r.log {inherit}"
-    words = [*host._space.enter("net", "mount", "uts", "ipc", "pid"), "sh", "-c", line]
+    words = [*host.enter(), "sh", "-c", line]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
