@@ -330,12 +330,20 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
     assert criu.is_sealed(images)
 
 
+def _may_read_limits() -> bool:
+    """Whether root here has CAP_SYS_RESOURCE, without which CRIU can't dump another user's processes."""
+    words = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()
+    return bool(int(words[0], 16) >> 24 & 1)
+
+
 def test_a_program_goes_on_in_another_warden_with_its_signals_and_its_status(tmp_path: Path) -> None:
-    """Real wardens, who know nothing of all this: the rank that they start is the holder."""
+    """Real wardens, who know nothing of all this: the rank that they start is the holder. The job is another user's."""
     images = tmp_path / "images"
-    program = "trap 'echo told; exit 7' USR1; n=0; while [ -e /dev/shm/there ]; do echo $((n += 1)); sleep 0.005; done"
+    program = "trap 'id -u; exit 7' USR1; n=0; while [ -e /dev/shm/there ]; do echo $((n += 1)); sleep 0.005; done"
     words = ["bash", "-c", f"touch /dev/shm/there; {program}"]
-    argv = [sys.executable, "-I", str(Path(criu.__file__).with_name("holder.py")), str(images), "--", *words]
+    argv = [sys.executable, "-I", str(Path(criu.__file__).with_name("holder.py")), str(images)]
+    uid = 65534 if _may_read_limits() else 0
+    argv += ["--as", f"{uid}:{uid}", "--", *words]
     one, two = Agent(tmp_path / "one"), Agent(tmp_path / "two")
     try:
         one.start(argv)
@@ -350,7 +358,7 @@ def test_a_program_goes_on_in_another_warden_with_its_signals_and_its_status(tmp
         two.say("signal", serial=1, signal=int(signal.SIGUSR1))
         assert two.wait("ended")["result"]["ranks"][0]["status"] == 7
         lines = (before + two.output()).split(b"\n")[:-1]
-        assert lines == [b"%d" % n for n in range(1, len(lines))] + [b"told"]
+        assert lines == [b"%d" % n for n in range(1, len(lines))] + [b"%d" % uid]
     finally:
         left = [*one.processes(), *two.processes()]
         for agent in (one, two):
@@ -385,7 +393,7 @@ def test_a_job_cannot_choose_what_runs_as_root(two: Two, tmp_path: Path) -> None
     assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
     (tmp_path / "somebody's").touch()
     run = Reading(first.hold(tmp_path / "images", [sys.executable, "-c", COUNTING]), tmp_path)
-    with pytest.raises(criu.CannotDump, match="holds .*: name an empty folder"):
+    with pytest.raises(criu.CannotDump, match="name an empty folder"):
         criu.dump(holder_of(run.started), tmp_path)
     assert (tmp_path / "somebody's").exists()
     first.crash()

@@ -94,6 +94,7 @@ _MEANINGS = (
     ),
     (r"CPU.*(capabil|instruction)|cpu:.*fail|cpuinfo", "this processor lacks what that of the dump had"),
     (r"[Gg]host file.*limit|--ghost-limit", f"it has a deleted file of more than {GHOST_MAX} open"),
+    (r"Can't get rlimit", "it is another user's, and root lacks CAP_SYS_RESOURCE here"),
     (r"bad size|size mismatch|File .* has bad", "a file it has open has changed since"),
     (r"Can't open file .* on restore|No such file", "a file it has open isn't here"),
     (r"File exists|[Pp]id.*(busy|exist|match)|Can't fork for", "a number of its processes is taken"),
@@ -106,7 +107,7 @@ def meaning(log: str) -> str:
     lines = [line for line in log.splitlines() if "Error" in line and "rlimit: Can't setup" not in line]  # a mere wish
     errors = [line.partition("): ")[2].strip() or line for line in lines]
     text = "\n".join(errors)
-    own = errors[0] if errors else "it left no word"
+    own = (errors or log.split("\n")[-2:-1] or ["it left no word"])[0]
     for pattern, words in _MEANINGS:
         if found := re.search(pattern, text):
             line = next((line for line in errors if found.group() in line), own)
