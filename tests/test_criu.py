@@ -330,6 +330,24 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
     assert criu.is_sealed(images)
 
 
+def test_where_a_file_is_missing_the_dump_stays_and_goes_on_when_it_is_there(two: Two, tmp_path: Path) -> None:
+    first, second = two
+    images = tmp_path / "images"
+    argv = [sys.executable, "-c", "held = open('/tmp/held', 'w')\n" + COUNTING.replace("10**6", "200")]
+    run = Reading(first.hold(images, argv), tmp_path)
+    wait_for(lambda: run.sofar, "some output")
+    criu.dump(holder_of(run.started), images)
+    before, _ = run.rest()
+    failed = Reading(second.hold(images, argv), tmp_path)
+    out, err = failed.rest()
+    assert out == b"" and b"a file it has open isn't here" in err and b"tmp/held" in err
+    assert failed.started.returncode == criu.CannotRestore.exit_code and criu.is_sealed(images)
+    subprocess.run([*second.enter(), "touch", "/tmp/held"], check=True)
+    again = Reading(second.hold(images, argv), tmp_path)
+    after, err = again.rest()
+    assert not err and before + after == b"".join(b"%d\n" % n for n in range(200))
+
+
 def _may_read_limits() -> bool:
     """Whether root here has CAP_SYS_RESOURCE, without which CRIU can't dump another user's processes."""
     words = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()
