@@ -14,7 +14,7 @@ from beo import birth, door, local, machines, records, votes, wire
 from beo import messages as ms
 from beo.config import Home
 from beo.spec import JobSpec
-from beo.worker import core
+from beo.worker import core, remains
 from beo.worker.agent import Agent
 from beo.worker.heads import HEADS_MAX, Heads
 from tests.fake_head import FakeHead
@@ -205,6 +205,7 @@ class Running:
         self.agent.stop(signal.SIGINT)
         self.thread.join()
         self.agent.close()
+        remains.remove(self.agent._cluster.cluster, ["n1"])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from beo import birth
 from beo import messages as ms
 from beo.config import Home
-from beo.worker import acts, core, told
+from beo.worker import acts, core, remains, told
 from beo.worker.agent import Agent
 from beo.worker.frames import Frames, frame
 from beo.worker.order import Order
@@ -117,7 +117,9 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
 
 
 def release(agent: Agent) -> None:
-    """Close what an agent that never ran has open."""
+    """Close what an agent that never ran has open, and remove what it has made."""
+    if agent._vaults:
+        remains.remove_folder(agent._vaults.path)
     agent._memory.close()
     agent._heads.close()
     agent._server.close()
