@@ -330,6 +330,24 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
     assert criu.is_sealed(images)
 
 
+def test_a_program_moves_again_and_again(tmp_path: Path) -> None:
+    """What it starts between moves never gets a number that the next host's holder, or its criu, has."""
+    images = tmp_path / "images"
+    argv = ["bash", "-c", "for n in {1..1500}; do /bin/echo $n; done"]
+    whole = b""
+    for turn in range(5):
+        host = Sandbox(f"host{turn}", tmp_path)
+        run = Reading(host.hold(images, argv), tmp_path)
+        wait_for(lambda run=run: run.sofar.count(b"\n") > 10, "some output")  # type: ignore[misc]
+        if turn < 4:
+            criu.dump(holder_of(run.started), images)
+        out, err = run.rest()
+        host.crash()
+        assert not err
+        whole += out
+    assert whole == b"".join(b"%d\n" % n for n in range(1, 1501))
+
+
 def test_where_a_file_is_missing_the_dump_stays_and_goes_on_when_it_is_there(two: Two, tmp_path: Path) -> None:
     first, second = two
     images = tmp_path / "images"

@@ -42,6 +42,7 @@ GHOST_MAX = "4095M"
 BLOCK_BYTES = 8 << 20
 STANDARD = 3  # descriptors whose other ends are the warden's
 
+LAST_PID = "/proc/sys/kernel/ns_last_pid"
 _HERE = Path(__file__).resolve().parent
 FETCHED = _HERE.parent.parent / "build" / "criu" / "criu"
 """Where `make criu` puts one."""
@@ -184,6 +185,7 @@ def restore(folder: Path, descriptors: tuple[int, int, int] = (0, 1, 2), criu: s
     folder = folder.resolve()
     manifest = verify(folder)
     _unpack(folder, manifest, descriptors[0])
+    start_above(highest(manifest))  # criu's own, and all that the program starts later: it may move again
     argv = [criu, "restore", "--images-dir", str(folder), "--log-file", "restore.log", "-v2", "--restore-detached"]
     argv += ["--manage-cgroups=ignore", "--file-locks", "--tcp-established", "--ghost-limit", GHOST_MAX]
     argv += ["--network-lock", "nftables"]
@@ -235,6 +237,19 @@ def verify(folder: Path) -> dict[str, Any]:
         if found[name] != was:
             raise SpoiltDump(f"the dump in {folder} is spoilt", f"{name} isn't what was written", cure)
     return manifest
+
+
+def highest(manifest: dict[str, Any]) -> int:
+    """The highest number that a process or thread of the dump has."""
+    return max(int(name[5:-4]) for name in manifest["files"] if name.startswith("core-"))
+
+
+def start_above(number: int) -> None:
+    """Let processes begun in this PID namespace from now on have higher numbers; nothing where they have already."""
+    with open(LAST_PID, "r+") as file:
+        if int(file.read()) < number:
+            file.seek(0)
+            file.write(str(number))
 
 
 def forget(folder: Path) -> None:

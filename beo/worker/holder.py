@@ -23,7 +23,7 @@ if __name__ == "__main__":  # started by path: the package is two folders up
 from pathlib import Path
 
 from beo.errors import EXIT_FAILED, EXIT_HALTED, BeoError, UsageError
-from beo.worker import criu, ranks
+from beo.worker import contain, criu, ranks
 
 FIRST_PID = 1000
 """More than a warden, its holders and a criu at work have used before the program is there."""
@@ -39,7 +39,6 @@ FORWARDED = (
     signal.SIGWINCH,
 )
 _PR_SET_CHILD_SUBREAPER = 36
-_LAST_PID = "/proc/sys/kernel/ns_last_pid"
 
 
 def main(words: list[str]) -> int:
@@ -91,10 +90,14 @@ def hold(asked: Asked) -> int:
     for each in FORWARDED:
         signal.signal(each, forward)
     if criu.is_sealed(folder):
-        root = criu.restore(folder, criu=asked.criu)
+        try:
+            root = criu.restore(folder, criu=asked.criu)
+        except BeoError:
+            end_all()
+            raise
         criu.forget(folder)  # it has gone on: what it does from now on must not be done again
     else:
-        start_above(FIRST_PID)
+        criu.start_above(FIRST_PID)
         (folder / criu.DUMPED).unlink(missing_ok=True)
         root = ranks.fork(asked.argv, asked.env, (0, 1, 2), os.getcwd(), asked.person, None, "beo: ")
     for number in pending:
@@ -102,6 +105,7 @@ def hold(asked: Asked) -> int:
     while True:
         pid, status = os.wait()
         if pid == root:
+            start_below()
             return status
 
 
@@ -121,12 +125,24 @@ def own_null() -> None:
             os.set_inheritable(number, True)
 
 
-def start_above(number: int) -> None:
-    """Let processes begun in this PID namespace from now on have higher numbers; nothing where they have already."""
-    with open(_LAST_PID, "r+") as file:
-        if int(file.read()) < number:
-            file.seek(0)
-            file.write(str(number))
+def end_all() -> None:
+    """See the end of what a restore has left half done: its numbers are free then for the next try."""
+    for pid in contain.descendants(os.getpid()):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    try:
+        while True:
+            os.wait()
+    except ChildProcessError:
+        start_below()
+
+
+def start_below() -> None:
+    """Let the next holder of this warden have a small number again, where a warden is used for several attempts."""
+    with open(criu.LAST_PID, "w") as file:
+        file.write(str(os.getpid()))
 
 
 def _leave(folder: Path, status: int) -> int:
