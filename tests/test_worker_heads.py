@@ -179,6 +179,7 @@ def quietly(head: FakeHead) -> None:
         votes.Accepted,
         votes.Granted,
         ms.Health,
+        ms.VaultsAre,
         ms.BulkHello,
         ms.Ended,
         ms.Gone,
