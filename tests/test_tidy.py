@@ -42,6 +42,7 @@ FLOORS = {
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
+    "worker.criu worker.carried "
     "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
@@ -53,7 +54,7 @@ FLOORS = {
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
     "local supervisor machines doctor "
-    "worker.inspector headnode.link headnode.alive headnode.sight",
+    "worker.inspector worker.holder headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
@@ -74,7 +75,7 @@ PURE_BANNED_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__
 
 # These run without site-packages (`python -I -S`), so they and all that they import from beo, however deep, import only
 # the standard library.
-STDLIB_ONLY = {"worker.copier", "worker.warden", "worker.pmi", "worker.rsh"}
+STDLIB_ONLY = {"worker.carried", "worker.copier", "worker.warden", "worker.pmi", "worker.rsh"}
 
 # One owner for each of these: everybody else goes through that file.
 OWNERS = {"zmq": "wire"}
