@@ -24,13 +24,8 @@ END_S = 60
 HALTED = 85
 REPORT = r"^(?:step|round) (\d+) "
 
-<<<<<<< HEAD
-# Each for a second or two of two ranks, with few messages, which cores that are shared make slow; and the numbers in
-# its last line that are its answer.
-=======
 # Each for a second or two of two ranks, with few messages, which cores that others use make slow; and what of its last
 # line is its answer.
->>>>>>> ckpt-a2
 PROGRAMS = {
     "heat2d.py": (["--n", "500", "--steps", "6000", "--report-every", "50"], r"steps 6000 checksum \w+ error \S+"),
     "nbody.py": (["--n", "60", "--steps", "2500", "--report-every", "25"], r"steps 2500 checksum \w+ energy .*"),
