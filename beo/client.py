@@ -644,14 +644,15 @@ def new_spec(
     outputs: Sequence[str] = (),
     signal: str = "",
     goes_on: bool = False,
+    movable: bool = False,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
     to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
     files that are kept when it ends. `signal` is what its ranks get before their time is up, like "USR1@60" (seconds).
-    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. Raises `UsageError` that names the
-    option at fault.
+    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. What is `movable` is moved by CRIU.
+    Raises `UsageError` that names the option at fault.
     """
     if isinstance(argv, str):
         raise UsageError("the command is one text", "a job takes a list of words", 'write ["sh", "-c", text]')
@@ -698,5 +699,6 @@ def new_spec(
             signal=number,
             notice_s=notice_s,
             goes_on=goes_on,
+            movable=movable,
         )
     )

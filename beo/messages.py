@@ -501,6 +501,7 @@ class AttemptView(msgspec.Struct, frozen=True, array_like=True):
     outcome: str
     parts: tuple[tuple[str, int, int, str], ...]
     results: tuple[PartResult, ...]
+    moved: bool = False  # it halted, and the next one goes on where it was
 
 
 class JobDetail(msgspec.Struct, frozen=True, array_like=True):

@@ -66,6 +66,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     outputs: tuple[str, ...] = ()  # patterns of what is kept of its files when it ends, in the tree
     signal: int = 0  # its ranks get it before their time is up, or when they are to go on elsewhere; 0: none
     notice_s: float = NOTICE_S  # so long before: for a last checkpoint
+    movable: bool = False  # it knows nothing of checkpoints, and is moved by CRIU
     goes_on: bool = False  # when its time is up it halts at a checkpoint, and is queued again
     errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
@@ -167,6 +168,21 @@ def pattern(text: str) -> str:
     )
 
 
+def _check_movable(spec: JobSpec) -> None:
+    """Refuse what CRIU can't take apart: more than one tree of processes, or one that something outside holds on to."""
+    if spec.ranks > 1 or spec.slots > spec.cpus:
+        why = "its processes on one node are moved, and MPI's ranks are connected"
+        raise UsageError("--movable with several ranks", why, "let it take checkpoints: see docs/checkpoint.md")
+    if spec.stdin or spec.attached or spec.terminal is not None:
+        raise UsageError("--movable at a terminal", "that doesn't move along", "use 'beo submit'")
+    if spec.goes_on or spec.signal:
+        why = "those are for programs with checkpoints"
+        raise UsageError("--movable with --continue or --signal", why, "say one or the other")
+    if spec.is_carrying:
+        why = "the files that it has along are in another folder on each node"
+        raise UsageError("--movable with --in or --out", why, "put them into the tree, or on a shared file system")
+
+
 def _check_errand(spec: JobSpec) -> None:
     """Refuse an errand that would be more than one: it takes no slot, so it may be no program of the user's own."""
     plain = JobSpec(
@@ -205,6 +221,8 @@ def check(spec: JobSpec) -> JobSpec:
         raise UsageError("--continue without a time limit", "it says what comes when the time is up", "add -t")
     if spec.goes_on and spec.attached:
         raise UsageError("a job that waits for nobody can go on", "'beo run' waits for its end", "use 'beo submit'")
+    if spec.movable:
+        _check_movable(spec)
     if spec.terminal is not None:
         _check_terminal(spec, spec.terminal)
     if spec.is_carrying:

@@ -64,7 +64,7 @@ def copy(task: Copying) -> Copied:
     where = home()
     cluster, secret = where.cluster(), where.secret("worker")
     person = Person(task.uid, task.gid, list(task.groups))
-    if not person.is_us:
+    if not person.is_us and not task.as_root:
         person.become()
 
     def locate() -> str:

@@ -56,7 +56,7 @@ _PR_SET_PDEATHSIG = 1
 
 class Task(msgspec.Struct, frozen=True):
     """What to do. work: the folder of the job; bundle: what goes into it, "" nothing. outputs: patterns of results.
-    copies: bundles with which the folder `vault` begins, where it is empty.
+    copies: bundles with which the folder `vault` begins, where it is empty; as_root: they are root's there.
 
     nodes: how many the attempt has. uid None: whoever this process is.
     """
@@ -70,6 +70,7 @@ class Task(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     vault: str = ""
+    as_root: bool = False
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] | None = None
@@ -106,7 +107,7 @@ class Porter:
 
     def do(self) -> None:
         """Do it; raises Trouble."""
-        if not self._person.is_us:
+        if not self._person.is_us and not self._task.as_root:
             self._person.become()
         if self._task.do == "stage":
             self._stage()

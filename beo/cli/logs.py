@@ -26,13 +26,14 @@ from beo.messages import JobView
 @click.argument("job", default="last")
 @option("-f", "--follow", is_flag=True, help="Go on until the job has ended, over all its attempts.")
 @option("--rank", type=click.IntRange(0), help="Of one rank only.")
-@option("--attempt", type=click.IntRange(1), help="Of this attempt only (default: the last one).")
+@option("--attempt", type=click.IntRange(1), help="Of this attempt only.")
 @option("-l", "--label", is_flag=True, help="Put the rank in front of each line.")
 def logs(job: str, follow: bool, rank: int | None, attempt: int | None, label: bool) -> None:
     """Print what JOB (default: the last one) wrote: its stdout on stdout, its stderr on stderr.
 
-    The lines of different ranks come in the order in which they arrived. A restart of the head is waited out, with no
-    line lost or doubled.
+    Of a job that went on elsewhere at a checkpoint it prints what was written before, too; of one that was run anew
+    only what the last attempt wrote. The lines of different ranks come in the order in which they arrived. A restart of
+    the head is waited out, with no line lost or doubled.
     """
     cluster = Cluster()
     view = _one(cluster, job)
@@ -47,11 +48,23 @@ def logs(job: str, follow: bool, rank: int | None, attempt: int | None, label: b
     if not view.attempt and not attempt:
         cure = f"'beo logs -f {view.id}' waits for it"
         raise Conflict(f"job {view.id} has not started", view.reason, cure)
-    console = Console(cluster.bulk, view.id, attempt or view.attempt, wait=follow, learn=cluster.learn_heads)
-    while not console.ended:
-        printer.write(console.step(STEP_S))
-    console.close()
+    for number in [attempt] if attempt else _attempts(cluster, view):
+        console = Console(cluster.bulk, view.id, number, wait=follow, learn=cluster.learn_heads)
+        while not console.ended:
+            printer.write(console.step(STEP_S))
+        console.close()
     printer.close()
+
+
+def _attempts(cluster: Cluster, view: JobView) -> list[int]:
+    """The last attempt, and those before it that it goes on from: together they are one program's output."""
+    numbers = [view.attempt]
+    if view.attempt > 1:
+        (detail,) = cluster.show((str(view.id),))
+        for one in sorted(detail.attempts, key=lambda attempt: -attempt.number):
+            if one.moved and one.number == numbers[0] - 1:
+                numbers.insert(0, one.number)
+    return numbers
 
 
 def _one(cluster: Cluster, word: str) -> JobView:

@@ -66,6 +66,11 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
             is_flag=True,
             help="When the time is up, halt at a last checkpoint and go on as another attempt, until it is done.",
         ),
+        option(
+            "--movable",
+            is_flag=True,
+            help="It takes no checkpoints: let CRIU move it, when its node is drained (one process and its children).",
+        ),
         option("--priority", type=int, default=0, metavar="N", help="Higher goes first."),
         option("--key", default="", metavar="KEY", help="Submitting again under a key gives the same job."),
         click.argument("command", nargs=-1, metavar="CMD...", type=click.UNPROCESSED),
@@ -119,6 +124,7 @@ def spec_of(
         outputs=asked["outputs"],
         signal=asked["notice"],
         goes_on=asked["goes_on"],
+        movable=asked["movable"],
     )
 
 

@@ -42,6 +42,7 @@ class Attempt(msgspec.Struct, array_like=True):
     ended_s: float = 0.0
     cause: tuple[str, int, str] | None = None
     outcome: str = ""
+    moved: bool = False  # it halted, and the next one goes on where it was
     left: tuple[str, ...] = ()  # its nodes that a move has left: what they still keep of the job is old
 
     @property

@@ -510,6 +510,7 @@ class State:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
         elif reason := _goes_on(job, attempt, kind, code):
             attempt.outcome = job.reason = reason
+            attempt.moved = True
             self._await(job)
         elif kind != "lost":
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"

@@ -69,6 +69,7 @@ def detail(job: Job, outlook: Outlook, sight: Sight, kept: tuple[tuple[str, int]
             outcome=attempt.outcome,
             parts=tuple((part.node, part.first_rank, part.ranks, part.state) for part in attempt.parts),
             results=tuple(part.result for part in attempt.parts if part.result),
+            moved=attempt.moved,
         )
         for attempt in job.attempts
     )
@@ -168,7 +169,7 @@ def node_row(
         _why(node, shown, silent_s),
         round(clock_s, 3),
         findings,
-        tuple(job for job in jobs if job in kept and state.jobs[job].move),
+        tuple(job for job in jobs if state.jobs[job].move and (job in kept or state.jobs[job].spec.movable)),
     )
 
 

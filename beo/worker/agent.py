@@ -33,13 +33,14 @@ from beo.child import Child
 from beo.config import Home, home, is_address, write_durably
 from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
-from beo.errors import Conflict
-from beo.worker import acts, core, launch, mpienv, probe, process, remains
+from beo.errors import BeoError, Conflict
+from beo.worker import acts, core, criu, launch, mpienv, probe, process, remains
 from beo.worker.copies import Copied, Copies, Wish
 from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
+from beo.worker.moving import Moving, command, without_file
 from beo.worker.shipper import Shipper
 from beo.worker.vaults import Vaults
 
@@ -51,6 +52,7 @@ LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer,
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
 VAULT_PART = 2  # of the memory for jobs, this part may be in the vault where nothing else is set
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
+ENVIRONMENT = ".env"  # of a movable program
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
 WORK = ".work"  # and the files that it has along
 WORK_AT = "/run/beo/job"  # where a job sees these, on every node: behind its walls, each has its own there
@@ -124,6 +126,7 @@ class Agent:
         self._vaults = self._open_vaults(mem_bytes)
         is_tree_ours = where.config().files.backend == "beo"
         self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
+        self._moving = Moving()
         self._copy_at_s = time.monotonic() + self._config.checkpoint_copy_s
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
@@ -469,6 +472,7 @@ class Agent:
                 case acts.Say():
                     if self._copies and effect.do == "halt":
                         self._copies.cancel(effect.job)
+                    self._move(effect)
                     if self._vaults:
                         self._vaults.say(effect.job, effect.do, effect.why, effect.leaving, effect.is_all)
                 case acts.Copy():
@@ -543,11 +547,19 @@ class Agent:
 
     def _copy(self, order: ms.Start) -> None:
         """Copy a job's vault at once, where the tree is ours."""
-        folder = self._vaults.folder(order.job) if self._vaults else ""
-        if self._copies is None or not folder or not os.path.isdir(folder) or not os.listdir(folder):
+        folder = ""
+        if self._vaults:
+            folder = self._vaults.dump(order.job) if order.spec.movable else self._vaults.folder(order.job)
+        if self._copies is None or not os.path.isdir(folder) or not os.listdir(folder):
             self._handle(acts.Copied(order.job, order.attempt, "", 0))
             return
         self._copies.want(_wish(order, folder, 0, must=True))
+
+    def _move(self, effect: acts.Say) -> None:
+        """Dump a program that knows nothing of what it is told."""
+        held = self._core.held.get((effect.job, effect.attempt))
+        if self._vaults and held and held.order.spec.movable and effect.do == "halt":
+            self._moving.dump(effect.job, self._vaults.dump(effect.job))
 
     def _copy_now_and_then(self, now_s: float) -> None:
         """Have what has changed since the last time copied, job by job."""
@@ -557,7 +569,7 @@ class Agent:
         self._copy_at_s = now_s + config.checkpoint_copy_s
         kept = self._vaults.jobs()
         for held in self._core.held.values():
-            if held.alive and held.order.job in kept:
+            if held.alive and held.order.job in kept and not held.order.spec.movable:
                 folder = self._vaults.folder(held.order.job)
                 self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
 
@@ -583,7 +595,7 @@ class Agent:
                 warden = self._spares.pop() if self._spares else self._spawn()
             self._core.launched((order.job, order.attempt), warden)
             self._links[warden].send(message)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BeoError) as error:
             self._handle(acts.LaunchFailed(order.job, order.attempt, f"can't be started: {error}"))
 
     def _start_message(self, order: ms.Start, leash_until_ns: int) -> dict[str, object]:
@@ -629,6 +641,7 @@ class Agent:
             signal=spec.signal,
             notice_s=spec.notice_s,
             goes_on=spec.goes_on,
+            movable=spec.movable,
             mem_bytes=spec.mem_bytes * places or None,
             uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
             gid=None if spec.errand else order.gid,
@@ -656,8 +669,31 @@ class Agent:
             self._beo_dir,
             vault,
             order.mtbf_s,
+            self._vaults.dump(order.job) if self._vaults and spec.movable else "",
         )
-        return launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
+        message = launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
+        if spec.movable:
+            self._hold(order, message, facts.dump)
+        return message
+
+    def _hold(self, order: ms.Start, message: dict[str, Any], dump: str) -> None:
+        """Have the program started by a holder, as root, with the job's environment in a file."""
+        criu.find()  # NoCriu, in words
+        if not dump:
+            raise ValueError("this node has no vault, so a movable program has no place to be dumped to")
+        os.makedirs(dump, 0o700, exist_ok=True)
+        env = {**message["env"], **message["env_of"]["0"], "PWD": message["cwd"]}
+        path = f"{self._tmp(order.job, order.attempt)}{ENVIRONMENT}"
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(path, flags, 0o600), "wb") as file:
+            file.write(b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
+        argv = without_file(order.spec.script, list(order.spec.argv)) if order.spec.script else message["argv"]
+        message["argv"] = command(sys.executable, dump, (order.uid, order.gid, order.groups), path, argv)
+        own = {name: value for name, value in env.items() if name.startswith("BEO_") and name != "BEO_JOB_NAME"}
+        message["env"] = {**own, "PATH": criu.PATH}
+        message["uid"] = message["gid"] = message["groups"] = None
 
     def _environment(self, order: ms.Start) -> dict[str, str]:
         """What the job brought along, on top of what a login here would say; whose it is, this node knows better."""
@@ -719,9 +755,9 @@ class Agent:
         By a thread of its own: a million files, or a cgroup that the kernel holds on to, must not delay a heartbeat.
         """
         tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
-        script = f"{tmp}{SCRIPT}"
-        if os.path.lexists(script):
-            os.unlink(script)
+        for name in (SCRIPT, ENVIRONMENT):
+            if os.path.lexists(f"{tmp}{name}"):
+                os.unlink(f"{tmp}{name}")
         left = [path for path in (tmp, f"{tmp}{WORK}") if os.path.exists(path)]
         if left or (self._cgroups and os.path.isdir(cgroup)):
             self._sweep_up(_remove, cgroup, *left)
@@ -734,7 +770,7 @@ class Agent:
 
 
 def _wish(order: ms.Start, folder: str, bytes_s: int, must: bool) -> Wish:
-    return Wish(order.job, order.attempt, folder, order.uid, order.gid, order.groups, bytes_s, must)
+    return Wish(order.job, order.attempt, folder, order.uid, order.gid, order.groups, bytes_s, must, order.spec.movable)
 
 
 def _remove(cgroup: str, *folders: str) -> None:

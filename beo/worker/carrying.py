@@ -107,6 +107,7 @@ class Carrying:
             "outputs": carried.outputs,
             "copies": carried.copies,
             "vault": carried.vault or "",
+            "as_root": carried.as_root,
             "uid": order.person.uid,
             "gid": order.person.gid,
             "groups": order.person.groups,

@@ -26,13 +26,17 @@ log = logging.getLogger("beo.agent")
 
 
 class Copying(msgspec.Struct, frozen=True):
-    """What to copy: the folder, whose it is, and how many bytes a second at most (0: no limit)."""
+    """What to copy: the folder, whose it is, and how many bytes a second at most (0: no limit).
+
+    as_root: only root can read it; the copy is the job's owner's all the same.
+    """
 
     folder: str
     uid: int
     gid: int
     groups: tuple[int, ...]
     bytes_s: int
+    as_root: bool = False
 
 
 class Copied(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,6 +58,7 @@ class Wish(NamedTuple):
     groups: tuple[int, ...]
     bytes_s: int = 0
     must: bool = False
+    as_root: bool = False
 
 
 class Copies:
@@ -115,7 +120,7 @@ class Copies:
             self._begin(ready)
 
     def _begin(self, wish: Wish) -> None:
-        task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s)
+        task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s, wish.as_root)
         env = {**os.environ, "BEO_DIR": self._beo_dir, PARENT: str(os.getpid())}
         try:
             process = subprocess.Popen(

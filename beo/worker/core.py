@@ -403,6 +403,7 @@ class Worker:
         self._do(Remember(order))
         # An idle warden may be of an older beo.
         is_plain = order.spec.places == 1 and not order.spec.is_carrying and not order.copies
+        is_plain = is_plain and not order.spec.movable  # the numbers of its processes must be free
         warden = self.idle.pop() if self.idle and is_plain else 0
         self._do(Launch(warden, order, self._lease_ns if held.leashed else 0))
 

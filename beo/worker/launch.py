@@ -37,7 +37,7 @@ class Attempt:
     whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
     terminal: (rows, columns) of rank 0's, None: it has pipes. bundle: the files that it has along, "" none; outputs:
     patterns of what is kept of its files. copies: node -> bundles with which its vault is to begin.
-    signal, notice_s, goes_on: as its spec has them.
+    signal, notice_s, goes_on, movable: as its spec has them.
     """
 
     job: int
@@ -66,6 +66,7 @@ class Attempt:
     signal: int = 0
     notice_s: float = 0.0
     goes_on: bool = False
+    movable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Facts:
     rsh, python: the path of `beo-rsh` and what runs it. work, at: where the files that it has along are put, and where
     they are seen (None: there). home: the cluster's folder. vault: the folder that outlives the attempt, and the file
     in which its ranks are told to take a checkpoint (None: there is none). mtbf_s: what failures the head expects (0:
-    it didn't say).
+    it didn't say). dump: where what CRIU makes of a movable program lies.
     """
 
     cluster: str
@@ -91,6 +92,7 @@ class Facts:
     home: str = ""
     vault: tuple[str, str] | None = None
     mtbf_s: float = 0.0
+    dump: str = ""
 
 
 def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: int | None = None) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def start_message(attempt: Attempt, facts: Facts, nonce: str, leash_until_ns: in
         "stdin": attempt.stdin,
         "terminal": attempt.terminal,
         "pmi": process_management(attempt, facts.cluster, nonce),
+        "once": attempt.movable,
         "steps": room_for_steps(attempt, facts.cluster, nonce),
         "names": {part.node: part.host for part in attempt.parts},
         "files": mpienv.host_files(_room(attempt)) if _has_room(attempt) else {},
@@ -152,7 +155,8 @@ def carried(attempt: Attempt, facts: Facts) -> dict[str, Any] | None:
         return None
     return {
         "copies": list(attempt.copies.get(facts.node, ())),
-        "vault": facts.vault[0] if facts.vault else None,
+        "vault": facts.dump or (facts.vault[0] if facts.vault else None),
+        "as_root": attempt.movable,
         "bundle": attempt.bundle,
         "outputs": list(attempt.outputs),
         "work": facts.work if attempt.bundle else None,

@@ -57,6 +57,7 @@ class Order:
         self.files = _environment(message.get("files") or {})
         self._take_steps(message.get("steps") or {})
         self.notice = Notice(message.get("notice") or {})
+        self.is_once = bool(message.get("once"))  # what has run here may come back only to a fresh warden
         self.is_carrying = message.get("carried") is not None
         self.carried = Carried(message.get("carried") or {})
         if not self.argv or len(self.ranks) > RANKS_HERE_MAX or not (self.ranks or len(self.nodes) > 1):
@@ -90,7 +91,7 @@ class Order:
     def reusable(self) -> bool:
         """Whether a warden may take another attempt after this one: one rank alone has no peer to mix up."""
         alone = self.size == 1 and self.pmi is None and self.places <= 1 and len(self.nodes) == 1
-        return alone and not self.is_carrying
+        return alone and not self.is_carrying and not self.is_once
 
 
 class Notice:
@@ -108,8 +109,8 @@ class Notice:
 class Carried:
     """What files an attempt has carried in and out: those of `bundle` ("": none) into the folder `work` (None: it runs
     in a folder of its own), which is seen behind the walls as `at` (None: as itself); and out those that the patterns
-    `outputs` mean. copies: bundles with which the folder `vault` is to begin. python, home: what runs the porter, and
-    its BEO_DIR.
+    `outputs` mean. copies: bundles with which the folder `vault` is to begin, as_root: as root's. python, home: what
+    runs the porter, and its BEO_DIR.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -117,6 +118,7 @@ class Carried:
         self.outputs = _texts(message, "outputs") if "outputs" in message else []
         self.copies = _texts(message, "copies") if "copies" in message else []
         self.vault = _text_or_none(message, "vault")
+        self.as_root = bool(message.get("as_root"))
         self.work = _text_or_none(message, "work")
         self.at = _text_or_none(message, "at")
         self.python = str(message.get("python") or "")

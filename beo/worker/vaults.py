@@ -5,8 +5,9 @@ folder in it:
 
     JOB/word    what the agent has to say to the ranks: a fixed size, so that they can map it once and look at a byte
     JOB/own     the job's, BEO_CHECKPOINT_DIR
+    JOB/dump    of a movable job: what CRIU makes of its program
 
-Only the second belongs to the job's user. Where the daemon isn't root it can't mount anything; the vault is then a
+Only `own` belongs to the job's user. Where the daemon isn't root it can't mount anything; the vault is then a
 folder of /tmp, which is as big and as fast as that is.
 """
 
@@ -71,6 +72,10 @@ class Vaults:
         """Where a job's own things are."""
         return f"{self.path}/{job}/own"
 
+    def dump(self, job: int) -> str:
+        """Where CRIU puts a job's program: root's alone, since who can write there can be root."""
+        return f"{self.path}/{job}/dump"
+
     def jobs(self) -> frozenset[int]:
         """The jobs of which something is kept, as was last seen."""
         return frozenset(job for job, _ in self._kept or ())
@@ -97,6 +102,8 @@ class Vaults:
         except OSError:
             return
         with suppress(OSError):
+            if os.path.isdir(f"{folder}/dump"):
+                shutil.rmtree(f"{folder}/dump")
             os.unlink(f"{folder}/word")
             os.rmdir(folder)
 

@@ -1,0 +1,77 @@
+"""Programs that know nothing of checkpoints, on their way off this node: dumped by a thread of its own.
+
+A job that is *movable* runs below a holder (holder.py), and what CRIU makes of it lies beside the job's own folder in
+the vault, where only root can write. When it is to halt, its holder is looked for and the program is dumped: it ends
+with 85 as any other that halts, or it runs on, and another try comes later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from beo.errors import BeoError
+from beo.worker import criu
+
+AGAIN_S = 30.0  # after a dump that wasn't possible: what was in its way may have gone
+HOLDER = str(Path(__file__).with_name("holder.py"))
+
+log = logging.getLogger("beo.agent")
+
+
+def holder_of(folder: str) -> int:
+    """Return the number of the process that holds the program of a folder; 0: there is none."""
+    mark = f"\0{HOLDER}\0{folder}\0".encode()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path("/proc", name, "cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark in b"\0" + words:
+            return int(name)
+    return 0
+
+
+def command(python: str, folder: str, person: tuple[int, int, tuple[int, ...]], env: str, argv: list[str]) -> list[str]:
+    """Return how a program is started below a holder. env: the file that has its environment."""
+    uid, gid, groups = person
+    whose = ":".join(map(str, (uid, gid, *groups)))
+    return [python, "-I", HOLDER, folder, "--as", whose, "--env", env, "--", *argv]
+
+
+def without_file(script: str, argv: list[str]) -> list[str]:
+    """Return how a script is run by its text alone: a shell would have its file open, which isn't on the other node."""
+    shell = script.split("\n", 1)[0].removeprefix("#!").split()
+    return [*shell, "-c", script, *argv]
+
+
+class Moving:
+    """The dumps of one agent."""
+
+    def __init__(self) -> None:
+        """Nothing is being dumped."""
+        self._threads: dict[str, threading.Thread] = {}
+        self._again_s: dict[str, float] = {}
+
+    def dump(self, job: int, folder: str) -> None:
+        """Have a job's program dumped, unless that is under way, or was tried just now."""
+        thread = self._threads.get(folder)
+        if (thread and thread.is_alive()) or time.monotonic() < self._again_s.get(folder, 0.0):
+            return
+        self._again_s[folder] = time.monotonic() + AGAIN_S
+        self._threads = {place: one for place, one in self._threads.items() if one.is_alive()}
+        self._threads[folder] = threading.Thread(target=_dump, args=(job, folder), name="beo-dump", daemon=True)
+        self._threads[folder].start()
+
+
+def _dump(job: int, folder: str) -> None:
+    holder = holder_of(folder)
+    if not holder:
+        return  # it has ended, or hasn't begun
+    try:
+        criu.dump(holder, Path(folder))
+    except BeoError as error:
+        log.warning("job %d can't be moved: %s", job, error)

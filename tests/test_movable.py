@@ -1,0 +1,122 @@
+"""A program that knows nothing of checkpoints goes on elsewhere, its output in one piece: `beo submit --movable`."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beo.errors import BeoError
+from beo.worker import criu
+from tests.cluster import ROOT, Cluster, running, wait_for
+
+NUMPY = """
+import sys, time
+import numpy as np
+matrix = np.random.default_rng(1).random((200, 200))
+for step in range({steps}):
+    matrix = matrix @ matrix
+    matrix /= np.abs(matrix).max()
+    print(step, repr(float(matrix.sum())), flush=True)
+    time.sleep(0.02)
+"""
+PIPELINE = """
+for n in $(seq 1 {steps}); do echo $n; sleep 0.02; done | while read n; do echo "line $n"; done
+"""
+
+
+def _why_not() -> str:
+    try:
+        criu.find()
+    except BeoError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(_why_not()), reason=f"{_why_not()[:200]}: make criu")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("movable") / "beo", workers=2, slots=1) as cluster:
+        yield cluster
+
+
+def undisturbed(argv: list[str]) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def prints_on(cluster: Cluster, job: int, lines: int) -> None:
+    wait_for(lambda: len(cluster.output(job).splitlines()) > lines, "it prints")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param([sys.executable, "-c", NUMPY.format(steps=150)], id="numpy"),
+        pytest.param(["sh", "-c", PIPELINE.format(steps=150)], id="pipeline"),
+    ],
+)
+def test_an_unmodified_program_is_moved_and_its_output_is_that_of_an_undisturbed_run(
+    cluster: Cluster, argv: list[str]
+) -> None:
+    expected = undisturbed(argv)
+    job = cluster.submit(argv, movable=True)
+    for attempt in (1, 2):
+        node = cluster.wait_for_state(job, "running", attempt).nodes
+        shown = len(cluster.output(job).splitlines())
+        prints_on(cluster, job, shown + 20)
+        assert cluster.beo("migrate", str(job)).returncode == 0
+        assert cluster.wait_for_state(job, "running", attempt + 1).nodes != node
+    (view,) = cluster.wait(job)
+    assert (view.state, view.attempt) == ("done", 3), view
+    assert cluster.output(job) == expected
+
+
+def test_a_script_is_moved_too_and_a_drain_empties_its_node(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "count.sh"
+    script.write_text(f"#!/bin/sh\n#BEO --movable\n{PIPELINE.format(steps=100)}")
+    said = cluster.beo("submit", str(script))
+    assert said.returncode == 0, said.stderr
+    job = int(re.findall(r"\d+", said.stdout)[0])
+    node = cluster.wait_for_state(job, "running").nodes
+    wait_for(lambda: "line 10\n" in cluster.output(job), "it prints")
+    assert f"job {job} goes on elsewhere" in cluster.beo("drain", node).stdout
+    cluster.wait_for_node(node, "drained")
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    cluster.beo("resume", node)
+    assert cluster.output(job) == "".join(f"line {n}\n" for n in range(1, 101))
+
+
+def test_what_cant_be_moved_goes_on_where_it_is_and_the_log_says_why(cluster: Cluster) -> None:
+    code = "import time; f = open('/dev/zero'); [time.sleep(0.02) for _ in range(150)]; print('done')"
+    job = cluster.submit([sys.executable, "-c", code.replace("/dev/zero", "/dev/fuse")], movable=True)
+    node = cluster.wait_for_state(job, "running").nodes
+    wait_for(lambda: cluster.ranks(job), "it runs")
+    cluster.beo("migrate", str(job))
+    log = cluster.home.logs / f"{node}.log"
+    wait_for(lambda: f"job {job} can't be moved" in log.read_text(), "its agent says why")
+    (view,) = cluster.wait(job)
+    assert (view.state, view.attempt, cluster.output(job)) == ("done", 1, "done\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["-n", "2"], "--movable with several ranks"),
+        (["--signal", "USR1"], "--movable with --continue or --signal"),
+        (["--out", "x"], "--movable with --in or --out"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused(cluster: Cluster, words: list[str], error: str) -> None:
+    said = cluster.beo("submit", "--movable", *words, "true")
+    assert (said.returncode, error in said.stderr) == (2, True), said.stderr
+
+
+def test_the_root_that_holds_a_program_takes_nothing_of_its_environment(cluster: Cluster) -> None:
+    job = cluster.submit(["sh", "-c", "echo $LD_PRELOAD; id -u"], movable=True, env={"LD_PRELOAD": "/nowhere.so"})
+    cluster.wait(job)
+    assert cluster.output(job).splitlines()[0] == "/nowhere.so"
+    assert str(ROOT)
