@@ -501,7 +501,6 @@ class AttemptView(msgspec.Struct, frozen=True, array_like=True):
     outcome: str
     parts: tuple[tuple[str, int, int, str], ...]
     results: tuple[PartResult, ...]
-    moved: bool = False  # it halted, and the next one goes on where it was
 
 
 class JobDetail(msgspec.Struct, frozen=True, array_like=True):
@@ -515,6 +514,7 @@ class JobDetail(msgspec.Struct, frozen=True, array_like=True):
     vaults: tuple[tuple[str, int], ...] = ()  # nodes that keep something of it in their memory, and how many bytes
     # (node, attempt, bundle, bytes, when) of what is copied to the tree
     copies: tuple[tuple[str, int, str, int, float], ...] = ()
+    since: int = 1  # the first of the attempts that, each going on where the last one halted, led to the present one
 
 
 class DetailsAre(_Message, frozen=True):

@@ -25,6 +25,7 @@ class Jobs:
     def __init__(self) -> None:
         self.specs: dict[int, JobSpec] = {}
         self.over: set[tuple[int, int]] = set()
+        self.first: dict[int, int] = {}  # job -> attempt from which its present one goes on
         self.uid, self.gid = os.geteuid(), os.getegid()
 
     def add(self, job: int, output: Path | str = "", errors: Path | str = "") -> None:
@@ -35,6 +36,9 @@ class Jobs:
 
     def ids(self, job: int) -> tuple[int, int, tuple[int, ...]] | None:
         return self.uid, self.gid, (self.gid,)
+
+    def since(self, job: int) -> int:
+        return self.first.get(job, 10**9)
 
     def is_over(self, job: int, attempt: int) -> bool:
         return (job, attempt) in self.over
@@ -142,6 +146,22 @@ def test_a_new_attempt_begins_the_file_anew_and_the_old_one_writes_no_more(head:
     head.end(1, 2)
     assert (tmp_path / "out").read_bytes() == b"second\n"
     assert head.exports.active() == []
+
+
+def test_an_attempt_that_goes_on_where_one_halted_goes_on_with_its_file(head: Head, tmp_path: Path) -> None:
+    head.jobs.add(1, tmp_path / "out")
+    for attempt, text in ((1, b"one\n"), (2, b""), (3, b"three\n")):
+        head.jobs.first[1] = 1
+        head.start_attempt(1, attempt)
+        if text:
+            head.print(1, text, attempt=attempt)
+        head.end(1, attempt)
+    assert (tmp_path / "out").read_bytes() == b"one\nthree\n"
+    (tmp_path / "out").write_bytes(b"one\n")  # as if a head had died just there
+    head.start_attempt(1, 4)
+    head.print(1, b"four\n", attempt=4)
+    head.end(1, 4)
+    assert (tmp_path / "out").read_bytes() == b"one\nthree\nfour\n"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -59,6 +59,9 @@ class View:
     def ids(self, job: int) -> tuple[int, int, tuple[int, ...]] | None:
         return (os.geteuid(), os.getegid(), ()) if self.owner(job) else None
 
+    def since(self, job: int) -> int:
+        return 10**9
+
     def is_over(self, job: int, attempt: int) -> bool:
         return (self.folder / f"{job}.{attempt}.over").exists()
 

@@ -58,13 +58,10 @@ def logs(job: str, follow: bool, rank: int | None, attempt: int | None, label: b
 
 def _attempts(cluster: Cluster, view: JobView) -> list[int]:
     """The last attempt, and those before it that it goes on from: together they are one program's output."""
-    numbers = [view.attempt]
-    if view.attempt > 1:
-        (detail,) = cluster.show((str(view.id),))
-        for one in sorted(detail.attempts, key=lambda attempt: -attempt.number):
-            if one.moved and one.number == numbers[0] - 1:
-                numbers.insert(0, one.number)
-    return numbers
+    if view.attempt < 2:
+        return [view.attempt]
+    (detail,) = cluster.show((str(view.id),))
+    return list(range(min(detail.since, view.attempt), view.attempt + 1))
 
 
 def _one(cluster: Cluster, word: str) -> JobView:

@@ -1,6 +1,7 @@
 """`-o FILE` and `-e FILE`: a job's output as plain files, written from the store as it grows, each byte exactly once.
 
-A file is a prefix of what the store holds for its descriptors, in the store's order. So nothing has to be remembered
+A file is a prefix of what the store holds for its descriptors, in the store's order; of an attempt that goes on where
+another one halted, of both. So nothing has to be remembered
 over a crash but that there is something to write: a small mark beside the store, made before the attempt starts and
 removed when its file is complete. A file that is found is gone on with where it is such a prefix, and else begun anew.
 
@@ -52,6 +53,9 @@ class Jobs(Protocol):
     def ids(self, job: int) -> tuple[int, int, tuple[int, ...]] | None:
         """Return the owner's uid, gid and further groups as of the submission, None for an unknown job."""
 
+    def since(self, job: int) -> int:
+        """Return the first attempt of which a job's present one is the continuation: they write one file."""
+
     def is_over(self, job: int, attempt: int) -> bool:
         """Say whether an attempt's end is committed (so all its output is in the store), or it will never start."""
 
@@ -84,17 +88,22 @@ def _acting_as(uid: int, gid: int, groups: tuple[int, ...]) -> Iterator[None]:
         become(0, own_gid, own_groups)
 
 
+Place = tuple[int, int]
+"""Where in the output of several attempts: which of them, and the cursor in its."""
+
+
 class _Sink:
     """One file to be written: the `fds` of an attempt's output."""
 
     def __init__(self, job: int, attempt: int, name: str, mark: Path, source: Path) -> None:
         self.job, self.attempt, self.name = job, attempt, name
         self.mark, self.source = mark, source
+        self.before: list[Path] = []  # the output of those attempts that this one goes on from, whole
         self.path = ""
         self.fds: frozenset[int] = frozenset()
         self.end = -1  # of the store, durable; -1: not known yet
-        self.cursor = 0
-        self.skip_bytes = 0  # bytes from the cursor on that are in the file already
+        self.place: Place = (0, 0)
+        self.skip_bytes = 0  # bytes from there on that are in the file already
         self.fd = -1
         self.void = False  # /dev/null: nothing to do
         self.term = 0  # of leading, in which it was opened
@@ -121,7 +130,7 @@ class _Sink:
             self.void = stat.S_ISCHR(state.st_mode) and state.st_rdev == _NULL_DEVICE
             if not stat.S_ISREG(state.st_mode) and not self.void:
                 raise UsageError(f"{self.path} is not a regular file", "", "change -o or -e")
-            self.cursor = self.skip_bytes = 0
+            self.place, self.skip_bytes = (0, 0), 0
             if state.st_size and not self.void and not (readable and self._is_ours(fd, state.st_size)):
                 os.ftruncate(fd, 0)
         except BaseException:
@@ -131,37 +140,50 @@ class _Sink:
 
     def _is_ours(self, fd: int, size: int) -> bool:
         """Whether the file is a beginning of the output; then what follows is what is to be written next."""
-        cursor = at = 0
-        while cursor < self.end:
-            following, own = self._own(cursor)
+        place, at = (0, 0), 0
+        while not self._is_end(place):
+            following, own = self._own(place)
             there = os.pread(fd, len(own), at)
             if there != own[: size - at]:
                 return False
             if at + len(own) >= size:
-                self.cursor, self.skip_bytes = cursor, size - at
+                self.place, self.skip_bytes = place, size - at
                 return True
-            cursor, at = following, at + len(own)
+            place, at = following, at + len(own)
         return False
 
-    def _own(self, cursor: int) -> tuple[int, bytes]:
-        """Return (next cursor, what is for this file) of the next stretch of the store."""
-        source = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC)
+    def _is_end(self, place: Place) -> bool:
+        return place[0] == len(self.before) and place[1] >= self.end
+
+    def _own(self, place: Place) -> tuple[Place, bytes]:
+        """Return (next place, what is for this file) of the next stretch of the store."""
+        number, cursor = place
+        is_before = number < len(self.before)
         try:
-            cursor, data = read_blocks(source, cursor, self.end, 2 * CHUNK_SIZE_MAX_BYTES)
+            source = os.open(self.before[number] if is_before else self.source, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if is_before:  # it has printed nothing
+                return (number + 1, 0), b""
+            raise
+        try:
+            end = os.fstat(source).st_size if is_before else self.end
+            if is_before and cursor >= end:
+                return (number + 1, 0), b""
+            cursor, data = read_blocks(source, cursor, end, 2 * CHUNK_SIZE_MAX_BYTES)
         finally:
             os.close(source)
-        return cursor, b"".join(record.data for record in records.unpack(data) if record.fd in self.fds)
+        return (number, cursor), b"".join(record.data for record in records.unpack(data) if record.fd in self.fds)
 
     def write_some(self) -> bool:
         """Append the next stretch of the store; return whether all of it is in the file. Raises OSError."""
-        if self.void or self.cursor >= self.end:
+        if self.void or self._is_end(self.place):
             return True
-        cursor, own = self._own(self.cursor)
+        place, own = self._own(self.place)
         while self.skip_bytes < len(own):
             self.skip_bytes += os.write(self.fd, own[self.skip_bytes :])
         self.skip_bytes -= len(own)
-        self.cursor = cursor
-        return cursor >= self.end
+        self.place = place
+        return self._is_end(place)
 
     def complete(self) -> None:
         """The file is whole: make it durable and forget it."""
@@ -359,6 +381,7 @@ class Exports:
                 if spec is None or ids is None:
                     return True
                 sink.resolve(spec)
+                sink.before = [self._source(sink.job, n) for n in range(self._jobs.since(sink.job), sink.attempt)]
                 self._refuse_shared(sink)
                 sink.open(ids)
             if not sink.write_some():

@@ -113,6 +113,9 @@ class Job(msgspec.Struct, array_like=True):
     held_by: str = ""
     requeue: str = ""  # why the present attempt is ended and another one wanted
     move: Move | None = None  # asked of the present or last attempt; the next one has been told where
+    since: int = (
+        1  # the first of the attempts that, each going on where the last one halted, have led to the present one
+    )
     losses: int = 0  # attempts that were lost
     copies: list[VaultCopy] = []  # of what its nodes keep, those of the last attempt that has all, and later ones
 

@@ -45,6 +45,11 @@ class Sight:
         found = self.state.jobs.get(job)
         return (found.uid, found.gid, found.groups) if found else None
 
+    def since(self, job: int) -> int:
+        """Return the first attempt of which a job's present one is the continuation."""
+        found = self.state.jobs.get(job)
+        return found.since if found else 1
+
     def is_over(self, job: int, attempt: int) -> bool:
         """Whether nothing more of an attempt can be printed."""
         found = self.state.jobs.get(job)

@@ -410,6 +410,8 @@ class State:
         leashed = job.spec.requeue == "auto" and all(
             self.nodes[p.node].facts.get("contain") in LEASHABLE for p in event.parts
         )
+        if not job.attempt or not job.attempt.moved:
+            job.since = event.attempt
         attempt = Attempt(event.attempt, self.index, event.nonce, event.time_s, parts, leashed)
         job.attempts = [*job.attempts[-(ATTEMPTS_KEPT - 1) :], attempt]
         job.state, job.reason, job.move = "running", "", None

@@ -69,12 +69,11 @@ def detail(job: Job, outlook: Outlook, sight: Sight, kept: tuple[tuple[str, int]
             outcome=attempt.outcome,
             parts=tuple((part.node, part.first_rank, part.ranks, part.state) for part in attempt.parts),
             results=tuple(part.result for part in attempt.parts if part.result),
-            moved=attempt.moved,
         )
         for attempt in job.attempts
     )
     copies = tuple((copy.node, copy.attempt, copy.bundle, copy.size_bytes, copy.time_s) for copy in job.copies)
-    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept, copies)
+    return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept, copies, job.since)
 
 
 def _asked_for(job: Job, name: str) -> JobSpec:
