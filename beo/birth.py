@@ -125,17 +125,24 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
+_given: set[int] = set()  # ports that `free_address` has returned
+
+
 def free_address(host: str) -> str:
     """An address with a free port that nobody gets by chance while the head is down for a moment.
 
     That is one below the range from which the kernel takes the ports of outgoing connections: even a client that tries
-    to reach the absent head could get the head's own port from it, and be connected to itself.
+    to reach the absent head could get the head's own port from it, and be connected to itself. None is given twice by
+    one process: a cluster needs several before the first is listened on.
     """
     with suppress(OSError, ValueError):
         below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
         for port in random.sample(range(PORT_MIN, below), PORT_TRIES):
-            with suppress(OSError):
-                return _bound_address(host, port)
+            if port not in _given:
+                with suppress(OSError):
+                    address = _bound_address(host, port)
+                    _given.add(port)
+                    return address
     try:
         return _bound_address(host, 0)
     except (OSError, ValueError) as error:
