@@ -545,7 +545,7 @@ class Agent:
         """Copy a job's vault at once, where the tree is ours."""
         folder = self._vaults.folder(order.job) if self._vaults else ""
         if self._copies is None or not folder or not os.path.isdir(folder) or not os.listdir(folder):
-            self._handle(acts.Copied(order.job, order.attempt, "", 0))
+            self._handle(acts.Copied(order.job, order.attempt, "", 0, at_end=True))
             return
         self._copies.want(_wish(order, folder, 0, must=True))
 
@@ -562,7 +562,7 @@ class Agent:
                 self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
 
     def _tell_copy(self, wish: Wish, told: Copied) -> None:
-        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes))
+        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must))
 
     def _remember(self, order: ms.Start) -> None:
         try:
