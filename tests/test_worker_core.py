@@ -206,6 +206,19 @@ def test_output_is_with_the_head_before_an_end_is_told(node: Node) -> None:
     assert len(node.said(ms.Ended)) == 1
 
 
+@pytest.mark.parametrize("bundle", ["", "a" * 64], ids=["given up", "done"])
+def test_a_copy_of_now_and_then_is_not_the_one_that_is_made_at_the_end(node: Node, bundle: str) -> None:
+    node.start()
+    node.head(ms.Halt(EPOCH, node.incarnation, *JOB, "drain", ("n1",)))
+    node.ends(status=85)
+    node.take(acts.Copied(*JOB, bundle, 1, at_end=False))
+    assert not node.said(ms.Ended)
+    node.take(acts.Copied(*JOB, "b" * 64, 2, at_end=True))
+    told = node.said(ms.VaultCopied, ms.Ended)
+    assert [type(word) for word in told][-2:] == [ms.VaultCopied, ms.Ended]
+    assert told[-2].bundle == "b" * 64
+
+
 def test_a_committed_for_a_part_that_runs_is_ignored(node: Node) -> None:
     warden = node.start()
     node.commit()

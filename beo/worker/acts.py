@@ -103,12 +103,16 @@ class StdinCame(msgspec.Struct, frozen=True):
 
 
 class Copied(msgspec.Struct, frozen=True):
-    """What the vault keeps of a part's job is in the tree, as this bundle; "": it isn't."""
+    """What the vault keeps of a part's job is in the tree, as this bundle; "": it isn't.
+
+    at_end: it is what the part has left at its end, so that its end may be told.
+    """
 
     job: int
     attempt: int
     bundle: str
     size_bytes: int
+    at_end: bool
 
 
 class Tick(msgspec.Struct, frozen=True):

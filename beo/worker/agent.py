@@ -551,7 +551,7 @@ class Agent:
         if self._vaults:
             folder = self._vaults.dump(order.job) if order.spec.movable else self._vaults.folder(order.job)
         if self._copies is None or not os.path.isdir(folder) or not os.listdir(folder):
-            self._handle(acts.Copied(order.job, order.attempt, "", 0))
+            self._handle(acts.Copied(order.job, order.attempt, "", 0, at_end=True))
             return
         self._copies.want(_wish(order, folder, 0, must=True))
 
@@ -574,7 +574,7 @@ class Agent:
                 self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
 
     def _tell_copy(self, wish: Wish, told: Copied) -> None:
-        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes))
+        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must))
 
     def _remember(self, order: ms.Start) -> None:
         try:

@@ -544,7 +544,7 @@ class Worker:
         if item.bundle and held:
             held.copied = item
             self._tell_copied(held, item)
-        if held and held.copying:
+        if held and held.copying and item.at_end:  # one of now and then may just have been done, or given up
             held.copying = False
             if held.over:
                 self._report(held, now)

@@ -316,7 +316,7 @@ class Machine:
     def _copy(self, job: int, attempt: int) -> None:
         """Copy what is kept to the tree, which takes its time."""
         bundle = hashlib.sha256(f"{self.name} {job}.{attempt}".encode()).hexdigest()
-        copied = acts.Copied(job, attempt, bundle, 1)
+        copied = acts.Copied(job, attempt, bundle, 1, at_end=True)
         self.sim.clock.after(self.sim.random.choice([0.01, 0.3, 3.0]), lambda: self.tell(copied))
 
     def _say_halt(self, job: int, attempt: int) -> None:
