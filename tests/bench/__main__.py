@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import bulk, checkpoint, control, criu, files, inside, live, stage, table, takeover, terminal
+from tests.bench import bulk, checkpoint, control, criu, files, inside, live, restart, stage, table, takeover, terminal
 
 PAGE = stage.ROOT / "docs" / "performance.md"
 
@@ -40,6 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Path], Iterator[table.Row]]] = {
     "bulk": bulk.bulk,
     "checkpoint": checkpoint.checkpoint,
     "criu": criu.criu,
+    "restart": restart.restart,
 }
 
 
