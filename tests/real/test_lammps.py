@@ -93,7 +93,8 @@ def submit(cluster: Cluster, melt: list[str]) -> int:
 
 def thermo(cluster: Cluster, job: int) -> Lines:
     """The lines of its last attempt."""
-    return {int(step): said for step, said in THERMO.findall(cluster.output(job))}
+    said = cluster.beo("logs", str(job), "--attempt", str(cluster.job(job).attempt)).stdout
+    return {int(step): said for step, said in THERMO.findall(said)}
 
 
 def steps_at(cluster: Cluster, job: int, step: int) -> None:
