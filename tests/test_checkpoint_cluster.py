@@ -52,7 +52,8 @@ def result(cluster: Cluster, job: int) -> str:
 
 def steps(cluster: Cluster, job: int) -> list[int]:
     """Which steps it has reported, of this attempt."""
-    return [int(step) for step in re.findall(r"^step (\d+) after", cluster.output(job), re.MULTILINE)]
+    text = cluster.beo("logs", str(job), "--attempt", str(cluster.job(job).attempt)).stdout
+    return [int(step) for step in re.findall(r"^step (\d+) after", text, re.MULTILINE)]
 
 
 def take_one(cluster: Cluster, job: int) -> None:

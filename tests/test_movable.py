@@ -15,12 +15,14 @@ from tests.cluster import ROOT, Cluster, running, wait_for
 NUMPY = """
 import sys, time
 import numpy as np
+held = np.random.default_rng(2).random(8_000_000)  # it has ended long before all of this is sealed
 matrix = np.random.default_rng(1).random((200, 200))
 for step in range({steps}):
     matrix = matrix @ matrix
     matrix /= np.abs(matrix).max()
     print(step, repr(float(matrix.sum())), flush=True)
     time.sleep(0.02)
+print(repr(float(held.sum())))
 """
 PIPELINE = """
 for n in $(seq 1 {steps}); do echo $n; sleep 0.02; done | while read n; do echo "line $n"; done

@@ -127,6 +127,7 @@ class Agent:
         is_tree_ours = where.config().files.backend == "beo"
         self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
         self._moving = Moving()
+        self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
         self._copy_at_s = time.monotonic() + self._config.checkpoint_copy_s
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
@@ -436,6 +437,9 @@ class Agent:
             self._tell(kept)
         if self._copies:
             self._copy_now_and_then(time.monotonic())
+            unsealed, self._unsealed = self._unsealed, []
+            for order in unsealed:
+                self._copy(order)
             self._copies.tick(time.monotonic())
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
@@ -550,6 +554,9 @@ class Agent:
         folder = ""
         if self._vaults:
             folder = self._vaults.dump(order.job) if order.spec.movable else self._vaults.folder(order.job)
+        if self._moving.is_busy(folder):
+            self._unsealed.append(order)
+            return
         if self._copies is None or not os.path.isdir(folder) or not os.listdir(folder):
             self._handle(acts.Copied(order.job, order.attempt, "", 0, at_end=True))
             return

@@ -56,10 +56,14 @@ class Moving:
         self._threads: dict[str, threading.Thread] = {}
         self._again_s: dict[str, float] = {}
 
+    def is_busy(self, folder: str) -> bool:
+        """Whether a program is being dumped there: it has ended before all of the dump is sealed."""
+        thread = self._threads.get(folder)
+        return bool(thread and thread.is_alive())
+
     def dump(self, job: int, folder: str) -> None:
         """Have a job's program dumped, unless that is under way, or was tried just now."""
-        thread = self._threads.get(folder)
-        if (thread and thread.is_alive()) or time.monotonic() < self._again_s.get(folder, 0.0):
+        if self.is_busy(folder) or time.monotonic() < self._again_s.get(folder, 0.0):
             return
         self._again_s[folder] = time.monotonic() + AGAIN_S
         self._threads = {place: one for place, one in self._threads.items() if one.is_alive()}
