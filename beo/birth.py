@@ -137,7 +137,7 @@ def free_address(host: str) -> str:
     """
     with suppress(OSError, ValueError):
         below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        for port in random.sample(range(PORT_MIN, below), PORT_TRIES):
+        for port in random.SystemRandom().sample(range(PORT_MIN, below), PORT_TRIES):  # whatever seed a program set
             if port not in _given:
                 with suppress(OSError):
                     address = _bound_address(host, port)

@@ -118,6 +118,9 @@ class Reading:
         return self._files[0].read_bytes()
 
 
+TRIES = 3
+
+
 def undisturbed(argv: list[str]) -> tuple[bytes, bytes, float]:
     """Both streams of a run that nobody moves, and its seconds."""
     began_s = time.monotonic()
@@ -158,9 +161,12 @@ def test_an_unmodified_program_moves_and_its_output_is_that_of_an_undisturbed_ru
 ) -> None:
     argv = PROGRAMS[name]
     out, err, _ = undisturbed(argv)
-    got_out, got_err, in_time = moved(argv, tmp_path / "images", *two)
-    assert in_time
-    assert got_out == out and got_err == err
+    for n in range(TRIES):  # on a busy machine it may have ended before anybody came
+        got_out, got_err, in_time = moved(argv, tmp_path / f"images-{n}", *two)
+        assert got_out == out and got_err == err
+        if in_time:
+            return
+    pytest.fail(f"it had ended before it was moved, {TRIES} times")
 
 
 @pytest.mark.slow
