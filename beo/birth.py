@@ -111,7 +111,7 @@ def _port_behind(address: str, step: int) -> str:
     """The address some ports further, if it is free: ports side by side are easier to tell a firewall."""
     host, _, port = address.rpartition(":")
     with suppress(OSError, OverflowError):
-        return _bound_address(host, int(port) + step)
+        return _hold(host, int(port) + step)
     return ""
 
 
@@ -125,30 +125,44 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
-_given: set[int] = set()  # ports that `free_address` has returned
+_held: list[socket.socket] = []
+"""What keeps the last ports that `free_address` has returned from being returned to anybody else."""
+HELD_MAX = 64  # a process makes a cluster or two, each of some addresses
 
 
 def free_address(host: str) -> str:
     """An address with a free port that nobody gets by chance while the head is down for a moment.
 
     That is one below the range from which the kernel takes the ports of outgoing connections: even a client that tries
-    to reach the absent head could get the head's own port from it, and be connected to itself. None is given twice by
-    one process: a cluster needs several before the first is listened on.
+    to reach the absent head could get the head's own port from it, and be connected to itself. Nobody else on this
+    machine is given it either while this process lives, though it isn't listened on yet.
     """
     with suppress(OSError, ValueError):
         below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        for port in random.SystemRandom().sample(range(PORT_MIN, below), PORT_TRIES):  # whatever seed a program set
-            if port not in _given:
-                with suppress(OSError):
-                    address = _bound_address(host, port)
-                    _given.add(port)
-                    return address
+        for port in random.SystemRandom().sample(range(PORT_MIN, below), PORT_TRIES):
+            with suppress(OSError):
+                return _hold(host, port)
     try:
-        return _bound_address(host, 0)
+        with socket.create_server((host, 0)) as server:
+            return f"{host}:{server.getsockname()[1]}"
     except (OSError, ValueError) as error:
         raise UsageError(f"can't listen on {host!r}", reason(error), "mend [head] listen in beo.toml") from None
 
 
-def _bound_address(host: str, port: int) -> str:
-    with socket.create_server((host, port)) as server:
-        return f"{host}:{server.getsockname()[1]}"
+def _hold(host: str, port: int) -> str:
+    """Take a port that nobody has, and let only those have it who mean to listen there. OSError where somebody does.
+
+    It is bound without SO_REUSEADDR, which fails where any other socket has it, and then gets that: so who listens
+    (with it, as servers do) succeeds, and who looks for a free port in this way does not.
+    """
+    held = socket.socket()
+    try:
+        held.bind((host, port))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except BaseException:
+        held.close()
+        raise
+    _held.append(held)
+    while len(_held) > HELD_MAX:
+        _held.pop(0).close()
+    return f"{host}:{port}"
