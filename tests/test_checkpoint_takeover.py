@@ -110,6 +110,7 @@ def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_step
     kept, done = told(log, "kept")[-1], told(log, "step")[-1]
     assert done < STEPS
     view = cluster.wait_for_state(job, "running", 2)
+    wait_for(lambda: len(orders(cluster, view)) == RANKS, "all nodes have their orders")
     started = orders(cluster, view)
     assert total(cluster, job) == answer
     assert cluster.job(job).attempt == 2
