@@ -293,6 +293,9 @@ class Supervisor:
     def run(self) -> None:
         """Start what isn't running and restart what ends, until `stop`; then end it all."""
         looked_s = time.monotonic()
+        cluster = ""
+        with suppress(OSError, BeoError):
+            cluster = self._home.cluster().cluster  # while it can be read: `end` can't when the folder is gone
         while True:
             now = time.monotonic()
             for watch in self._watches:
@@ -322,6 +325,8 @@ class Supervisor:
             for fd in ready:
                 self._ended(running[fd])
         self._end()
+        if cluster and not self._home.cluster_file.exists():
+            remains.remove(cluster, [watch.daemon.name for watch in self._agents])
 
     def _wait(self, fds: list[int], timeout_s: float) -> list[int]:
         poll = select.poll()

@@ -20,6 +20,7 @@ from beo.config import Home, Place
 from beo.errors import BeoError, Conflict, Refused, UsageError
 from beo.lockfile import Process
 from beo.supervisor import delay_s
+from beo.worker import remains
 from tests.cluster import is_alive, wait_for
 
 # A head that knows a node while its agent holds the node's lock, and as many jobs as a file says.
@@ -468,11 +469,13 @@ def test_a_cluster_whose_folder_is_removed_ends(tmp_path: Path) -> None:
     everything = [process.pid for process in [*supervisor.heads(home), *supervisor.agents(home)]]
     everything += [process.pid for process in supervisor.wardens(home)]
     watcher = lockfile.Process(lockfile.holder(supervisor.lock_path(home)) or 0)
+    cluster = home.cluster().cluster
     shutil.rmtree(home.path)
     assert watcher.wait(60)
     watcher.close()
     assert len(everything) >= 3
     wait_for(lambda: not any(map(is_alive, everything)), "the end of everything")
+    assert not remains.found(cluster, ["node01"])
 
 
 def test_a_daemon_that_was_started_just_before_its_supervisor_died_is_ended_too(tmp_path: Path) -> None:
