@@ -61,20 +61,9 @@ class Image:
         at, array = self._parts[number]
         if start + length <= at + len(array):
             return array[start - at : start - at + length]
-        found = np.zeros(length, np.uint8)
-        self.copy(start, found)
+        found = np.empty(length, np.uint8)
+        self._fill(start, found)
         return found
-
-    def copy(self, start: int, into: Bytes) -> None:
-        """Copy the bytes from `start` on into an array, as many as it has; it must be zero where there are none."""
-        end = start + len(into)
-        number = bisect_right(self._starts, start) - 1
-        for at, array in self._parts[number:]:
-            if at >= end:
-                return
-            low, high = max(start, at), min(end, at + len(array))
-            if low < high:
-                into[low - start : high - start] = array[low - at : high - at]
 
     def write(self, into: Bytes) -> bytes:
         """Copy all of it; return the checksums of its blocks, taken while they are in the caches."""

@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from beo.child import PARENT
+from beo.errors import reason
 
 MODULE = "beo.bulk.keeper"
 AGAIN_S = 1.0  # before another try of one that must be made
@@ -105,34 +107,37 @@ class Copies:
             if process.poll() is None:
                 return
             self._now = None
-            told = _answer(process)
-            if told.failed:
-                log.warning("job %d: no copy of its checkpoint is at the head: %s", wish.job, told.failed)
-            if told.failed and wish.must:
-                self._later[wish[:2]] = now_s + AGAIN_S
-                self._wishes.append(wish)
-            else:
-                self._tell(wish, told)
+            self._done(wish, _answer(process), now_s)
         ready = next((wish for wish in self._wishes if self._later.get(wish[:2], 0.0) <= now_s), None)
         if ready:
             self._wishes.remove(ready)
             self._later.pop(ready[:2], None)
-            self._begin(ready)
+            self._begin(ready, now_s)
 
-    def _begin(self, wish: Wish) -> None:
+    def _done(self, wish: Wish, told: Copied, now_s: float) -> None:
+        """Say what came of it; one that must be made is tried again."""
+        if told.failed:
+            log.warning("job %d: no copy of its checkpoint is at the head: %s", wish.job, told.failed)
+        if told.failed and wish.must:
+            self._later[wish[:2]] = now_s + AGAIN_S
+            self._wishes.append(wish)
+        else:
+            self._tell(wish, told)
+
+    def _begin(self, wish: Wish, now_s: float) -> None:
         task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s, wish.as_root)
         env = {**os.environ, "BEO_DIR": self._beo_dir, PARENT: str(os.getpid())}
         try:
             process = subprocess.Popen(
                 (sys.executable, "-P", "-m", MODULE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
             )
-            assert process.stdin
-            process.stdin.write(msgspec.json.encode(task) + b"\n")
-            process.stdin.close()
-        except OSError as error:
-            self._tell(wish, Copied(failed=(error.strerror or str(error)).lower()))
+        except OSError as error:  # no memory or no process is left
+            self._done(wish, Copied(failed=reason(error)), now_s)
             return
         self._now = wish, process
+        assert process.stdin
+        with suppress(BrokenPipeError), process.stdin as told:  # it has ended: that is seen as it is reaped
+            told.write(msgspec.json.encode(task) + b"\n")
 
     def close(self) -> None:
         """End the one under way."""
