@@ -1,6 +1,7 @@
 """The wire: only known keys are heard, nothing foreign does harm, and an absent peer holds nobody up."""
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -240,6 +241,20 @@ def test_a_server_with_another_key_than_expected_is_told_apart_from_none(
     absent = wire.Connection("127.0.0.1:1", echo.public, pair[1], context)
     absent.send(1, b"anyone?", 0.5)
     assert not absent.mistaken
+
+
+def test_a_connection_that_nobody_looks_at_and_that_is_broken_off_a_thousand_times_holds_up_no_other(
+    echo: Echo, pair: tuple[str, str], context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        monkeypatch.setattr(wire, "RECONNECT_IVL_MS", 1)
+        idle = wire.Connection(f"127.0.0.1:{stranger.getsockname()[1]}", echo.public, pair[1], context)
+        stranger.settimeout(10)
+        for _ in range(2_500):  # libzmq's queues hold 1,000 at each end
+            stranger.accept()[0].close()
+    other = _connect(echo, pair[1], context)
+    assert other.send(1, b"still there?", 5.0) and other.receive(5.0) == (1, b"still there?")
+    assert idle.mistaken
 
 
 @pytest.mark.parametrize(
