@@ -365,6 +365,6 @@ def new_context() -> zmq.Context[zmq.Socket[bytes]]:
     """Return a context for connections."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     # What becomes of a connection is told over a queue that a client who asks nothing doesn't empty. Were it bounded,
-    # as it is by default, the thread that writes to it would wait there for ever, and with it all connections it serves.
+    # as it is by default, the thread that fills it would wait there for ever, and with it all connections it serves.
     context.setsockopt(zmq.RCVHWM, 0)
     return context
