@@ -356,6 +356,72 @@ class NodeForgotten(_Event, frozen=True):
     time_s: float
 
 
+class MachineLeased(_Event, frozen=True):
+    """A machine that boots from the heads is on record from here on, or has another address."""
+
+    mac: str
+    name: str  # its node's
+    address: str
+    time_s: float
+
+
+class MachineOpened(_Event, frozen=True):
+    """A machine has fetched its boot script: it is expected to join within the next minutes, once."""
+
+    mac: str
+    time_s: float
+
+
+class MachineAsked(_Event, frozen=True):
+    """A boot of a machine wants to join by this key, and waits for the operator's word."""
+
+    mac: str
+    boot: str  # the kernel's boot id
+    key: str
+    time_s: float
+
+
+class MachineApproved(_Event, frozen=True):
+    """The operator says that this key is that machine's."""
+
+    mac: str
+    key: str
+    user: str
+    time_s: float
+
+
+class MachineJoined(_Event, frozen=True):
+    """A boot of a machine has joined: its key may speak for its node from here on, and the one before may not."""
+
+    mac: str
+    boot: str
+    key: str
+    node: str
+    time_s: float
+
+
+class MachineSet(_Event, frozen=True):
+    """What the operator has set of a machine: all of it, as it is from here on. See model.Machine."""
+
+    mac: str
+    name: str
+    address: str
+    image: str
+    policy: str
+    tag: str
+    power: str
+    user: str
+    time_s: float
+
+
+class MachineForgotten(_Event, frozen=True):
+    """A machine is off the record: its address is free, and its key void."""
+
+    mac: str
+    user: str
+    time_s: float
+
+
 class Forgotten(_Event, frozen=True):
     """Records of jobs that ended long ago were dropped."""
 
@@ -395,6 +461,13 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     PairSet,
     MoveRequested,
     VaultCopied,
+    MachineLeased,
+    MachineOpened,
+    MachineAsked,
+    MachineApproved,
+    MachineJoined,
+    MachineSet,
+    MachineForgotten,
 ]
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -12,9 +12,12 @@ PROGRAMS_MAX = 100  # run one after another on a promotion: more would take long
 PROGRAM_KILL_S = 5.0  # from SIGTERM to SIGKILL, for one that takes too long
 LINKS_MAX = 8  # cables between two machines
 MOUNTS_MAX = 32  # folders at which one machine shows the tree: each is a process
+RANGE_MAX = 4_096  # addresses for machines that boot from the heads: as many as a cluster has nodes
+PREFIX_LENGTH_MAX = 32
 INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+BootPolicy = Literal["lan", "approve", "asset"]
 Level = Literal["A", "B", "C"]  # docs/replication.md says what each promises
 
 
@@ -210,6 +213,39 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError('`mounts` are of `backend = "beo"`: a shared file system is mounted by the site')
 
 
+class BootConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """[boot]: machines without a disk that boot from the heads.
+
+    policy: how such a machine is known, where `beo node set` says nothing else of it: docs/boot.md tells what each is
+    worth.
+    """
+
+    range: str = ""  # addresses for them: "10.77.0.100-10.77.0.199"; "": another DHCP server gives them
+    policy: BootPolicy = "approve"
+    prefix: str = "pc"  # of their names: pc01, pc02, ...
+    window_s: Seconds = 300.0  # after it has fetched its boot script, a machine may join by policy "lan" for so long
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range, or no beginning of a name; msgspec says in which table."""
+        prefix = self.prefix.replace("-", "")
+        if not (prefix.isascii() and prefix.isalnum() and prefix[0].isalpha() and len(prefix) <= PREFIX_LENGTH_MAX):
+            raise ValueError(f"`prefix` is {self.prefix!r}: write some letters, like pc")
+        if self.range:
+            _check_range(self.range)
+
+
+def _check_range(text: str) -> None:
+    from ipaddress import IPv4Address  # here: every verb imports this file
+
+    first, dash, last = text.partition("-")
+    try:
+        low, high = IPv4Address(first.strip()), IPv4Address(last.strip())
+    except ValueError:
+        raise ValueError(f"`range` is {text!r}: write it as FIRST-LAST, like 10.77.0.100-10.77.0.199") from None
+    if not dash or not int(low) <= int(high) < int(low) + RANGE_MAX:
+        raise ValueError(f"`range` is {text!r}: it must have 1 to {RANGE_MAX} addresses, the lowest first")
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of beo.toml; every key has a default."""
 
@@ -218,3 +254,4 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     users: UsersConfig = UsersConfig()
     ha: HaConfig = HaConfig()
     files: FilesConfig = FilesConfig()
+    boot: BootConfig = BootConfig()

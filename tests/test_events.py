@@ -42,6 +42,13 @@ FACTS: list[ev.Event] = [
     ev.Enrolled("t" * 40, "n" * 40, "pc1", 9.5),
     ev.ProcessSignalled(1, "n1", 77, -1, 9, "ann", 2.0),
     ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0),
+    ev.MachineLeased("52:54:00:00:00:01", "pc01", "10.77.0.100", 2.0),
+    ev.MachineOpened("52:54:00:00:00:01", 2.0),
+    ev.MachineAsked("52:54:00:00:00:01", "boot", "k" * 40, 2.0),
+    ev.MachineApproved("52:54:00:00:00:01", "k" * 40, "root", 2.0),
+    ev.MachineJoined("52:54:00:00:00:01", "boot", "k" * 40, "pc01", 2.0),
+    ev.MachineSet("52:54:00:00:00:01", "pc01", "10.77.0.100", "current", "lan", "", "", "root", 2.0),
+    ev.MachineForgotten("52:54:00:00:00:01", "root", 2.0),
     ev.MoveRequested(1, 1, ("n1",), ("n2",), "migrate", "ann", 2.0),
 ]
 

@@ -81,6 +81,15 @@ SAMPLES: dict[str, Any] = {
     "SetPair": ms.SetPair(level="B"),
     "JoinHead": ms.JoinHead("b:1", "b:2", ("b:3",)),
     "LeaveHead": ms.LeaveHead("B"),
+    "AskPlace": ms.AskPlace("n1"),
+    "LeaseMachine": ms.LeaseMachine("52:54:00:00:00:01"),
+    "OpenMachine": ms.OpenMachine("52:54:00:00:00:01"),
+    "JoinMachine": ms.JoinMachine("52:54:00:00:00:01", "boot", "k" * 40, "10.77.0.100:600"),
+    "ListMachines": ms.ListMachines(),
+    "ApproveMachine": ms.ApproveMachine("52:54:00:00:00:01", "k" * 40),
+    "SetMachine": ms.SetMachine("52:54:00:00:00:01", policy="lan"),
+    "ForgetMachine": ms.ForgetMachine("52:54:00:00:00:01"),
+    "AskConsole": ms.AskConsole("52:54:00:00:00:01"),
     "Present": votes.Present("n1/x", "n1"),
     "Promise": votes.Promise("n1/x", 3, None),
     "Accepted": votes.Accepted("n1/x", 3, 1),
@@ -89,7 +98,18 @@ SAMPLES: dict[str, Any] = {
 }
 BULK = {kind.__name__ for kind in get_args(ms.BulkRequest)}
 # The server answers it, from the journal: test_others_events_lack_their_words. The rest is the pair's: test_replica.py
-ELSEWHERE = {"AskTree", "ListEvents", "AskPair", "Steer", "Present", "Promise", "Accepted", "Granted", "Refuse"}
+ELSEWHERE = {
+    "AskConsole",
+    "AskTree",
+    "ListEvents",
+    "AskPair",
+    "Steer",
+    "Present",
+    "Promise",
+    "Accepted",
+    "Granted",
+    "Refuse",
+}
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
-    0: "version token account errors nodeset units spec settings results events entries messages records selector "
-    "table votes bulk.words tree.words",
+    0: "version token proof account errors nodeset units spec settings results events entries messages records "
+    "selector table votes bulk.words tree.words",
     1: "ha.telling "
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
-    "headnode.again headnode.moving headnode.vaults "
+    "headnode.again headnode.booting headnode.moving headnode.vaults "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
@@ -35,7 +35,7 @@ FLOORS = {
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
-    "headnode.copies "
+    "headnode.consoles headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
     "worker.probe worker.contain worker.loop worker.caller worker.names worker.order worker.ranks worker.spool "
     "worker.pipes worker.terminal worker.step worker.request worker.outflow worker.door headnode.output "

@@ -19,7 +19,20 @@ from beo import messages as ms
 from beo import votes
 from beo.account import Account
 from beo.errors import BeoError, UsageError
-from beo.headnode import admit, decide, heads, inquiries, ledger, moving, operate, permissions, tokens, vaults, views
+from beo.headnode import (
+    admit,
+    booting,
+    decide,
+    heads,
+    inquiries,
+    ledger,
+    moving,
+    operate,
+    permissions,
+    tokens,
+    vaults,
+    views,
+)
 from beo.headnode.acts import (
     Append,
     Asked,
@@ -106,6 +119,7 @@ class Head:
         self._sessions: dict[str, _Session] = {}
         self._waiters = Waiters()
         self._inquiries = Inquiries()
+        self._moments = booting.Moments(nonce)
         self._attached_s: dict[int, float] = {}  # job of `beo run` -> last sign of its client
         self._dirty = True
         self._planned_s = 0.0
@@ -252,6 +266,10 @@ class Head:
                 events, answer = tokens.revoke(state, user.name, message.numbers, now.wall_s)
             case ms.ListTokens():
                 answer = tokens.listed(state, now.wall_s)
+            case ms.AskPlace():
+                answer = tokens.place(state, message.node, self._bulk, booting.settings_of(self._config), now.wall_s)
+            case _ if isinstance(message, booting.WISHES):
+                events, answer = booting.decide(state, self._config, self._moments, user.name, message, now.wall_s)
             case _:
                 raise UsageError(f"the head can't answer {type(message).__name__}", "", "update this beo")
         for event in events:

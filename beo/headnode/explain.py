@@ -272,5 +272,21 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             return kind, 0, "", f"key {event.key[:8]}… was revoked by {event.user}"
         case ev.TokenMade():
             return kind, 0, "", f"token {event.number} of {event.maker} for {_counted(event.uses, event.role)}"
+        case ev.MachineLeased():
+            where = f" at {event.address}" if event.address else ""
+            return kind, 0, event.name, f"the machine {event.mac}{where} is {event.name}"
+        case ev.MachineOpened():
+            return kind, 0, "", f"the machine {event.mac} has fetched its boot script"
+        case ev.MachineAsked():
+            return kind, 0, "", f"the machine {event.mac} wants to join by key {event.key[:8]}…"
+        case ev.MachineApproved():
+            return kind, 0, "", f"{event.user} approved key {event.key[:8]}… of the machine {event.mac}"
+        case ev.MachineJoined():
+            return kind, 0, event.node, f"the machine {event.mac} has joined by key {event.key[:8]}…"
+        case ev.MachineSet():
+            where = f" at {event.address}" if event.address else ""
+            return kind, 0, event.name, f"the machine {event.mac}{where} was set by {event.user}"
+        case ev.MachineForgotten():
+            return kind, 0, "", f"the machine {event.mac} is off the record, by {event.user}"
         case ev.Enrolled():
             return kind, 0, event.node, f"key {event.key[:8]}… was authorized by a token"

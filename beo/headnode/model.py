@@ -196,6 +196,40 @@ class Token(msgspec.Struct, array_like=True, frozen=True):
     gone: bool = False
 
 
+class Ask(msgspec.Struct, array_like=True, frozen=True):
+    """A boot of a machine that wants to join by this key, and since when it waits for the operator's word."""
+
+    boot: str
+    key: str
+    time_s: float
+
+
+class Machine(msgspec.Struct, array_like=True, frozen=True):
+    """A machine that boots from the heads, by its MAC address. name: of its node.
+
+    address: its own for good; "": another DHCP server gives it one. image: a sha256, or "current". policy: "": as
+    beo.toml says. tag: what its asset tag was made into (proof.tag_key), never the tag. power: the command that turns
+    it on and off. opened_s: when it was last seen to fetch its boot script; 0: it has joined since. asked: its boot
+    that waits for the operator. approved: the key that he has said yes to. key and boots: by which it has joined last,
+    and its boots that have, the present one at the end.
+    """
+
+    mac: str
+    name: str
+    address: str = ""
+    image: str = "current"
+    policy: str = ""
+    tag: str = ""
+    power: str = ""
+    seen_s: float = 0.0
+    opened_s: float = 0.0
+    asked: Ask | None = None
+    approved: str = ""
+    key: str = ""
+    boots: tuple[str, ...] = ()
+    joined_s: float = 0.0
+
+
 class HeadInfo(msgspec.Struct, array_like=True, frozen=True):
     """Where a head is reached: control and bulk plane, and the pair plane by one or more paths (host:port each)."""
 

@@ -37,7 +37,7 @@ from beo.ha.acts import Tick as PairTick
 from beo.ha.keep import Keep
 from beo.ha.log import Log
 from beo.ha.resources import Resources, missing_programs
-from beo.headnode import acts, decide, permissions, views
+from beo.headnode import acts, booting, consoles, decide, permissions, views
 from beo.headnode.alive import Alive
 from beo.headnode.clerk import Clerk
 from beo.headnode.link import Link
@@ -423,6 +423,9 @@ class Server:
         if isinstance(message, ms.AskTree) and self._replica.pair.role == "primary":
             self._server.send(peer, request, ms.encode(self._where_tree(key, message)))
             return
+        if isinstance(message, ms.AskConsole) and self._replica.pair.role == "primary":
+            self._server.send(peer, request, ms.encode(self._console(key, message)))
+            return
         if isinstance(message, ms.Submit) and self._disk_full and message.key not in self.state.keys:
             full = Conflict(self._disk_full, "the head takes no new job", "free some space there")
             self._server.send(peer, request, ms.encode(decide.failure(full)))
@@ -564,6 +567,14 @@ class Server:
         except BeoError as error:
             return decide.failure(error)
         return ms.TreeIs(self._tree.address if self._tree.is_there else "")
+
+    def _console(self, key: str, message: ms.AskConsole) -> ms.ConsoleIs | ms.Failed:
+        try:
+            permissions.check(self.state, decide.user_of(self.state, key), message)
+            known = booting.find(self.state, message.mac)
+            return consoles.read(self._home.head / "consoles", known.mac, message.after)
+        except BeoError as error:
+            return decide.failure(error)
 
     def _events(self, key: str, message: ms.ListEvents) -> ms.EventsAre | ms.Failed:
         try:

@@ -21,12 +21,14 @@ from beo.headnode.model import (
     ENDED,
     LEASHABLE,
     WAITING,
+    Ask,
     Attempt,
     Authorized,
     Drain,
     HeadInfo,
     Holding,
     Job,
+    Machine,
     Move,
     Node,
     PartState,
@@ -41,6 +43,7 @@ from beo.votes import PairSettings
 LOSSES_MAX = 50  # a job that loses its nodes so often is itself the likely cause; then it is 'lost'
 ATTEMPTS_KEPT = 8  # records of the last attempts per job; older ones are only counted
 SIGNALS_KEPT = 32  # per job: to be delivered again, and to recognise a repeated request
+BOOTS_KEPT = 16  # of a machine's last boots that have joined: none of them joins again
 DEAD_KEPT = 64  # former incarnations per node, told "you are dead" for ever
 PARTED_MAX = 10_000  # nodes that were forgotten: late words of theirs must not pass for those of a newcomer
 KEYS_KEEP_S = 7 * 86_400.0  # a submission key is remembered for so long, and as long as its job's record
@@ -86,6 +89,7 @@ class Image(msgspec.Struct, array_like=True):
     takeovers: int = 0
     parted: dict[str, list[str]] = {}
     lost: int = 0
+    machines: dict[str, Machine] = {}
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -118,6 +122,7 @@ class State:
         self.takeovers = 0  # how often another head has begun to act than the one before
         self.parted: dict[str, list[str]] = {}  # node that was forgotten -> its incarnations, the oldest first
         self.lost = 0  # how often a node was lost, since the cluster began
+        self.machines: dict[str, Machine] = {}  # that boot from the heads, by MAC address
         # Derived, rebuilt from the above:
         self.queue = Queue()
         self.live: dict[str, dict[tuple[int, int], tuple[Job, Attempt, PartState]]] = {}  # per node, not over
@@ -163,6 +168,7 @@ class State:
                 self.takeovers,
                 self.parted,
                 self.lost,
+                self.machines,
             )
         )
 
@@ -184,7 +190,7 @@ class State:
         state.next_token, state._touched_from = image.next_token, image.index
         state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
         state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
-        state.parted, state.lost = image.parted, image.lost
+        state.parted, state.lost, state.machines = image.parted, image.lost, image.machines
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
@@ -351,6 +357,45 @@ class State:
             return
         self.tokens[event.token] = msgspec.structs.replace(token, used=(*token.used, event.key))
         self._authorize(event.key, Authorized(token.user, token.role, token.uid, event.node))
+
+    def _machine_leased(self, event: ev.MachineLeased) -> None:
+        known = self.machines.get(event.mac) or Machine(event.mac, event.name)
+        self._put_machine(known, address=event.address, seen_s=event.time_s)
+
+    def _machine_opened(self, event: ev.MachineOpened) -> None:
+        if known := self.machines.get(event.mac):
+            self._put_machine(known, opened_s=event.time_s, seen_s=event.time_s)
+
+    def _machine_asked(self, event: ev.MachineAsked) -> None:
+        if known := self.machines.get(event.mac):
+            self._put_machine(known, asked=Ask(event.boot, event.key, event.time_s), seen_s=event.time_s)
+
+    def _machine_approved(self, event: ev.MachineApproved) -> None:
+        known = self.machines.get(event.mac)
+        if known and known.asked and known.asked.key == event.key:
+            self._put_machine(known, approved=event.key)
+
+    def _machine_joined(self, event: ev.MachineJoined) -> None:
+        known = self.machines.get(event.mac)
+        if not known or event.boot in known.boots or event.key in self.authorized:
+            return
+        self._revoke(known.key)  # its former boot's, be it for another name
+        boots = (*known.boots[-(BOOTS_KEPT - 1) :], event.boot)
+        words = {"key": event.key, "boots": boots, "joined_s": event.time_s, "seen_s": event.time_s}
+        self._put_machine(known, **words, opened_s=0.0, asked=None, approved="")
+        self._authorize(event.key, Authorized("worker", "worker", -1, event.node))
+
+    def _machine_set(self, event: ev.MachineSet) -> None:
+        known = self.machines.get(event.mac) or Machine(event.mac, event.name)
+        words = {"name": event.name, "address": event.address, "image": event.image}
+        self._put_machine(known, **words, policy=event.policy, tag=event.tag, power=event.power)
+
+    def _machine_forgotten(self, event: ev.MachineForgotten) -> None:
+        if known := self.machines.pop(event.mac, None):
+            self._revoke(known.key)
+
+    def _put_machine(self, known: Machine, **words: Any) -> None:
+        self.machines[known.mac] = msgspec.structs.replace(known, **words)
 
     def _submitted(self, event: ev.Submitted) -> None:
         if event.job != self.next_job or event.key in self.keys:
@@ -786,4 +831,11 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.PairSet: State._pair_set,
     ev.MoveRequested: State._move_requested,
     ev.VaultCopied: State._vault_copied,
+    ev.MachineLeased: State._machine_leased,
+    ev.MachineOpened: State._machine_opened,
+    ev.MachineAsked: State._machine_asked,
+    ev.MachineApproved: State._machine_approved,
+    ev.MachineJoined: State._machine_joined,
+    ev.MachineSet: State._machine_set,
+    ev.MachineForgotten: State._machine_forgotten,
 }

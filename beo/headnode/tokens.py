@@ -137,6 +137,12 @@ def enrol(
     return events, ms.EnrolledIs(state.cluster, state.head, bulk, *who, now_s, heads_listed(state))
 
 
+def place(state: State, node: str, bulk: str, settings: str, now_s: float) -> ms.EnrolledIs:
+    """Tell a worker whose key is authorized what a newcomer is told, and the settings of its cluster's workers."""
+    who = ("worker", "worker", -1, node)
+    return ms.EnrolledIs(state.cluster, state.head, bulk, *who, now_s, heads_listed(state), settings)
+
+
 def _check_token(token: Token, now_s: float) -> None:
     why = ""
     match _state(token, now_s):
@@ -177,6 +183,9 @@ def _article(role: str) -> str:
 def _free_name(state: State, name: str) -> str:
     """The name, if a new machine may have it: no other one has it that lives, or may still run something."""
     _check_word(name, "a node")
+    if any(machine.name == name for machine in state.machines.values()):
+        cure = f"choose another with --name, or 'beo node forget {name}'"
+        raise Conflict(f"{name} is the name of a machine that boots from the heads", "", cure)
     node = state.nodes.get(name)
     if node and node.state == "up":
         raise Conflict(f"there is a node {name} already", "it is up", "choose another with --name")

@@ -1,0 +1,470 @@
+"""Machines that boot from the heads: which there are, their addresses, and who of them may join. Pure.
+
+Every boot of a machine makes a key of its own in its memory and says the public half of it here, by way of the process
+that serves boots. Whether that key may speak for the machine's node is decided by the machine's policy:
+
+    lan      it has fetched its boot script just now, and asks from a port that only root gets: whoever is in that
+             network can do the same in another's name
+    approve  the operator has said that the words on its console are those in his list
+    asset    it knows the asset tag that is on record, and proves it without saying it
+
+Nothing here depends on the machine's own clock. A boot joins once; the key of the one before is void then.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Callable, Iterator
+from ipaddress import AddressValueError, IPv4Address
+from typing import get_args
+
+import msgspec
+
+from beo import events as ev
+from beo import messages as ms
+from beo import nodeset
+from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
+from beo.headnode.admit import Z85
+from beo.headnode.model import Machine
+from beo.headnode.state import State
+from beo.headnode.tokens import KEY_LENGTH, KEYS_MAX, NAME_LENGTH_MAX
+from beo.proof import HEX, mac_of, prove, words_of
+from beo.settings import BootConfig, Config, WorkerConfig
+from beo.units import format_duration
+
+MACHINES_MAX = 4_096  # as many as a cluster has nodes
+POLICIES = ("lan", "approve", "asset")
+CURRENT = "current"
+BOOT_LENGTH_MAX = 64  # of a boot id, which has 36
+POWER_LENGTH_MAX = 500  # of the command that turns a machine on and off
+PRIVILEGED = 1_024  # ports below are root's
+OPEN_AGAIN_S = 5.0  # a script that is fetched again sooner is the same boot's
+ALONE_S = 10.0  # a boot that has asked within this time is alive: another one with its MAC address is told so
+NONCE_S = 60.0  # for a proof to be made
+WHY_S = 600.0  # how long a refusal is shown beside its machine
+STALE_S = 86_400.0  # who never joined and was silent for so long makes room for others
+_WORDS_OF_A_WORKER = ("lease_s", "rack")  # what a worker is told otherwise, or has of its own
+
+
+class Moments:
+    """What is only true now and not worth an entry, by MAC address; a new head begins without, and all ask again."""
+
+    def __init__(self, nonce: Callable[[], str]) -> None:
+        """Take where fresh random names come from."""
+        self._nonce = nonce
+        self._nonces: dict[str, tuple[str, float]] = {}
+        self._heard: dict[str, tuple[str, float]] = {}  # the key that waits, and when it last asked
+        self._why: dict[str, tuple[str, float]] = {}
+
+    def make_nonce(self, mac: str, now_s: float) -> str:
+        """Return something new for a machine to prove its tag by; the one before is void."""
+        nonce = self._nonce() + self._nonce()
+        self._nonces[mac] = nonce, now_s
+        return nonce
+
+    def take_nonce(self, mac: str, nonce: str, now_s: float) -> bool:
+        """Whether this was given to that machine just now; it is of no use a second time."""
+        known, made_s = self._nonces.pop(mac, ("", 0.0))
+        return bool(known) and known == nonce and abs(now_s - made_s) <= NONCE_S
+
+    def hear(self, mac: str, key: str, now_s: float) -> bool:
+        """A key waits for its approval; whether another one of that machine has been heard just now."""
+        known, heard_s = self._heard.get(mac, (key, now_s))
+        if known != key and abs(now_s - heard_s) <= ALONE_S:
+            return False
+        self._heard[mac] = key, now_s
+        return True
+
+    def settle(self, mac: str) -> None:
+        """A boot has joined: the next one that asks is not beside it."""
+        self._heard.pop(mac, None)
+        self._why.pop(mac, None)
+
+    def note(self, mac: str, why: str, now_s: float) -> None:
+        """Remember why a machine doesn't join."""
+        self._why[mac] = why, now_s
+
+    def why(self, mac: str, now_s: float) -> str:
+        """Why a machine has been refused within the last minutes."""
+        why, noted_s = self._why.get(mac, ("", 0.0))
+        return why if abs(now_s - noted_s) <= WHY_S else ""
+
+    def forget(self, mac: str) -> None:
+        """The machine is off the record."""
+        for known in (self._nonces, self._heard, self._why):
+            known.pop(mac, None)
+
+
+Wish = (
+    ms.LeaseMachine | ms.OpenMachine | ms.JoinMachine | ms.ApproveMachine | ms.SetMachine | ms.ForgetMachine
+) | ms.ListMachines
+WISHES = get_args(Wish)
+
+
+def decide(
+    state: State, config: Config, moments: Moments, user: str, wish: Wish, now_s: float
+) -> tuple[list[ev.Event], ms.HeadAnswer]:
+    """Take a wish about a machine; return its events, and the answer."""
+    boot = config.boot
+    match wish:
+        case ms.LeaseMachine():
+            events, machine = lease(state, boot, wish, now_s)
+        case ms.OpenMachine():
+            events, machine = opened(state, wish.mac, now_s)
+        case ms.ApproveMachine():
+            events, machine = approve(state, user, wish, now_s)
+        case ms.SetMachine():
+            events, machine = change(state, boot, user, wish, now_s)
+        case ms.JoinMachine():
+            return join(state, config, moments, wish, now_s)
+        case ms.ForgetMachine():
+            moments.forget(mac_of(wish.mac))
+            return forget(state, user, wish.mac, now_s), ms.Done()
+        case ms.ListMachines():
+            return [], listed(state, boot, moments, now_s)
+    return events, ms.MachineIs(row(state, machine, boot, moments.why(machine.mac, now_s)))
+
+
+# ---- who there is --------------------------------------------------------------------------------------------------
+
+
+def lease(state: State, config: BootConfig, wish: ms.LeaseMachine, now_s: float) -> tuple[list[ev.Event], Machine]:
+    """Put a machine on record when it is first seen; return its events, and it as it is then."""
+    mac = mac_of(wish.mac)
+    known = state.machines.get(mac)
+    if known and (known.address or not config.range):
+        return [], known
+    gone, others = _make_room(state, config, mac, now_s)
+    address = _free_address(state, config, others)
+    name = known.name if known else _new_name(state, config, wish.hostname, others)
+    event = ev.MachineLeased(mac, name, address, now_s)
+    made = msgspec.structs.replace(known or Machine(mac, name), address=address, seen_s=now_s)
+    return [*gone, event], made
+
+
+def _make_room(state: State, config: BootConfig, mac: str, now_s: float) -> tuple[list[ev.Event], dict[str, Machine]]:
+    """Return the other machines, without one that nobody will miss where there would be no room."""
+    others = {known.mac: known for known in state.machines.values() if known.mac != mac}
+    full = len(others) >= MACHINES_MAX or (bool(config.range) and next(_addresses(state, config, others), None) is None)
+    stale = [known for known in others.values() if _is_stale(known, now_s)]
+    if not full or not stale:
+        if len(others) >= MACHINES_MAX:
+            cure = "'beo node forget' those that are no more"
+            raise Conflict(f"{len(others)} machines are on record already", "it can't be more", cure)
+        return [], others
+    oldest = min(stale, key=lambda known: (known.seen_s, known.mac))
+    del others[oldest.mac]
+    return [ev.MachineForgotten(oldest.mac, "beo", now_s)], others
+
+
+def _is_stale(known: Machine, now_s: float) -> bool:
+    is_set = known.policy or known.tag or known.power or known.image != CURRENT
+    return not is_set and not known.boots and not known.approved and known.seen_s < now_s - STALE_S
+
+
+def _addresses(state: State, config: BootConfig, others: dict[str, Machine]) -> Iterator[str]:
+    """The free addresses of the range, in order."""
+    taken = {known.address for known in others.values()}
+    taken |= {node.address.rpartition(":")[0] for node in state.nodes.values()}
+    taken |= {head.control.rpartition(":")[0] for head in state.heads.values()}
+    first, _, last = config.range.partition("-")
+    low, high = int(IPv4Address(first.strip())), int(IPv4Address(last.strip()))
+    return (text for number in range(low, high + 1) if (text := str(IPv4Address(number))) not in taken)
+
+
+def _free_address(state: State, config: BootConfig, others: dict[str, Machine]) -> str:
+    if not config.range:
+        return ""
+    address = next(_addresses(state, config, others), None)
+    if address is None:
+        cure = "'beo node forget' machines that are no more, or make it larger"
+        raise Conflict(f"no address is left in [boot] range = {config.range!r}", "all have their machine", cure)
+    return address
+
+
+def _names(state: State, others: dict[str, Machine]) -> set[str]:
+    return {known.name for known in others.values()} | state.nodes.keys() | state.node_keys.keys()
+
+
+def _new_name(state: State, config: BootConfig, hostname: str, others: dict[str, Machine]) -> str:
+    """As the machine calls itself, if that is a name of its own; else the next number."""
+    taken = _names(state, others)
+    own = hostname.partition(".")[0].lower()
+    if _is_name(own) and own not in (*taken, "localhost"):
+        return own
+    return next(name for n in range(1, 10**6) if (name := f"{config.prefix}{n:02d}") not in taken)
+
+
+def _is_name(name: str) -> bool:
+    bare = name.replace("-", "")
+    plain = bare.isascii() and bare.isalnum() and name[0] != "-" and len(name) <= NAME_LENGTH_MAX
+    return plain and nodeset.expand(name) == [name]
+
+
+def find(state: State, mac: str) -> Machine:
+    """Return a machine by its MAC address; raises NotFound."""
+    known = state.machines.get(mac_of(mac))
+    if not known:
+        cure = "let it boot from the network, or 'beo node set --mac' it"
+        raise NotFound(f"no machine with the MAC address {mac_of(mac)}", "none such is on record", cure)
+    return known
+
+
+def opened(state: State, mac: str, now_s: float) -> tuple[list[ev.Event], Machine]:
+    """A machine fetches its boot script."""
+    known = find(state, mac)
+    if 0 <= now_s - known.opened_s < OPEN_AGAIN_S:
+        return [], known
+    return [ev.MachineOpened(known.mac, now_s)], msgspec.structs.replace(known, opened_s=now_s, seen_s=now_s)
+
+
+# ---- who may join --------------------------------------------------------------------------------------------------
+
+
+def join(
+    state: State, config: Config, moments: Moments, wish: ms.JoinMachine, now_s: float
+) -> tuple[list[ev.Event], ms.JoinedIs]:
+    """Decide on a machine's wish to join. Repeated by the same boot with the same key, it gives the same answer."""
+    known = find(state, wish.mac)
+    try:
+        _check_wish(wish)
+        if answer := _answered_before(state, known, wish):
+            return [], answer
+        _check_fresh(state, known, wish)
+        events, answer = _POLICIES[policy_of(known, config.boot)](known, config.boot, moments, wish, now_s)
+    except BeoError as error:
+        moments.note(known.mac, str(error), now_s)
+        raise
+    if answer.state == "joined" and (node := state.nodes.get(known.name)) and node.state == "up":
+        why = f"the head has not missed {known.name} yet: it does within {format_duration(config.worker.lease_s)}"
+        why += ", unless another machine with this MAC address is up"
+        moments.note(known.mac, why, now_s)
+        return [], ms.JoinedIs("wait", known.name, answer.words, why=why)
+    if answer.state == "joined":
+        moments.settle(known.mac)
+    return events, answer
+
+
+def policy_of(known: Machine, config: BootConfig) -> str:
+    """By what a machine is known."""
+    return known.policy or config.policy
+
+
+def _check_wish(wish: ms.JoinMachine) -> None:
+    if not 0 < len(wish.boot) <= BOOT_LENGTH_MAX or not wish.boot.isascii() or not wish.boot.isprintable():
+        raise UsageError("this boot has no usable id", f"it has 1 to {BOOT_LENGTH_MAX} letters", "update its image")
+    if len(wish.key) != KEY_LENGTH or not Z85.issuperset(wish.key):
+        raise UsageError("this is no public key", f"it has {KEY_LENGTH} characters of Z85", "update its image")
+
+
+def _answered_before(state: State, known: Machine, wish: ms.JoinMachine) -> ms.JoinedIs | None:
+    if wish.boot not in known.boots:
+        return None
+    cure = f"if {known.name} is up as it should be, somebody else asks in its name; else start it anew"
+    if wish.boot != known.boots[-1]:
+        raise Conflict(f"this boot of {known.name} is over", "it has booted again since", cure)
+    if wish.key != known.key:
+        raise Conflict(f"this boot of {known.name} has joined already", "by another key", cure)
+    if wish.key not in state.authorized:
+        raise Conflict(f"this boot's key of {known.name} was revoked", "", "start the machine anew")
+    return ms.JoinedIs("joined", known.name, words_of(known.key))
+
+
+def _check_fresh(state: State, known: Machine, wish: ms.JoinMachine) -> None:
+    others = (other for other in state.machines.values() if other.mac != known.mac)
+    used = wish.key in state.authorized or wish.key in state.tokens or wish.key in state.revoked
+    if used or wish.key == known.key or any(wish.key in _keys_of(other) for other in others):
+        raise UsageError("this key is in use, or was", "each boot makes one of its own", "start the machine anew")
+    if len(state.authorized) >= KEYS_MAX:
+        raise Conflict(f"{KEYS_MAX} keys are authorized already", "there is a limit", "remove some")
+
+
+def _keys_of(known: Machine) -> tuple[str, ...]:
+    return known.key, known.approved, known.asked.key if known.asked else ""
+
+
+_Decided = tuple[list[ev.Event], ms.JoinedIs]
+
+
+def _grant(known: Machine, wish: ms.JoinMachine, now_s: float) -> _Decided:
+    event = ev.MachineJoined(known.mac, wish.boot, wish.key, known.name, now_s)
+    return [event], ms.JoinedIs("joined", known.name, words_of(wish.key))
+
+
+def _by_lan(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
+    host, _, port = wish.peer.rpartition(":")
+    if not known.opened_s or abs(now_s - known.opened_s) > config.window_s:
+        why = f"it has fetched no boot script within the last {format_duration(config.window_s)}"
+        if known.boots and not known.opened_s:
+            why = "it has joined since it fetched its boot script, and does so once"
+        raise Refused(f"{known.name} isn't expected to join now", why, "start it anew")
+    if not port.isdecimal() or not 0 < int(port) < PRIVILEGED:
+        cure = "start the join as root there, or 'beo node set --policy approve'"
+        raise Refused(f"{known.name} asks from port {port[:8]}", f"only root's, below {PRIVILEGED}, are believed", cure)
+    if known.address and host != known.address:
+        why = f"its address is {known.address}"
+        raise Refused(f"{known.name} asks from {host[:40]}", why, "start it anew, so that it takes its own")
+    return _grant(known, wish, now_s)
+
+
+def _by_word(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
+    if wish.key == known.approved:
+        return _grant(known, wish, now_s)
+    words = words_of(wish.key)
+    if not moments.hear(known.mac, wish.key, now_s):
+        why = f"another boot with the MAC address {known.mac} asks, too"
+        raise Conflict(f"the key {words!r} of {known.name} must wait", why, "turn one of both machines off")
+    same = known.asked and known.asked.key == wish.key
+    events: list[ev.Event] = [] if same else [ev.MachineAsked(known.mac, wish.boot, wish.key, now_s)]
+    return events, ms.JoinedIs("pending", known.name, words)
+
+
+def _by_tag(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
+    if not known.tag:
+        raise Refused(f"no asset tag of {known.name} is on record", "", f"'beo node set {known.name} --tag TAG'")
+    if not wish.proof:
+        return [], ms.JoinedIs("prove", known.name, words_of(wish.key), moments.make_nonce(known.mac, now_s))
+    if not moments.take_nonce(known.mac, wish.nonce, now_s):
+        raise Conflict(f"this proof of {known.name} is too old, or was used", "each is good once", "ask again")
+    expected = prove(known.tag, wish.nonce, known.mac, wish.boot, wish.key)
+    if not hmac.compare_digest(expected.encode(), wish.proof.encode(errors="replace")):
+        cure = f"'beo node set {known.name} --tag' with what 'dmidecode -s chassis-asset-tag' says there"
+        raise Refused(f"{known.name} doesn't know its asset tag", "the proof is wrong", cure)
+    return _grant(known, wish, now_s)
+
+
+_POLICIES = {"lan": _by_lan, "approve": _by_word, "asset": _by_tag}
+
+
+# ---- what the operator says ----------------------------------------------------------------------------------------
+
+
+def approve(state: State, user: str, wish: ms.ApproveMachine, now_s: float) -> tuple[list[ev.Event], Machine]:
+    """Take the operator's word for a key."""
+    known = find(state, wish.mac)
+    if wish.key in (known.approved, known.key) and wish.key:
+        return [], known
+    if not known.asked or known.asked.key != wish.key:
+        why = f"its words are {words_of(known.asked.key)!r}" if known.asked else "it hasn't asked"
+        raise Conflict(f"{known.name} doesn't wait with that key", why, "see 'beo node pending'")
+    event = ev.MachineApproved(known.mac, wish.key, user, now_s)
+    return [event], msgspec.structs.replace(known, approved=wish.key)
+
+
+def change(state: State, config: BootConfig, user: str, wish: ms.SetMachine, now_s: float) -> _Changed:
+    """Change what is on record of a machine, or put one there that hasn't booted yet."""
+    mac = mac_of(wish.mac)
+    known = state.machines.get(mac)
+    others = {other.mac: other for other in state.machines.values() if other.mac != mac}
+    events: list[ev.Event] = []
+    if not known:
+        hostname = wish.name or ""
+        events, known = lease(state, config, ms.LeaseMachine(mac, hostname), now_s)
+    said = {field: getattr(wish, field) for field in ("name", "address", "image", "policy", "tag", "power")}
+    new = msgspec.structs.replace(known, **{field: value for field, value in said.items() if value is not None})
+    _check_machine(state, known, new, others)
+    if new != known:
+        what = (new.name, new.address, new.image, new.policy, new.tag, new.power)
+        events.append(ev.MachineSet(mac, *what, user, now_s))
+    return events, new
+
+
+_Changed = tuple[list[ev.Event], Machine]
+
+
+def _check_machine(state: State, known: Machine, new: Machine, others: dict[str, Machine]) -> None:
+    if not new.name or not _is_name(new.name):
+        raise UsageError(f"{new.name[:NAME_LENGTH_MAX]!r} is no name for a node", "", "use letters and digits")
+    if new.name != known.name:
+        if new.name in _names(state, others):
+            raise Conflict(f"there is a node {new.name} already", "", "choose another name")
+        node = state.nodes.get(known.name)
+        if node and node.state == "up":
+            raise Conflict(f"{known.name} is up", "a node keeps its name while it runs", "turn it off first")
+    if new.address != known.address and new.address:
+        _check_address(new.address)
+        if whose := next((other.name for other in others.values() if other.address == new.address), ""):
+            raise Conflict(f"{new.address} is {whose}'s", "", "choose another address")
+    if new.image != CURRENT and (len(new.image) != 64 or not HEX.issuperset(new.image)):
+        raise UsageError(f"{new.image[:80]!r} is no image", "it is a sha256, or 'current'", "see 'beo image list'")
+    if new.policy not in ("", *POLICIES):
+        raise NotFound.among("policy", new.policy, POLICIES, f"it is {', '.join(POLICIES)}")
+    if new.tag and (len(new.tag) != 64 or not HEX.issuperset(new.tag)):
+        raise UsageError("this is no asset tag's key", "", "update this beo")
+    if len(new.power) > POWER_LENGTH_MAX or not new.power.isprintable():
+        raise UsageError("the power command is unusable", f"one line, {POWER_LENGTH_MAX} at most", "change --power")
+
+
+def _check_address(text: str) -> None:
+    try:
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise UsageError(f"{text[:40]!r} is no address", "", "write it as 10.77.0.100") from None
+    if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_reserved:
+        raise UsageError(f"{text} is no machine's address", "", "write it as 10.77.0.100")
+
+
+def forget(state: State, user: str, mac: str, now_s: float) -> list[ev.Event]:
+    """Take a machine off the record."""
+    known = find(state, mac)
+    node = state.nodes.get(known.name)
+    if node and node.state == "up":
+        raise Conflict(f"{known.name} is up", "only a machine that is off can be forgotten", "turn it off first")
+    return [ev.MachineForgotten(known.mac, user, now_s)]
+
+
+# ---- what is told --------------------------------------------------------------------------------------------------
+
+
+def row(state: State, known: Machine, config: BootConfig, why: str = "") -> ms.MachineView:
+    """One row of `beo node list`."""
+    asked = known.asked.key if known.asked else ""
+    key = asked or known.key
+    return ms.MachineView(
+        known.mac,
+        known.name,
+        known.address,
+        known.image,
+        policy_of(known, config),
+        _state_of(state, known, config),
+        words_of(key) if key else "",
+        key,
+        bool(known.tag),
+        known.power,
+        max(known.seen_s, known.opened_s, known.joined_s),
+        known.joined_s,
+        why,
+    )
+
+
+def _state_of(state: State, known: Machine, config: BootConfig) -> str:
+    policy = policy_of(known, config)
+    if known.asked and policy == "approve" and known.asked.key != known.approved:
+        return "pending"
+    if known.key and known.key in state.authorized:
+        return "joined"
+    may = known.approved if policy == "approve" else known.tag if policy == "asset" else "lan"
+    return "approved" if may else "pending"
+
+
+def listed(state: State, config: BootConfig, moments: Moments, now_s: float) -> ms.MachinesAre:
+    """Return all machines on record."""
+    known = sorted(state.machines.values(), key=lambda machine: (machine.name, machine.mac))
+    return ms.MachinesAre(tuple(row(state, one, config, moments.why(one.mac, now_s)) for one in known))
+
+
+def settings_of(config: Config) -> str:
+    """Return beo.toml as a worker of this cluster needs it that has none: what [worker] and [files] have of their own.
+
+    All of it is numbers and texts, which JSON writes as TOML reads them.
+    """
+    files = {"without_head": config.files.without_head, "bulk": config.files.bulk}
+    files |= {"held_bytes_max": config.files.held_bytes_max, "backend": config.files.backend, "path": config.files.path}
+    plain = {name: getattr(WorkerConfig(), name) for name in WorkerConfig.__struct_fields__}
+    own = {name: getattr(config.worker, name) for name in plain if name not in _WORDS_OF_A_WORKER}
+    lines = ["[worker]", *(f"{name} = {json.dumps(value)}" for name, value in own.items() if value != plain[name])]
+    lines += ["[files]", *(f"{name} = {json.dumps(value)}" for name, value in files.items())]
+    if config.files.mounts:
+        lines += ["[files.mounts]", *(f"{json.dumps(at)} = {json.dumps(of)}" for at, of in config.files.mounts.items())]
+    return "\n".join(lines) + "\n"
