@@ -311,6 +311,34 @@ class Cluster:
         self._known = self.home.learn(self._known or self.home.cluster(), control, bulk)
         return answer
 
+    def machines(self, patience_s: float | None = PATIENCE_S) -> tuple[m.MachineView, ...]:
+        """Return the machines that boot from the heads."""
+        return self._ask(m.ListMachines(), m.MachinesAre, patience_s).machines
+
+    def lease_machine(self, mac: str, hostname: str = "", patience_s: float | None = PATIENCE_S) -> m.MachineView:
+        """Put a machine on record that asks for something to boot with, if it isn't yet; return it."""
+        return self._ask(m.LeaseMachine(mac, hostname), m.MachineIs, patience_s).machine
+
+    def open_machine(self, mac: str, patience_s: float | None = PATIENCE_S) -> m.MachineView:
+        """A machine fetches its boot script: it is expected to join within the next minutes."""
+        return self._ask(m.OpenMachine(mac), m.MachineIs, patience_s).machine
+
+    def approve_machine(self, mac: str, key: str) -> m.MachineView:
+        """Say that this key, whose words were compared, is that machine's."""
+        return self._ask(m.ApproveMachine(mac, key), m.MachineIs).machine
+
+    def set_machine(self, mac: str, **words: str | None) -> m.MachineView:
+        """Change what is on record of a machine: name, address, image, policy, tag, power; None leaves it."""
+        return self._ask(m.SetMachine(mac, **words), m.MachineIs).machine
+
+    def forget_machine(self, mac: str) -> None:
+        """Take a machine off the record."""
+        self._ask(m.ForgetMachine(mac), m.Done)
+
+    def console(self, mac: str, after: int = -1) -> m.ConsoleIs:
+        """Return what a machine's console has said from byte `after` on; -1: the last of it."""
+        return self._ask(m.AskConsole(mac, after), m.ConsoleIs)
+
     def tree(self, patience_s: float | None = PATIENCE_S) -> str:
         """Return where the tree of files is served, host:port; "" where it is just being started."""
         return self._ask(m.AskTree(), m.TreeIs, patience_s).address

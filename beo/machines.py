@@ -158,7 +158,7 @@ def join(
         return local.choose(base, None, slots, known.head, known.agent)
 
     if foreground:
-        _stay(home, choose(local.read_plan(home)))
+        stay(home, choose(local.read_plan(home)))
     try:
         plan, was_up = local.start(home, choose)
     except TimedOut as error:
@@ -170,7 +170,7 @@ def join(
         echo("what to type next: 'beo down' ends it, 'beo up' starts it again, 'beo doctor' looks for faults")
 
 
-def _stay(home: Home, plan: local.Plan) -> NoReturn:
+def stay(home: Home, plan: local.Plan) -> NoReturn:
     """Become this machine's supervisor, as systemd and containers want it."""
     local.write_plan(home, plan)
     words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(home.path), "--foreground"]
@@ -211,7 +211,7 @@ def be_witness(home: Home, head: str, text: str, name: str, echo: Echo, foregrou
         raise UsageError(f"this machine is {last.title}", f"not {name}", "leave --name, or give it a token too")
     plan = local.Plan(0, 1, serves=False, witness=name or (last.witness if last else ""))
     if foreground:
-        _stay(home, plan)
+        stay(home, plan)
     _, was_up = local.start(home, lambda _: plan)
     echo(f"{'already up' if was_up else 'up'}: {plan.title}, for the heads at {' and '.join(home.cluster().heads)}")
     if not was_up:
@@ -277,10 +277,10 @@ def enrol(
     check_clock(answer.time_s - (asked_s + time.time()) / 2, echo)
     if answer.role == "worker" and not name:
         raise Refused("this token is for a worker", "", "use 'beo worker'")
-    return answer, _cluster_file(answer, head, asked.head)
+    return answer, cluster_file(answer, head, asked.head)
 
 
-def _cluster_file(answer: ms.EnrolledIs, head: str, key: str) -> ClusterFile:
+def cluster_file(answer: ms.EnrolledIs, head: str, key: str) -> ClusterFile:
     """Where all heads are; the one that has answered where we have found it."""
     control = {view.name: view.control for view in answer.heads}
     if head not in control.values():  # behind some other address, or of a beo that tells of no heads

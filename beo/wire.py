@@ -65,6 +65,11 @@ def public_of_bytes(secret: bytes) -> str:
     return public_of(z85.encode(secret).decode())
 
 
+def key_of_bytes(key: bytes) -> str:
+    """Return a key of 32 bytes as it is written elsewhere: 40 characters of Z85."""
+    return z85.encode(key).decode()
+
+
 def _tune(socket: zmq.Socket[bytes], queue_length: int = QUEUE_LENGTH_MAX) -> None:
     socket.linger = 0
     socket.sndhwm = queue_length

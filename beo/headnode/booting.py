@@ -459,7 +459,7 @@ def settings_of(config: Config) -> str:
 
     All of it is numbers and texts, which JSON writes as TOML reads them.
     """
-    files = {"without_head": config.files.without_head, "bulk": config.files.bulk}
+    files: dict[str, object] = {"without_head": config.files.without_head, "bulk": config.files.bulk}
     files |= {"held_bytes_max": config.files.held_bytes_max, "backend": config.files.backend, "path": config.files.path}
     plain = {name: getattr(WorkerConfig(), name) for name in WorkerConfig.__struct_fields__}
     own = {name: getattr(config.worker, name) for name in plain if name not in _WORDS_OF_A_WORKER}
