@@ -6,6 +6,7 @@ again with the same token. The newcomer makes its own key first and never shows 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
@@ -103,6 +104,24 @@ def token_line(home: Home, role: str, text: str) -> str:
             return f"beo {role} --head {where} --token {text}"
         case _:
             return f"beo login --head {where} --token {text}"
+
+
+def boot_lines(home: Home, text: str, sha256: str, script: bytes) -> tuple[str, str]:
+    """The command to type in a box that has no beo, and the same where somebody may sit between it and the head.
+
+    script: boot.sh as the head serves it there. The second line has its digest, so that nobody can put in another.
+    """
+    url = f"{boot_url(home)}/boot.sh"
+    words = f"--pin {sha256} --token {text}"
+    digest = hashlib.sha256(script).hexdigest()
+    checked = f's=$(curl -fsS {url}) && [ "$(printf \'%s\\n\' "$s" | sha256sum)" = "{digest}  -" ]'
+    return f"curl -fsS {url} | sh -s -- {words}", f"{checked} && printf '%s\\n' \"$s\" | sh -s -- {words}"
+
+
+def boot_url(home: Home) -> str:
+    """Where machines reach this cluster's server of boots."""
+    where = home.who().control if home.who_file.exists() else home.cluster().heads[0]
+    return f"http://{where.rpartition(':')[0]}:{home.config().boot.port}"
 
 
 def new_token(home: Home, role: str, uses: int, expires_s: float, user: str = "", uid: int = -1) -> tuple[str, int]:

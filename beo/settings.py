@@ -223,6 +223,7 @@ class BootConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     range: str = ""  # addresses for them: "10.77.0.100-10.77.0.199"; "": another DHCP server gives them
     policy: BootPolicy = "approve"
     prefix: str = "pc"  # of their names: pc01, pc02, ...
+    port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] = 7425  # where machines ask the heads, by HTTP
     window_s: Seconds = 300.0  # after it has fetched its boot script, a machine may join by policy "lan" for so long
 
     def __post_init__(self) -> None:

@@ -49,7 +49,8 @@ def world() -> World:
 def lease(world: World, mac: str = MAC, hostname: str = "") -> ms.MachineView:
     answer = world.answer(ms.LeaseMachine(mac, hostname), "root")
     assert isinstance(answer, ms.MachineIs), answer
-    return answer.machine
+    machine: ms.MachineView = answer.machine
+    return machine
 
 
 def fetch(world: World, mac: str = MAC) -> None:
@@ -67,7 +68,8 @@ def refusal(answer: Any) -> str:
 
 
 def row(world: World, mac: str = MAC) -> ms.MachineView:
-    return next(view for view in world.answer(ms.ListMachines(), "root").machines if view.mac == mac)
+    answer: ms.MachinesAre = world.answer(ms.ListMachines(), "root")
+    return next(view for view in answer.machines if view.mac == mac)
 
 
 def speaks_for(world: World, letter: str, node: str = "pc01") -> bool:

@@ -1,7 +1,7 @@
 """What a machine without a monitor says, said to the heads as well. ``python -m beo.boot.console MAC HOST:PORT…``
 
-The head keeps the last of it (headnode/consoles.py). Nothing waits for it: where no head takes it, it is dropped. Once a
-machine has joined, a process of its own goes on with what the kernel and the worker's daemons have to say, which is
+The head keeps the last of it (headnode/consoles.py). Nothing waits for it: where no head takes it, it is dropped. Once
+a machine has joined, a process of its own goes on with what the kernel and the worker's daemons have to say, which is
 what one wants to read when a machine has died.
 """
 
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -113,9 +114,10 @@ class Kernel:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def news(self) -> bytes:
-        """Return the lines that have come since the last call, as many as go into one message."""
-        found = b""
-        while self._fd >= 0 and len(found) < PIECE_BYTES:
+        """Return the lines that have come since the last call; of very many the last, which go into one message."""
+        found: deque[bytes] = deque()
+        size = 0
+        while self._fd >= 0:
             try:
                 record = os.read(self._fd, RECORD_BYTES)
             except BlockingIOError:
@@ -126,8 +128,11 @@ class Kernel:
                 break
             if not record:
                 break
-            found += line_of(record)
-        return found
+            found.append(line_of(record))
+            size += len(found[-1])
+            while size > PIECE_BYTES:
+                size -= len(found.popleft())
+        return b"".join(found)
 
 
 def line_of(record: bytes) -> bytes:

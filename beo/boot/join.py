@@ -48,7 +48,7 @@ CLOCK_OFF_S = 1.0
 
 
 class Words(msgspec.Struct, frozen=True):
-    """What the kernel's command line says of beo. heads, boots: host:port each. ip: with its prefix, like 10.0.0.9/24"""
+    """What the kernel's command line says of beo. heads, boots: host:port each. ip: with its prefix: 10.0.0.9/24."""
 
     heads: tuple[str, ...]
     boots: tuple[str, ...]

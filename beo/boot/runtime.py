@@ -31,13 +31,13 @@ from beo.errors import BeoError, reason
 
 PACKAGES = ("click", "cloudpickle", "msgspec", "pyzmq", "xxhash")
 """What a worker and its verbs import. numpy, which only jobs do, is four times as large as all the rest."""
-LEVEL = 6  # of gzip: 9 takes three times as long for one percent
+LEVEL = 3  # of gzip: 6 takes twice as long for one part in twenty
 LIST_S = 20.0  # for the loader to tell what a library needs
 # Of the standard library: what a worker never imports, and what needs a screen or a compiler.
 _OUT = "__pycache__ ensurepip idlelib lib2to3 pydoc_data site-packages dist-packages test tests tkinter turtledemo venv"
 LEFT_OUT = frozenset((*_OUT.split(" "), "distutils", "curses", "dbm", "msilib"))
-_LEFT_OUT_STARTS = ("config-", "_test", "_tkinter", "xxlimited", "_ctypes_test", "_xxtest", "_curses", "_dbm", "_gdbm")
-_LEFT_OUT_STARTS += ("nis.", "readline.")
+_LEFT_OUT_STARTS = ("config-", "_test", "_tkinter", "xxlimited", "_ctypes_test", "_xxtest", "_curses", "_dbm")
+_OF_NO_USE = ("_gdbm", "nis.", "readline.")  # to anybody without a terminal, NIS or old data bases
 _PT_INTERP = 3
 
 # --argv0 makes sys.executable this file, so that whatever Python starts by it is started in the same way. The cache of
@@ -96,7 +96,7 @@ def _make(home: Home, sources: list[tuple[str, Path]], made_of: str, record: Pat
         os.fsync(file.fileno())
         size_bytes = file.tell()
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         os.link(file.name, temporary := f"{file.name}-")  # it gets its name when it is whole
     os.replace(temporary, path_of(home, sha256))
     made = Runtime(sha256, size_bytes, os.uname().machine, made_of)
@@ -194,7 +194,7 @@ def _below(top: Path, left_out: frozenset[str]) -> Iterator[tuple[str, Path]]:
     for where, folders, files in os.walk(top):
         folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith(_LEFT_OUT_STARTS))
         for name in sorted(files):
-            if not name.startswith(_LEFT_OUT_STARTS) and not name.endswith((".pyc", ".a", ".o", ".exe")):
+            if not name.startswith(_LEFT_OUT_STARTS + _OF_NO_USE) and not name.endswith((".pyc", ".a", ".o", ".exe")):
                 path = Path(where, name)
                 yield str(path.relative_to(top)), path
 

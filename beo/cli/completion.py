@@ -257,6 +257,13 @@ def _nodes(_: str) -> Iterator[Candidate]:
             yield node.name, node.state
 
 
+def _machines(_: str) -> Iterator[Candidate]:
+    answer = _ask(m.ListMachines())
+    if isinstance(answer, m.MachinesAre):
+        for machine in answer.machines:
+            yield machine.name, f"{machine.mac}, {machine.state}"
+
+
 def _ask(message: object) -> object:
     try:
         with Cluster() as cluster:
@@ -281,6 +288,7 @@ KINDS: dict[str, Callable[[str], Iterator[Candidate]]] = {
     "JOB": _jobs,
     "JOBS": _jobs,
     "NODE": _nodes,
+    "MACHINE": _machines,
     "SIGNAL": _signals,
     "FILE": lambda _: iter([(FILES, "")]),
     "FOLDER": lambda _: iter([(FOLDERS, "")]),

@@ -89,6 +89,7 @@ def head(
         ("beo token", "for one worker, within an hour"),
         ("beo token --uses 20 --expires 1d", "for twenty workers"),
         ("beo token --role user:ann", "for ann's own computer: she may submit jobs"),
+        ("beo token --boot", "for a box without beo: print one line that does it all"),
         ("beo token list", "which there are"),
         ("beo token revoke 3", "nobody may use it any more"),
     ],
@@ -103,16 +104,25 @@ def head(
     metavar="ROLE",
     help="worker, user:NAME[:UID], admin[:NAME], head or witness.",
 )
+@option("--boot", is_flag=True, help="For a box without beo: it gets all of it from this head (see 'beo boot').")
 @listing
-def token(words: tuple[str, ...], expires: str, uses: int, role: str, fields: str, as_json: bool, quiet: bool) -> None:
+def token(
+    words: tuple[str, ...], expires: str, uses: int, role: str, boot: bool, fields: str, as_json: bool, quiet: bool
+) -> None:
     """Make a token, with which a machine or a person joins the cluster; print the command to type there.
 
     A token holds the key by which the newcomer knows the head, and a secret by which the head knows the newcomer: who
     reads it, before it is used, can join in his place. The head itself keeps no copy.
+
+    With --boot the line is for any Linux box, container or namespace: it fetches a Python and beo from the head, whose
+    server of boots must be up, and needs no root. Who sits between the box and the head could send another script: the
+    second line that is printed takes none but this one.
     """
+    if boot and (words or role != "worker"):
+        raise UsageError("beo token --boot", "that is for workers", "leave out what else you said")
     match words:
         case ():
-            _make_token(expires, uses, role, as_json, quiet)
+            _make_token(expires, uses, role, as_json, quiet, boot)
         case ("list",):
             with Cluster() as cluster:
                 _show_tokens(cluster, fields, as_json, quiet)
@@ -126,11 +136,14 @@ def token(words: tuple[str, ...], expires: str, uses: int, role: str, fields: st
             raise NotFound.among("action", first, ("list", "revoke"), "see 'beo token --help'")
 
 
-def _make_token(expires: str, uses: int, role: str, as_json: bool, quiet: bool) -> None:
+def _make_token(expires: str, uses: int, role: str, as_json: bool, quiet: bool, boot: bool = False) -> None:
     from beo import machines
 
     home = config.home()
     kind, user, uid = _role(role)
+    if boot:
+        _make_boot_line(home, expires, uses, as_json, quiet)
+        return
     text, number = machines.new_token(home, kind, uses, units.parse_duration(expires), user, uid)
     line = machines.token_line(home, kind, text)
     if as_json:
@@ -139,6 +152,24 @@ def _make_token(expires: str, uses: int, role: str, as_json: bool, quiet: bool) 
         print(dumps({"number": number, "token": text, "command": line}))
     else:
         print(text if quiet else line)
+
+
+def _make_boot_line(home: config.Home, expires: str, uses: int, as_json: bool, quiet: bool) -> None:
+    from beo import machines
+    from beo.boot import desk, runtime
+
+    made = runtime.current(home)  # first: it takes some seconds, in which no token should be open
+    text, number = machines.new_token(home, "worker", uses, units.parse_duration(expires))
+    script = desk.script(home, machines.boot_url(home)).encode()
+    plain, checked = machines.boot_lines(home, text, made.sha256, script)
+    if as_json:
+        from json import dumps
+
+        print(dumps({"number": number, "token": text, "pin": made.sha256, "command": plain, "checked": checked}))
+    elif quiet:
+        print(plain)
+    else:
+        print(f"{plain}\nor, where somebody may sit between that box and this head:\n{checked}")
 
 
 def _role(text: str) -> tuple[str, str, int]:
