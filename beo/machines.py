@@ -185,8 +185,25 @@ def join(
         raise TimedOut(error.what, why, error.cure) from None
     slots_text = f"{plan.slots} slot{'s' * (plan.slots != 1)}"
     echo(f"{'already up' if was_up else 'up'}: {plan.name}, {slots_text}, of the cluster at {home.cluster().heads[0]}")
+    if missing := lacking(home, plan.name):
+        echo(f"it lacks {missing}: jobs that need that go elsewhere")
     if not was_up:
         echo("what to type next: 'beo down' ends it, 'beo up' starts it again, 'beo doctor' looks for faults")
+
+
+def lacking(home: Home, name: str) -> str:
+    """What a worker of this machine has told the head that it lacks, in words; "" where that isn't known.
+
+    That it has no criu alone is no news: few machines have.
+    """
+    cluster = home.cluster()
+    try:
+        answer = question.ask(cluster.heads, cluster.key, home.secret("worker"), ms.ListNodes(), ms.NodesAre, CONNECT_S)
+    except BeoError:
+        return ""
+    said = next((node.facts.get(ms.LACKS, "") for node in answer.nodes if node.name == name), "")
+    titles = {"leash": "walls that end jobs with it", "tree": "the tree as a folder", "criu": "criu", "users": "users"}
+    return ", ".join(titles.get(word, word) for word in said.split()) if said != "criu" else ""
 
 
 def stay(home: Home, plan: local.Plan) -> NoReturn:

@@ -23,6 +23,7 @@ STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unac
 LIST_LENGTH_MAX = 10_000  # rows in one answer
 INSPECT_S = 2.0  # nodes that have not answered by then are named instead
 PROCESSES_MAX = 5_000  # in one answer, which they fill to two thirds
+LACKS = "lacks"  # the fact by which it says what its machine hasn't: leash, tree, criu, users
 VAULT = "vault"  # the fact by which a node says that it keeps checkpoints
 VAULTS_MAX = 10_000  # jobs of which one node keeps something
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again

@@ -68,6 +68,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     notice_s: float = NOTICE_S  # so long before: for a last checkpoint
     movable: bool = False  # it knows nothing of checkpoints, and is moved by CRIU
     goes_on: bool = False  # when its time is up it halts at a checkpoint, and is queued again
+    in_tree: bool = False  # it runs in a folder that nodes have by mounting the tree: the head says so
     errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
     @property

@@ -15,8 +15,8 @@ import pytest
 
 from beo import events as ev
 from beo import messages as m
-from beo.boot import join
-from beo.boot.console import Logs, line_of
+from beo.boot import fitness, join
+from beo.boot.console import Console, Logs, line_of
 from beo.boot.desk import Desk
 from beo.boot.request import BODY_MAX_BYTES, Request
 from beo.errors import BeoError, NoHead, UsageError
@@ -88,6 +88,7 @@ def post(desk: str, path: str, body: bytes) -> tuple[int, bytes]:
 # ---- each policy
 
 
+@pytest.mark.slow
 @AS_ROOT
 def test_a_machine_joins_by_lan_runs_jobs_and_comes_back_after_a_power_cut_by_itself(
     cluster: Cluster, desk: str, tmp_path: Path
@@ -106,9 +107,9 @@ def test_a_machine_joins_by_lan_runs_jobs_and_comes_back_after_a_power_cut_by_it
         fetch(cluster, one)
         one.boot()
         one.hear("has to wait")  # the head hasn't missed it yet
+        wait_for(lambda: view(cluster, one).key != first.key, "another key")
         up(cluster, name)
-        second = view(cluster, one)
-        assert second.state == "joined" and second.key != first.key
+        assert view(cluster, one).state == "joined"
         assert cluster.wait_for_state(job, "running", 2).nodes == name
         with cluster.client() as own:
             own.cancel([str(job)])
@@ -140,16 +141,22 @@ def test_a_machine_joins_by_its_asset_tag_and_another_tag_is_refused(
     cluster: Cluster, desk: str, tmp_path: Path
 ) -> None:
     with new(cluster, desk, tmp_path, "asset") as one:
-        one.boot("--tag", "PC-0042", patience_s=0.1)
-        assert one.end() != 0
-        assert "no asset tag" in one.said and "--tag TAG" in one.said
+        words = join.Words(cluster.home.cluster().heads, (desk,), cluster.home.cluster().key, one.mac)
+
+        def says(tag: str) -> str:
+            try:
+                return join.Joiner(one.home, words, "b1", lambda: tag, lambda _: None).join(0.1).node
+            except BeoError as error:
+                return str(error)
+
+        assert "no asset tag" in says("PC-0042") and "--tag TAG" in says("PC-0042")
         with cluster.client() as own:
             own.set_machine(one.mac, tag=tag_key(one.mac, "PC-0042"))
-        one.boot("--tag", "PC-0043", patience_s=0.1)
-        assert one.end() != 0 and "the proof is wrong" in one.said
+        assert "firmware knows no asset tag" in says("")
+        assert "the proof is wrong" in says("PC-0043")
         assert "the proof is wrong" in view(cluster, one).why, "the operator is told, too"
-        one.boot("--tag", "PC-0042")
-        up(cluster, view(cluster, one).name)
+        assert says("PC-0042") == view(cluster, one).name
+        assert says("PC-0042") == view(cluster, one).name, "asked again, it is in already"
 
 
 # ---- what must not happen
@@ -332,3 +339,37 @@ def test_the_asset_tag_is_what_the_firmware_says(tmp_path: Path, text: str, tag:
     assert join.find_tag(str(tmp_path)) == tag
     (tmp_path / "product_serial").write_text("S123")
     assert join.find_tag(str(tmp_path)) == tag or "S123"
+
+
+def test_doctor_tells_what_a_head_lacks_to_boot_machines(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mac = next(_macs)
+    assert not fitness.is_wanted(cluster.home, ()), "who boots nothing is told nothing"
+    with cluster.client() as own:
+        own.set_machine(mac, name="doc", policy="lan")
+        with pytest.raises(BeoError):
+            own.request(m.JoinMachine(mac, "b1", "k" * 40, "127.0.0.1:700"))
+        machines = [found for found in own.machines() if found.mac == mac]
+    assert fitness.is_wanted(cluster.home, machines)
+    monkeypatch.setattr(fitness, "FILES", {str(tmp_path / "undionly.kpxe"): "ipxe"})
+    monkeypatch.setattr(fitness, "PROGRAMS", {"mksquashfs-of-nowhere": "squashfs-tools", "sh": "dash"})
+    found = {(finding.what, finding.cure) for finding in fitness.findings(cluster.home, machines)}
+    missing = f"machines can't boot from here: there is no {tmp_path}/undionly.kpxe, mksquashfs-of-nowhere"
+    assert (missing, "apt-get install -y ipxe squashfs-tools") in found
+    told = {what for what, _ in found}
+    assert any("the head listens at 127.0.0.1" in what for what in told)
+    assert any(what.startswith("doc doesn't join: doc isn't expected to join now") for what in told)
+    assert "doc doesn't join" in cluster.beo("doctor").stdout
+
+
+def test_what_no_head_has_taken_of_a_console_is_told_by_the_process_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEO_DIR", str(tmp_path))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: None)
+    (tmp_path / "log").mkdir()
+    console = Console(("127.0.0.1:1",), "52:54:00:00:99:04")
+    console.say("nobody hears this")
+    console.follow()
+    assert Logs(tmp_path / "log").news() == b"boot: beo: nobody hears this\n"

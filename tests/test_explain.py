@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from beo import messages as ms
+from beo.headnode import acts
 from beo.headnode.explain import describe
+from beo.settings import FilesConfig
 from tests.test_events import FACTS
-from tests.world import World
+from tests.world import World, settings
 
 
 @pytest.fixture
@@ -83,14 +87,24 @@ def test_a_job_on_a_silent_node_says_what_it_waits_for_and_what_would_help(world
 
 
 def test_a_job_that_is_ended_says_by_whom(world: World) -> None:
-    from beo import messages as ms
-
     node = world.node("n1")
     job = world.submit()
     world.answer(ms.Cancel((str(job),)))
     assert world.why(job) == ("is ended: cancelled by ann",)
     node.end(job, 143, "ended")
     assert world.why(job) == ("cancelled by ann",)
+
+
+def test_a_job_says_what_the_nodes_lack_that_it_needs() -> None:
+    config = msgspec.structs.replace(settings(), files=FilesConfig(mounts={"/home/": "/home"}))
+    world = World(config)
+    facts = {"contain": "pidns", "lacks": "tree criu"}
+    world.handle(acts.Asked(b"n1", 0, "worker", ms.Join("n1", "i1", "b", "n1:1", "k", 4, 1 << 30, facts, ())))
+    world.handle(acts.Asked(b"n1", 0, "worker", ms.Ping("n1", "i1", 1, (), ())))
+    world.turn()
+    assert world.why(world.submit(cwd="/home/ann")) == ("n1 has no tree of files mounted, which it needs",)
+    assert world.why(world.submit(movable=True)) == ("n1 has no criu that works, which it needs",)
+    assert world.job(world.submit(cwd="/homely")).state == "running"
 
 
 def test_every_event_has_a_sentence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from beo import events as ev
 from beo.headnode import schedule
 from beo.headnode.model import Attempt, Job
-from beo.headnode.schedule import PATIENCE_S, Placement, back_off_s, place, plan
+from beo.headnode.schedule import PATIENCE_S, Placement, back_off_s, narrow, place, plan
 from beo.headnode.state import State
 from tests.world import START_S, spec
 
@@ -209,3 +210,35 @@ def test_a_job_that_is_slowed_down_does_not_hold_up_another_of_its_shape() -> No
         state.apply(started(1, attempt=number))
         state.apply(ev.PartGone(1, number, "n1", "its warden was killed", START_S))
     assert planned(state) == [2]
+
+
+# ---- nodes that lack something
+
+
+def lacking(*lacks: str, uid: str = "0") -> State:
+    """Nodes n1, n2, ... of one slot, each with what it says that it lacks."""
+    state = State()
+    for number, words in enumerate(lacks, 1):
+        facts = {"contain": "pidns", "uid": uid, "lacks": words}
+        state.apply(msgspec.structs.replace(joined(f"n{number}", f"i{number}", slots=1), facts=facts))
+    return state
+
+
+def where(state: State) -> dict[int, str]:
+    return {found.job: found.parts[0][0] for found in plan(state, tuple(state.nodes), START_S)}
+
+
+def test_a_movable_job_goes_to_a_node_with_criu_and_others_go_anywhere() -> None:
+    state = queued(lacking("criu", "leash", "criu tree"), {"movable": True}, {}, {"movable": True})
+    assert where(state) == {1: "n2", 2: "n1"}
+
+
+def test_a_job_in_the_tree_goes_to_a_node_that_mounts_it() -> None:
+    state = queued(lacking("tree", ""), {"in_tree": True}, {"in_tree": True}, {})
+    assert where(state) == {1: "n2", 3: "n1"}
+
+
+def test_a_node_without_other_users_takes_roots_jobs_alone() -> None:
+    state = queued(lacking("users"), {})
+    assert not where(state), "the job is of uid 1000"
+    assert not narrow(lacking("leash").nodes.values()), "what no job needs is in nobody's way"

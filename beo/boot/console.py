@@ -69,6 +69,8 @@ class Console:
         from beo.config import home
 
         where = home()
+        with suppress(OSError):  # what nobody has taken yet goes on with the logs
+            (where.logs / "boot.log").write_bytes(self._kept)
         argv = [sys.executable, "-P", "-m", "beo.boot.console", self._mac, *self._boots]
         with suppress(OSError):
             subprocess.Popen(

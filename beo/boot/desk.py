@@ -30,7 +30,7 @@ from beo.headnode import consoles
 from beo.proof import HEX, mac_of
 
 PATIENCE_S = 3.0  # for a head that acts: a take-over takes less
-LOOK_S = 10.0  # how old the list may be of machines whose consoles are kept
+LOOK_S = 0.5  # before the head is asked again for machines, where one speaks that wasn't among them
 SCRIPT = Path(__file__).with_name("boot.sh")
 SHA256_LENGTH = 64
 HOST_LENGTH_MAX = 100

@@ -13,7 +13,7 @@ from beo.cli.group import Actions, Verb, option
 from beo.cli.tables import listing, show
 from beo.client import Cluster
 from beo.errors import Conflict, NoHead, NotFound, UsageError
-from beo.proof import HEX, mac_of
+from beo.proof import HEX, MAC_DIGITS, mac_of
 
 
 def _ago(value: object) -> str:
@@ -86,7 +86,7 @@ def find(machines: tuple[m.MachineView, ...], word: str) -> m.MachineView:
     """Return the machine of a name, a MAC address, or the four words of its key."""
     words = " ".join(word.split()).lower()
     named = [view for view in machines if word == view.name or (words and words == view.words)]
-    if not named and (":" in word or (len(word) == 12 and HEX.issuperset(word.lower()))):
+    if not named and len(set(word.lower()) - {":", "-"} - HEX) == 0 and len(word) >= MAC_DIGITS:
         named = [view for view in machines if view.mac == mac_of(word)]
     if not named:
         raise NotFound.among("machine", word, [view.name for view in machines], "see 'beo node list'")

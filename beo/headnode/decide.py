@@ -18,7 +18,7 @@ from beo.headnode.model import ENDED, LEASHABLE, WAITING, Authorized, Holding, J
 from beo.headnode.schedule import capacity, limits_of, narrow, open_to, place
 from beo.headnode.state import KEYS_KEEP_S, State
 from beo.settings import Config
-from beo.spec import check, key_made_s
+from beo.spec import JobSpec, check, key_made_s
 from beo.units import format_duration
 
 KEY_LENGTH_MAX = 128
@@ -164,7 +164,7 @@ def submit(
     owner = _owner(state, user, wish)
     if len(wish.groups) > GROUPS_MAX:
         raise UsageError(f"{len(wish.groups)} groups", f"the limit is {GROUPS_MAX}", "leave some of them")
-    spec = check(wish.spec)
+    spec = _placed(check(wish.spec), config)
     if spec.is_carrying and config.files.backend == "shared":
         what = f"--in and --out, where files are at {config.files.path} on every machine"
         raise Conflict(what, "what lies there needs no copy", "submit from a folder there, without them")
@@ -175,13 +175,20 @@ def submit(
         _check_errand(state, spec.errand, wish.uid)
     up = [node for node in state.nodes.values() if node.takes_work]
     job = Job(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s)
-    if up and not spec.errand and not place(job, open_to(job.uid, capacity(up), narrow(up))):
+    if up and not spec.errand and not place(job, open_to(job, capacity(up), narrow(up))):
         slots = sum(node.slots for node in up)
         warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
     event = ev.Submitted(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
     return [event], ms.SubmittedIs(event.job, tuple(warnings))
+
+
+def _placed(spec: JobSpec, config: Config) -> JobSpec:
+    """Say of a job whether its folder is one at which nodes mount the tree: not all can."""
+    folders = [folder.rstrip("/") for folder in config.files.mounts]
+    in_tree = any(spec.cwd == folder or spec.cwd.startswith(f"{folder}/") for folder in folders)
+    return msgspec.structs.replace(spec, in_tree=in_tree) if in_tree != spec.in_tree else spec
 
 
 def _check_errand(state: State, name: str, uid: int) -> None:
@@ -191,7 +198,8 @@ def _check_errand(state: State, name: str, uid: int) -> None:
         raise NotFound.among("node", name, state.nodes, "see 'beo nodes'")
     if node.state != "up":
         raise Conflict(f"{name} is {node.state}", "nothing can be copied to or from it", "see 'beo nodes'")
-    if narrow([node]).get(name, uid) != uid:
+    bound = narrow([node]).get(name)
+    if bound and bound.uid not in (-1, uid):
         raise Refused(f"{name} copies nothing for you", "beo doesn't run as root there", "ask the operator")
 
 

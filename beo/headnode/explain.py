@@ -9,9 +9,10 @@ from beo import events as ev
 from beo import nodeset
 from beo.headnode.again import Vaults, keepers
 from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
-from beo.headnode.queue import Shape, shape_of
+from beo.headnode.queue import Shape, needs_of, shape_of
 from beo.headnode.schedule import (
     ERRANDS_MAX,
+    Bound,
     back_off_s,
     capacity,
     limits_of,
@@ -76,7 +77,7 @@ class Outlook:
         return capacity(self._up)
 
     @cached_property
-    def _owned(self) -> dict[str, int]:
+    def _bounds(self) -> dict[str, Bound]:
         return narrow(self._up)
 
     @cached_property
@@ -125,7 +126,7 @@ class Outlook:
         """Whether a job fits into the cluster as it is, or as it would be with nothing in it."""
         key = (shape_of(job), empty)
         if key not in self._placeable:
-            room = open_to(job.uid, self._capacity if empty else self._free, self._owned)
+            room = open_to(job, self._capacity if empty else self._free, self._bounds)
             self._placeable[key] = place(job, room) is not None
         return self._placeable[key]
 
@@ -151,10 +152,9 @@ class Outlook:
         if not self._up:
             return [self._drain_sentence() or "no node is up: see 'beo nodes'"]
         if not self._fits(job, empty=True):
-            shut = [node.name for node in self._up if self._owned.get(node.name, job.uid) != job.uid]
+            shut = {name: bound for name, bound in self._bounds.items() if not bound.takes(job)}
             if shut and place(job, self._capacity) is not None:
-                whose = "its daemon doesn't run" if len(shut) == 1 else "their daemons don't run"
-                return [f"{nodeset.fold(shut)} can't run jobs of {job.user}: {whose} as root there"]
+                return [_why_shut(job, shut)]
             has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
             if job.spec.mem_bytes:
                 has += f" with {approximate_size(sum(node.mem_bytes for node in self._up))}"
@@ -190,6 +190,16 @@ class Outlook:
             return ""
         verb = "is" if len(self._drained) == 1 else "are"
         return f"{nodeset.fold(self._drained)} {verb} drained: 'beo resume' lets new work in"
+
+
+def _why_shut(job: Job, shut: dict[str, Bound]) -> str:
+    """Why nodes that would have room can't run a job."""
+    lacks = sorted({word for bound in shut.values() for word in bound.lacks.intersection(needs_of(job))})
+    if lacks:
+        what = " and ".join({"criu": "no criu that works", "tree": "no tree of files mounted"}[word] for word in lacks)
+        return f"{nodeset.fold(list(shut))} {'has' if len(shut) == 1 else 'have'} {what}, which it needs"
+    whose = "its daemon doesn't run" if len(shut) == 1 else "their daemons don't run"
+    return f"{nodeset.fold(list(shut))} can't run jobs of {job.user}: {whose} as root there"
 
 
 def describe(event: ev.Event) -> tuple[str, int, str, str]:

@@ -16,7 +16,8 @@ from heapq import heapify, heappop, heapreplace, merge
 
 from beo.headnode.model import Job
 
-Shape = tuple[str, int, int, int, int, int, int]  # user, uid, ranks, nodes, cpus, mem_bytes, slots
+# user, uid, ranks, nodes, cpus, mem_bytes, slots, needs
+Shape = tuple[str, int, int, int, int, int, int, tuple[str, ...]]
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
 Walk = Iterator[tuple[int, Shape]]
 
@@ -24,7 +25,12 @@ Walk = Iterator[tuple[int, Shape]]
 def shape_of(job: Job) -> Shape:
     """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
     spec = job.spec
-    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
+    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots, needs_of(job))
+
+
+def needs_of(job: Job) -> tuple[str, ...]:
+    """What a job needs of a node that not every node has."""
+    return ("criu",) * job.spec.movable + ("tree",) * job.spec.in_tree
 
 
 class Queue:

@@ -12,12 +12,14 @@ not too many of them are under way.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import msgspec
 
+from beo import messages as ms
 from beo.headnode.again import Vaults, allowed, keepers, patience_s, place_again
 from beo.headnode.model import Holding, Job, Node
-from beo.headnode.queue import Shape
+from beo.headnode.queue import Shape, needs_of
 from beo.headnode.state import State
 from beo.settings import NO_LIMITS, Limits, UsersConfig
 
@@ -25,6 +27,7 @@ LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its
 PATIENCE_S = 600.0
 SHORT_S = 10.0  # an attempt that is lost sooner may be the job's (or its warden's) own doing
 BACK_OFF_MAX_S = 60.0
+NEEDED = frozenset({"criu", "tree"})  # what a job may need that a node lacks
 ERRANDS_MAX = 4  # at a time on one node: each takes a process, and its disk
 
 
@@ -174,15 +177,34 @@ def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
     return {node.name: (node.slots, node.mem_bytes) for node in nodes}
 
 
-def narrow(nodes: Collection[Node]) -> dict[str, int]:
-    """Return the nodes that can run the jobs of one uid only, since their daemon isn't root, each with that uid."""
-    facts = ((node.name, node.facts.get("uid", "0")) for node in nodes)
-    return {name: int(uid) for name, uid in facts if uid != "0" and uid.isdecimal()}
+class Bound(NamedTuple):
+    """What a node can't do: it runs the jobs of one uid only (-1: of all), and has not what some jobs need."""
+
+    uid: int
+    lacks: frozenset[str]
+
+    def takes(self, job: Job) -> bool:
+        """Whether it can run a job."""
+        return self.uid in (-1, job.uid) and self.lacks.isdisjoint(needs_of(job))
 
 
-def open_to(uid: int, free: dict[str, tuple[int, int]], owned: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return those of the free nodes that can run a job of this uid; owned: from `narrow`."""
-    return {name: room for name, room in free.items() if owned.get(name, uid) == uid} if owned else free
+def narrow(nodes: Collection[Node]) -> dict[str, Bound]:
+    """Return the nodes that can't run everything: their daemon isn't root, or their machine lacks something."""
+    found = {}
+    for node in nodes:
+        lacks = frozenset(node.facts.get(ms.LACKS, "").split())
+        uid = node.facts.get("uid", "0")
+        only = int(uid) if uid.isdecimal() and (uid != "0" or "users" in lacks) else -1
+        if only >= 0 or lacks & NEEDED:
+            found[node.name] = Bound(only, lacks)
+    return found
+
+
+def open_to(job: Job, free: dict[str, tuple[int, int]], bounds: dict[str, Bound]) -> dict[str, tuple[int, int]]:
+    """Return those of the free nodes that can run a job; bounds: from `narrow`."""
+    if not bounds:
+        return free
+    return {name: room for name, room in free.items() if name not in bounds or bounds[name].takes(job)}
 
 
 def errands(state: State, ready: Collection[str]) -> list[Placement]:
@@ -240,7 +262,7 @@ def plan(
     ready = frozenset(ready)
     free = {name: room for name, room in free_of(state, ready).items() if room[0] > 0}
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
-    owned = narrow([node for node in state.nodes.values() if node.takes_work])
+    bounds = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
     placements = errands(state, ready)
     hopeless: set[Shape] = set()
@@ -256,14 +278,14 @@ def plan(
             continue
         parts = None
         if job.spec.slots_in_all <= free_slots:
-            room = open_to(job.uid, free, owned)
+            room = open_to(job, free, bounds)
             parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
             if number in awaited:
                 break
             if not job.attempts:
                 hopeless.add(shape)
-            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job.uid, everything, owned)):
+            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job, everything, bounds)):
                 break
             continue
         placements.append(Placement(number, divide(job, parts)))

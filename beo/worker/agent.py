@@ -105,6 +105,7 @@ class Agent:
             **doctor.facts(self._interface),
             "uid": str(os.geteuid()),  # only root can run everybody's jobs
             **({"rack": rack} if rack else {}),
+            ms.LACKS: doctor.lacks(contain),
         }
         self._contain = contain
         facts |= {ms.VAULT: "tmpfs" if os.geteuid() == 0 else "folder"}
