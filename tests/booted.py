@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 from beo import local
 from beo.boot.desk import Desk
 from beo.boot.request import BODY_MAX_BYTES, Request, Response
-from beo.config import Home
+from beo.config import Home, home
 from beo.worker import remains
 from tests.cluster import ROOT, kill, wait_for
 
@@ -147,3 +148,9 @@ def machine(cluster: Home, folder: Path, desk: str, mac: str) -> Iterator[Machin
         yield one
     finally:
         one.shut_down()
+
+
+if __name__ == "__main__":  # on another host: HOST PORT, with BEO_DIR naming the cluster
+    with serving(home(), sys.argv[1], int(sys.argv[2])):
+        print("serving", flush=True)
+        signal.pause()

@@ -16,8 +16,10 @@ import pytest
 from beo import events as ev
 from beo import messages as m
 from beo.boot import fitness, join
+from beo.boot.book import Book
 from beo.boot.console import Console, Logs, line_of
 from beo.boot.desk import Desk
+from beo.boot.records import Records
 from beo.boot.request import BODY_MAX_BYTES, Request
 from beo.errors import BeoError, NoHead, UsageError
 from beo.headnode import consoles
@@ -70,8 +72,10 @@ def up(cluster: Cluster, name: str) -> None:
 
 
 def fetch(cluster: Cluster, one: Machine) -> None:
-    with cluster.client() as own:
-        own.open_machine(one.mac)
+    """What the server of boots does when a machine wants its address, and then its script."""
+    book: Book = (records := Records(cluster.home))
+    assert book.lease(one.mac) == book.open(one.mac)
+    records.close()
 
 
 def post(desk: str, path: str, body: bytes) -> tuple[int, bytes]:

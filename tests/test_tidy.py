@@ -56,7 +56,7 @@ FLOORS = {
     "local supervisor machines doctor "
     "worker.inspector worker.moving worker.holder headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
-    "boot.request boot.fitness boot.desk boot.runtime boot.console boot.join "
+    "boot.request boot.book boot.records boot.fitness boot.desk boot.runtime boot.console boot.join "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}
