@@ -21,11 +21,12 @@ from beo.boot.console import Console, Logs, line_of
 from beo.boot.desk import Desk
 from beo.boot.records import Records
 from beo.boot.request import BODY_MAX_BYTES, Request
+from beo.config import Home
 from beo.errors import BeoError, NoHead, UsageError
 from beo.headnode import consoles
 from beo.proof import tag_key, words_of
 from tests.booted import Machine, machine, serving
-from tests.cluster import Cluster, running, wait_for
+from tests.cluster import PATIENCE_S, Cluster, running, wait_for
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root asks from a privileged port: run it as root")
 
@@ -225,6 +226,36 @@ def test_heads_are_asked_in_turn_where_one_does_not_answer(cluster: Cluster, des
         none = join.Words(words.heads, ("127.0.0.1:1",), words.pin, one.mac)
         with pytest.raises(NoHead, match="no server of boots answers"):
             join.Joiner(one.home, none, "b1", lambda: "", said.append).join(0.1)
+
+
+@pytest.mark.slow
+def test_machines_survive_the_head_that_has_seen_them(tmp_path: Path) -> None:
+    """Its list, an approval and a join that was answered just before its death: the other head has them all."""
+    settings = '[boot]\npolicy = "approve"\nrange = "10.77.0.100-10.77.0.199"\n'
+    with running(tmp_path / "beo", workers=1, slots=1, settings=settings, heads=2) as pair, serving(pair.home) as desk:
+        first, second = "52:54:00:00:55:01", "52:54:00:00:55:02"
+        book = Records(pair.home)
+        leased = [book.lease(mac) for mac in (first, second)]
+        words = [
+            join.Words(pair.home.cluster().heads, (desk,), pair.home.cluster().key, mac) for mac in (first, second)
+        ]
+        joiners = [
+            join.Joiner(Home(tmp_path / f"m{number}"), words[number], f"b{number}", lambda: "", lambda _: None)
+            for number in range(2)
+        ]
+        for joiner in joiners:
+            with pytest.raises(BeoError, match="waits for the operator"):
+                joiner.join(0.1)
+        with pair.client() as own:
+            for asked in own.machines():
+                own.approve_machine(asked.mac, asked.key)
+        assert joiners[0].join(0.1).node == leased[0].name
+        pair.kill("supervisor", "head")
+        assert joiners[1].join(PATIENCE_S).node == leased[1].name, "approved by the head that is dead"
+        assert joiners[0].join(PATIENCE_S).node == leased[0].name, "asked again, it is in already"
+        assert [book.lease(mac).address for mac in (first, second)] == ["10.77.0.100", "10.77.0.101"]
+        assert book.lease("52:54:00:00:55:03").address == "10.77.0.102", "and what it hasn't seen is new"
+        book.close()
 
 
 # ---- absurd input

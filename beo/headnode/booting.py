@@ -1,19 +1,11 @@
-"""Machines that boot from the heads: which there are, their addresses, and who of them may join. Pure.
+"""Machines that boot from the heads: which there are, with which names, addresses and images. Pure.
 
-Every boot of a machine makes a key of its own in its memory and says the public half of it here, by way of the process
-that serves boots. Whether that key may speak for the machine's node is decided by the machine's policy:
-
-    lan      it has fetched its boot script just now, and asks from a port that only root gets: whoever is in that
-             network can do the same in another's name
-    approve  the operator has said that the words on its console are those in his list
-    asset    it knows the asset tag that is on record, and proves it without saying it
-
-Nothing here depends on the machine's own clock. A boot joins once; the key of the one before is void then.
+They are put on record when they are first seen, and keep what they have for good: a server of boots on either head
+gives the same answers, since there is no other list. Who of them may join is decided in joining.py.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Callable, Iterator
 from ipaddress import AddressValueError, IPv4Address
@@ -24,106 +16,45 @@ import msgspec
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
-from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
-from beo.headnode.admit import Z85
+from beo.errors import Conflict, NotFound, UsageError
 from beo.headnode.model import Machine
 from beo.headnode.state import State
-from beo.headnode.tokens import KEY_LENGTH, KEYS_MAX, NAME_LENGTH_MAX
-from beo.proof import HEX, mac_of, prove, words_of
+from beo.headnode.tokens import NAME_LENGTH_MAX
+from beo.proof import HEX, mac_of, words_of
 from beo.settings import BootConfig, Config, WorkerConfig
-from beo.units import format_duration
 
 MACHINES_MAX = 4_096  # as many as a cluster has nodes
 POLICIES = ("lan", "approve", "asset")
 CURRENT = "current"
-BOOT_LENGTH_MAX = 64  # of a boot id, which has 36
 POWER_LENGTH_MAX = 500  # of the command that turns a machine on and off
-PRIVILEGED = 1_024  # ports below are root's
 OPEN_AGAIN_S = 5.0  # a script that is fetched again sooner is the same boot's
-ALONE_S = 10.0  # a boot that has asked within this time is alive: another one with its MAC address is told so
-NONCE_S = 60.0  # for a proof to be made
-WHY_S = 600.0  # how long a refusal is shown beside its machine
 STALE_S = 86_400.0  # who never joined and was silent for so long makes room for others
 _WORDS_OF_A_WORKER = ("lease_s", "rack")  # what a worker is told otherwise, or has of its own
 
 
-class Moments:
-    """What is only true now and not worth an entry, by MAC address; a new head begins without, and all ask again."""
-
-    def __init__(self, nonce: Callable[[], str]) -> None:
-        """Take where fresh random names come from."""
-        self._nonce = nonce
-        self._nonces: dict[str, tuple[str, float]] = {}
-        self._heard: dict[str, tuple[str, float]] = {}  # the key that waits, and when it last asked
-        self._why: dict[str, tuple[str, float]] = {}
-
-    def make_nonce(self, mac: str, now_s: float) -> str:
-        """Return something new for a machine to prove its tag by; the one before is void."""
-        nonce = self._nonce() + self._nonce()
-        self._nonces[mac] = nonce, now_s
-        return nonce
-
-    def take_nonce(self, mac: str, nonce: str, now_s: float) -> bool:
-        """Whether this was given to that machine just now; it is of no use a second time."""
-        known, made_s = self._nonces.pop(mac, ("", 0.0))
-        return bool(known) and known == nonce and abs(now_s - made_s) <= NONCE_S
-
-    def hear(self, mac: str, key: str, now_s: float) -> bool:
-        """A key waits for its approval; whether another one of that machine has been heard just now."""
-        known, heard_s = self._heard.get(mac, (key, now_s))
-        if known != key and abs(now_s - heard_s) <= ALONE_S:
-            return False
-        self._heard[mac] = key, now_s
-        return True
-
-    def settle(self, mac: str) -> None:
-        """A boot has joined: the next one that asks is not beside it."""
-        self._heard.pop(mac, None)
-        self._why.pop(mac, None)
-
-    def note(self, mac: str, why: str, now_s: float) -> None:
-        """Remember why a machine doesn't join."""
-        self._why[mac] = why, now_s
-
-    def why(self, mac: str, now_s: float) -> str:
-        """Why a machine has been refused within the last minutes."""
-        why, noted_s = self._why.get(mac, ("", 0.0))
-        return why if abs(now_s - noted_s) <= WHY_S else ""
-
-    def forget(self, mac: str) -> None:
-        """The machine is off the record."""
-        for known in (self._nonces, self._heard, self._why):
-            known.pop(mac, None)
-
-
-Wish = (
-    ms.LeaseMachine | ms.OpenMachine | ms.JoinMachine | ms.ApproveMachine | ms.SetMachine | ms.ForgetMachine
-) | ms.ListMachines
+Wish = ms.LeaseMachine | ms.OpenMachine | ms.ApproveMachine | ms.SetMachine | ms.ForgetMachine | ms.ListMachines
 WISHES = get_args(Wish)
+Why = Callable[[str, float], str]  # a MAC address and now -> why that machine doesn't join
 
 
 def decide(
-    state: State, config: Config, moments: Moments, user: str, wish: Wish, now_s: float
+    state: State, config: BootConfig, user: str, wish: Wish, why: Why, now_s: float
 ) -> tuple[list[ev.Event], ms.HeadAnswer]:
-    """Take a wish about a machine; return its events, and the answer."""
-    boot = config.boot
+    """Take a wish about machines; return its events, and the answer."""
     match wish:
         case ms.LeaseMachine():
-            events, machine = lease(state, boot, wish, now_s)
+            events, machine = lease(state, config, wish, now_s)
         case ms.OpenMachine():
             events, machine = opened(state, wish.mac, now_s)
         case ms.ApproveMachine():
             events, machine = approve(state, user, wish, now_s)
         case ms.SetMachine():
-            events, machine = change(state, boot, user, wish, now_s)
-        case ms.JoinMachine():
-            return join(state, config, moments, wish, now_s)
+            events, machine = change(state, config, user, wish, now_s)
         case ms.ForgetMachine():
-            moments.forget(mac_of(wish.mac))
             return forget(state, user, wish.mac, now_s), ms.Done()
         case ms.ListMachines():
-            return [], listed(state, boot, moments, now_s)
-    return events, ms.MachineIs(row(state, machine, boot, moments.why(machine.mac, now_s)))
+            return [], listed(state, config, why, now_s)
+    return events, ms.MachineIs(row(state, machine, config, why(machine.mac, now_s)))
 
 
 # ---- who there is --------------------------------------------------------------------------------------------------
@@ -219,122 +150,9 @@ def opened(state: State, mac: str, now_s: float) -> tuple[list[ev.Event], Machin
     return [ev.MachineOpened(known.mac, now_s)], msgspec.structs.replace(known, opened_s=now_s, seen_s=now_s)
 
 
-# ---- who may join --------------------------------------------------------------------------------------------------
-
-
-def join(
-    state: State, config: Config, moments: Moments, wish: ms.JoinMachine, now_s: float
-) -> tuple[list[ev.Event], ms.JoinedIs]:
-    """Decide on a machine's wish to join. Repeated by the same boot with the same key, it gives the same answer."""
-    known = find(state, wish.mac)
-    try:
-        _check_wish(wish)
-        if answer := _answered_before(state, known, wish):
-            return [], answer
-        _check_fresh(state, known, wish)
-        events, answer = _POLICIES[policy_of(known, config.boot)](known, config.boot, moments, wish, now_s)
-    except BeoError as error:
-        moments.note(known.mac, str(error), now_s)
-        raise
-    if answer.state == "joined" and (node := state.nodes.get(known.name)) and node.state == "up":
-        why = f"the head has not missed {known.name} yet: it does within {format_duration(config.worker.lease_s)}"
-        why += ", unless another machine with this MAC address is up"
-        moments.note(known.mac, why, now_s)
-        return [], ms.JoinedIs("wait", known.name, answer.words, why=why)
-    if answer.state == "joined":
-        moments.settle(known.mac)
-    return events, answer
-
-
 def policy_of(known: Machine, config: BootConfig) -> str:
     """By what a machine is known."""
     return known.policy or config.policy
-
-
-def _check_wish(wish: ms.JoinMachine) -> None:
-    if not 0 < len(wish.boot) <= BOOT_LENGTH_MAX or not wish.boot.isascii() or not wish.boot.isprintable():
-        raise UsageError("this boot has no usable id", f"it has 1 to {BOOT_LENGTH_MAX} letters", "update its image")
-    if len(wish.key) != KEY_LENGTH or not Z85.issuperset(wish.key):
-        raise UsageError("this is no public key", f"it has {KEY_LENGTH} characters of Z85", "update its image")
-
-
-def _answered_before(state: State, known: Machine, wish: ms.JoinMachine) -> ms.JoinedIs | None:
-    if wish.boot not in known.boots:
-        return None
-    cure = f"if {known.name} is up as it should be, somebody else asks in its name; else start it anew"
-    if wish.boot != known.boots[-1]:
-        raise Conflict(f"this boot of {known.name} is over", "it has booted again since", cure)
-    if wish.key != known.key:
-        raise Conflict(f"this boot of {known.name} has joined already", "by another key", cure)
-    if wish.key not in state.authorized:
-        raise Conflict(f"this boot's key of {known.name} was revoked", "", "start the machine anew")
-    return ms.JoinedIs("joined", known.name, words_of(known.key))
-
-
-def _check_fresh(state: State, known: Machine, wish: ms.JoinMachine) -> None:
-    others = (other for other in state.machines.values() if other.mac != known.mac)
-    used = wish.key in state.authorized or wish.key in state.tokens or wish.key in state.revoked
-    if used or wish.key == known.key or any(wish.key in _keys_of(other) for other in others):
-        raise UsageError("this key is in use, or was", "each boot makes one of its own", "start the machine anew")
-    if len(state.authorized) >= KEYS_MAX:
-        raise Conflict(f"{KEYS_MAX} keys are authorized already", "there is a limit", "remove some")
-
-
-def _keys_of(known: Machine) -> tuple[str, ...]:
-    return known.key, known.approved, known.asked.key if known.asked else ""
-
-
-_Decided = tuple[list[ev.Event], ms.JoinedIs]
-
-
-def _grant(known: Machine, wish: ms.JoinMachine, now_s: float) -> _Decided:
-    event = ev.MachineJoined(known.mac, wish.boot, wish.key, known.name, now_s)
-    return [event], ms.JoinedIs("joined", known.name, words_of(wish.key))
-
-
-def _by_lan(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
-    host, _, port = wish.peer.rpartition(":")
-    if not known.opened_s or abs(now_s - known.opened_s) > config.window_s:
-        why = f"it has fetched no boot script within the last {format_duration(config.window_s)}"
-        if known.boots and not known.opened_s:
-            why = "it has joined since it fetched its boot script, and does so once"
-        raise Refused(f"{known.name} isn't expected to join now", why, "start it anew")
-    if not port.isdecimal() or not 0 < int(port) < PRIVILEGED:
-        cure = "start the join as root there, or 'beo node set --policy approve'"
-        raise Refused(f"{known.name} asks from port {port[:8]}", f"only root's, below {PRIVILEGED}, are believed", cure)
-    if known.address and host != known.address:
-        why = f"its address is {known.address}"
-        raise Refused(f"{known.name} asks from {host[:40]}", why, "start it anew, so that it takes its own")
-    return _grant(known, wish, now_s)
-
-
-def _by_word(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
-    if wish.key == known.approved:
-        return _grant(known, wish, now_s)
-    words = words_of(wish.key)
-    if not moments.hear(known.mac, wish.key, now_s):
-        why = f"another boot with the MAC address {known.mac} asks, too"
-        raise Conflict(f"the key {words!r} of {known.name} must wait", why, "turn one of both machines off")
-    same = known.asked and known.asked.key == wish.key
-    events: list[ev.Event] = [] if same else [ev.MachineAsked(known.mac, wish.boot, wish.key, now_s)]
-    return events, ms.JoinedIs("pending", known.name, words)
-
-
-def _by_tag(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinMachine, now_s: float) -> _Decided:
-    if not known.tag:
-        raise Refused(f"no asset tag of {known.name} is on record", "", f"'beo node set {known.name} --tag TAG'")
-    if not wish.proof:
-        return [], ms.JoinedIs("prove", known.name, words_of(wish.key), moments.make_nonce(known.mac, now_s))
-    if not moments.take_nonce(known.mac, wish.nonce, now_s):
-        raise Conflict(f"this proof of {known.name} is too old, or was used", "each is good once", "ask again")
-    expected = prove(known.tag, wish.nonce, known.mac, wish.boot, wish.key)
-    if not hmac.compare_digest(expected.encode(), wish.proof.encode(errors="replace")):
-        cure = f"'beo node set {known.name} --tag' with what 'dmidecode -s chassis-asset-tag' says there"
-        raise Refused(f"{known.name} doesn't know its asset tag", "the proof is wrong", cure)
-    return _grant(known, wish, now_s)
-
-
-_POLICIES = {"lan": _by_lan, "approve": _by_word, "asset": _by_tag}
 
 
 # ---- what the operator says ----------------------------------------------------------------------------------------
@@ -448,10 +266,10 @@ def _state_of(state: State, known: Machine, config: BootConfig) -> str:
     return "approved" if may else "pending"
 
 
-def listed(state: State, config: BootConfig, moments: Moments, now_s: float) -> ms.MachinesAre:
+def listed(state: State, config: BootConfig, why: Why, now_s: float) -> ms.MachinesAre:
     """Return all machines on record."""
     known = sorted(state.machines.values(), key=lambda machine: (machine.name, machine.mac))
-    return ms.MachinesAre(tuple(row(state, one, config, moments.why(one.mac, now_s)) for one in known))
+    return ms.MachinesAre(tuple(row(state, one, config, why(one.mac, now_s)) for one in known))
 
 
 def settings_of(config: Config) -> str:

@@ -25,6 +25,7 @@ from beo.headnode import (
     decide,
     heads,
     inquiries,
+    joining,
     ledger,
     moving,
     operate,
@@ -119,7 +120,7 @@ class Head:
         self._sessions: dict[str, _Session] = {}
         self._waiters = Waiters()
         self._inquiries = Inquiries()
-        self._moments = booting.Moments(nonce)
+        self._moments = joining.Moments(nonce)
         self._attached_s: dict[int, float] = {}  # job of `beo run` -> last sign of its client
         self._dirty = True
         self._planned_s = 0.0
@@ -269,7 +270,10 @@ class Head:
             case ms.AskPlace():
                 answer = tokens.place(state, message.node, self._bulk, booting.settings_of(self._config), now.wall_s)
             case _ if isinstance(message, booting.WISHES):
-                events, answer = booting.decide(state, self._config, self._moments, user.name, message, now.wall_s)
+                why = self._moments.why
+                events, answer = booting.decide(state, self._config.boot, user.name, message, why, now.wall_s)
+            case ms.JoinMachine():
+                events, answer = joining.join(state, self._config, self._moments, message, now.wall_s)
             case _:
                 raise UsageError(f"the head can't answer {type(message).__name__}", "", "update this beo")
         for event in events:
