@@ -175,6 +175,50 @@ def test_the_checked_line_takes_no_other_script(cluster: Cluster, desk: str, tmp
     assert done.returncode and not done.stderr, "and another one is not even read"
 
 
+def test_a_head_that_has_not_made_the_archive_yet_makes_the_same_one(
+    cluster: Cluster, made: runtime.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Home(tmp_path / "other")
+    calls: list[Home] = []
+
+    def make(home: Home) -> None:
+        calls.append(home)
+        runtime.folder(home).mkdir(parents=True, exist_ok=True)
+        shutil.copy(runtime.path_of(cluster.home, made.sha256), runtime.path_of(home, made.sha256))
+
+    monkeypatch.setattr(runtime, "current", make)
+    own = desks.Desk(other)
+    for sha256, status in (("a" * 64, 404), ("b" * 64, 404), (made.sha256, 200)):
+        answer = own.handle(Request("GET", f"/runtime/{sha256}", host="h"))
+        assert answer and answer.status == status
+    assert calls == [other], "whoever asks for nonsense makes it work once"
+
+
+@pytest.mark.slow
+def test_another_head_is_asked_where_one_is_away(
+    cluster: Cluster, desk: str, made: runtime.Runtime, tmp_path: Path
+) -> None:
+    heads = f"127.0.0.1:1 {cluster.home.cluster().heads[0]}"
+    done = run(desk, f"--pin {made.sha256} --token beo_x --dir {tmp_path}/w --head '{heads}'")
+    assert done.returncode == 2 and "this is no token" in done.stderr
+    text = token(cluster)
+    done = run(desk, f"--pin {made.sha256} --token {text} --dir {tmp_path}/w --head 127.0.0.1:1")
+    assert done.returncode == 69 and "nobody answers at 127.0.0.1:1" in done.stderr
+    done = run(desk, f"--pin {made.sha256} --token {text} --dir {tmp_path}/w --name second --slots 1 --head '{heads}'")
+    assert done.returncode == 0 and "up: second" in done.stdout, done
+    subprocess.run([tmp_path / "w" / "beo", "down"], check=True, capture_output=True)
+
+
+def test_beo_token_prints_the_line_and_the_one_that_checks(cluster: Cluster, made: runtime.Runtime) -> None:
+    host = cluster.home.cluster().heads[0].rpartition(":")[0]
+    plain, _, checked = cluster.beo("token", "--boot").stdout.splitlines()
+    port = cluster.home.config().boot.port
+    assert plain.startswith(f"curl -fsS http://{host}:{port}/boot.sh | sh -s -- --pin {made.sha256} --token beo_")
+    digest = hashlib.sha256(desks.script(cluster.home, f"http://{host}:{port}").encode()).hexdigest()
+    assert f'"{digest}  -"' in checked and plain.partition("sh -s")[2] in checked
+    assert "that is for workers" in cluster.beo("token", "--boot", "--role", "admin").stderr
+
+
 @pytest.mark.parametrize("host", ["", "a b", "x;reboot", "x'", "$(reboot)", "a" * 200])
 def test_what_a_request_calls_the_server_is_never_a_shells_word(cluster: Cluster, host: str) -> None:
     own = desks.Desk(cluster.home)

@@ -326,6 +326,11 @@ def test_a_console_is_kept_for_known_machines_only_and_within_its_bounds(cluster
         assert own.console(mac, last.after).data == b"" and own.console(mac, 10**18).data == last.data
         size = (cluster.home.head / "consoles" / mac.replace(":", "-")).stat().st_size
         assert size <= consoles.KEPT_MAX_BYTES + consoles.SLACK_BYTES + 100
+        own.forget_machine(mac)
+        other = next(_macs)
+        own.set_machine(other)
+        wait_for(lambda: post(desk, f"/console/{other}", b"x")[0] == 204, "the new one is known")
+        assert not (cluster.home.head / "consoles" / mac.replace(":", "-")).exists(), "who is forgotten leaves nothing"
         own_desk.close()
         with pytest.raises(BeoError, match="no machine with the MAC"):
             own.console("52:54:00:00:99:03")

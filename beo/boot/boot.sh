@@ -52,7 +52,7 @@ unpack() { # FROM TO
 }
 
 main() {
-  boot='@BOOT@' head='@HEAD@' machine='@MACHINE@'
+  boot='@BOOT@' heads='@HEADS@' machine='@MACHINE@'
   pin='' token='' folder=${BEO_DIR:-} foreground=''
   set_name='' set_slots='' set_rack=''
   while [ $# -gt 0 ]; do
@@ -69,7 +69,7 @@ main() {
       --pin) pin=$2 ;;
       --token) token=$2 ;;
       --dir) folder=$2 ;;
-      --head) head=$2 ;;
+      --head) heads=$2 ;;
       --boot) boot=$2 ;;
       --name) set_name=$2 ;;
       --slots) set_slots=$2 ;;
@@ -102,13 +102,19 @@ main() {
   printf '#!/bin/sh\nBEO_DIR=%s exec %s "$@"\n' "'$folder'" "'$runtime/bin/beo'" >"$folder/beo"
   applet chmod 755 "$folder/beo"
 
-  set -- worker --head "$head" --token -
+  set -- --token -
   [ -z "$set_name" ] || set -- "$@" --name "$set_name"
   [ -z "$set_slots" ] || set -- "$@" --slots "$set_slots"
   [ -z "$set_rack" ] || set -- "$@" --rack "$set_rack"
   [ -z "$foreground" ] || set -- "$@" --foreground
-  # By stdin, so that the token stands in one list of processes less.
-  printf '%s\n' "$token" | BEO_DIR=$folder BEO_RESIDENT=0 "$runtime/bin/python3" -P -m beo.front "$@"
+  for head in $heads; do
+    # By stdin, so that the token stands in one list of processes less.
+    code=0
+    printf '%s\n' "$token" | BEO_DIR=$folder BEO_RESIDENT=0 "$runtime/bin/python3" -P -m beo.front worker --head "$head" "$@" ||
+      code=$?
+    [ "$code" = 69 ] || break # no head is there: another one may be
+  done
+  [ "$code" = 0 ] || exit "$code"
   [ -n "$foreground" ] || say "on this box, '$folder/beo down' ends it, '$folder/beo up' starts it again"
 }
 

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from beo.supervisor import environment as daemon_environment
-
 KERNEL = "/dev/kmsg"
 PIECE_BYTES = 32 * 1024  # in one message: half of what the head takes
 WAIT_S = 2.0  # for a head: this machine has better things to do
@@ -66,7 +64,8 @@ class Console:
 
     def follow(self) -> None:
         """Start the process that goes on with what the kernel and the daemons here say, until this one ends."""
-        from beo.config import home
+        from beo.config import home  # here: the process that follows does without all of this, and its memory
+        from beo.supervisor import environment
 
         where = home()
         with suppress(OSError):  # what nobody has taken yet goes on with the logs
@@ -75,7 +74,7 @@ class Console:
         with suppress(OSError):
             subprocess.Popen(
                 argv,
-                env=daemon_environment(where),
+                env=environment(where),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -148,11 +147,9 @@ def line_of(record: bytes) -> bytes:
 
 def main(argv: Sequence[str]) -> int:
     """Follow until whoever has started this ends."""
-    from beo.config import home
-
     mac, *boots = argv
     parent = os.getppid()
-    console, kernel, logs = Console(boots, mac), Kernel(), Logs(home().logs)
+    console, kernel, logs = Console(boots, mac), Kernel(), Logs(Path(os.environ["BEO_DIR"], "log"))
     while os.getppid() == parent:
         if news := kernel.news() + logs.news():
             console.keep(news)

@@ -31,6 +31,7 @@ from beo.proof import HEX, mac_of
 
 PATIENCE_S = 3.0  # for a head that acts: a take-over takes less
 LOOK_S = 0.5  # before the head is asked again for machines, where one speaks that wasn't among them
+MAKE_AGAIN_S = 60.0  # looking whether there is another runtime by now takes a tenth of a second, and anybody may ask
 SCRIPT = Path(__file__).with_name("boot.sh")
 SHA256_LENGTH = 64
 HOST_LENGTH_MAX = 100
@@ -58,6 +59,8 @@ class Desk:
         self._kept = kept or home.head / "consoles"
         self._known: set[str] = set()
         self._looked_s = float("-inf")
+        self._making = threading.Lock()
+        self._made_s = float("-inf")
 
     def handle(self, request: Request) -> Response | None:
         """Answer what is meant for this desk; None: it is somebody else's."""
@@ -114,6 +117,7 @@ class Desk:
             self._looked_s = time.monotonic()
             with self._lock:
                 self._known = {view.mac for view in self._cluster.machines(PATIENCE_S)}
+                consoles.keep_only(self._kept, self._known)
         return mac in self._known
 
     def _script(self, request: Request) -> Response:
@@ -124,9 +128,18 @@ class Desk:
             raise UsageError("this is no runtime's name", "", "type the line that 'beo token --boot' prints")
         path = runtime.path_of(self._home, sha256)
         if not path.is_file():
+            self._make_runtime()
+        if not path.is_file():
             why = "this head's beo or Python is another now"
             raise NotFound(f"no runtime {sha256[:8]}…", why, "make a new line with 'beo token --boot'")
         return Response(200, kind="application/gzip", file=str(path))
+
+    def _make_runtime(self) -> None:
+        """Make this head's own archive: after a take-over it may be the first who needs it, and it is the same one."""
+        with self._making:
+            if time.monotonic() > self._made_s + MAKE_AGAIN_S:
+                self._made_s = time.monotonic()
+                runtime.current(self._home)
 
 
 def _base(request: Request) -> str:
@@ -141,7 +154,7 @@ def _base(request: Request) -> str:
 def script(home: Home, base: str) -> str:
     """Return boot.sh for whoever reaches the server of boots at `base`, like http://10.0.0.1:7425."""
     text = SCRIPT.read_text()
-    words = {"@BOOT@": base, "@HEAD@": home.cluster().heads[0], "@MACHINE@": os.uname().machine}
+    words = {"@BOOT@": base, "@HEADS@": " ".join(home.cluster().heads), "@MACHINE@": os.uname().machine}
     for word, value in words.items():
         text = text.replace(word, value)
     return text

@@ -8,6 +8,7 @@ line that tells where in the stream they begin.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from beo import messages as ms
@@ -61,6 +62,12 @@ def read(folder: Path, mac: str, after: int) -> ms.ConsoleIs:
     return ms.ConsoleIs(data, start, start + len(data))
 
 
-def forget(folder: Path, mac: str) -> None:
-    """Drop what is kept of a machine."""
-    _path(folder, mac).unlink(missing_ok=True)
+def keep_only(folder: Path, macs: Collection[str]) -> None:
+    """Drop what is kept of machines that are on record no more."""
+    known = {_path(folder, mac).name for mac in macs}
+    try:
+        for entry in os.scandir(folder):
+            if entry.name not in known:
+                os.unlink(entry.path)
+    except FileNotFoundError:
+        pass  # nothing was ever kept, or another thread has been here
