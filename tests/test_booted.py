@@ -124,7 +124,9 @@ def test_a_machine_joins_by_lan_runs_jobs_and_comes_back_after_a_power_cut_by_it
 
 def test_a_machine_waits_for_its_words_to_be_approved(cluster: Cluster, desk: str, tmp_path: Path) -> None:
     with new(cluster, desk, tmp_path, "approve") as one:
-        one.boot()
+        before = tmp_path / "boot.log"
+        before.write_text("beo: network: eth0\n")
+        one.boot("--said", str(before))
         one.hear("waits for the operator")
         asked = view(cluster, one)
         assert asked.state == "pending" and asked.words in one.said, "the same words on both sides"
@@ -134,6 +136,7 @@ def test_a_machine_waits_for_its_words_to_be_approved(cluster: Cluster, desk: st
         assert view(cluster, one).state == "joined"
         assert 'without_head = "read"' in one.home.toml.read_text(), "it has its cluster's settings"
         wait_for(lambda: f"{asked.name} has joined" in console(cluster, one, 0), "its console at the head")
+        assert console(cluster, one, 0).startswith("beo: network: eth0\nbeo: ") and not before.read_bytes()
         wait_for(lambda: "serves the head" in console(cluster, one), "its agent's log at the head, too")
 
 

@@ -273,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in given.said:
             with suppress(OSError):
                 console.keep(Path(path).read_bytes())
+                os.truncate(path, 0)  # said once, however often this is started again
         tag = given.tag
         boot = given.boot_id or probe.boot_id()
         clock = set_clock if given.set_clock else None
