@@ -44,6 +44,7 @@ def desk(cluster: Cluster) -> Iterator[str]:
         yield address
 
 
+NOBODY = 65_534
 _macs = (f"52:54:00:00:77:{n:02x}" for n in range(256))
 
 
@@ -120,6 +121,25 @@ def test_a_machine_joins_by_lan_runs_jobs_and_comes_back_after_a_power_cut_by_it
             own.cancel([str(job)])
             kinds = [event.kind for event in own.journal() if event.node == name]
         assert kinds.count("MachineJoined") == 2 and "NodeLost" in kinds
+
+
+@AS_ROOT
+def test_lan_believes_who_has_fetched_the_script_and_is_root_and_nobody_else(
+    cluster: Cluster, desk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new(cluster, desk, tmp_path, "lan") as one:
+        words = join.Words(cluster.home.cluster().heads, (desk,), cluster.home.cluster().key, one.mac)
+        joiner = join.Joiner(one.home, words, "b1", lambda: "", lambda _: None)
+        with pytest.raises(BeoError, match="isn't expected to join now"):
+            joiner.join(0.1)
+        fetch(cluster, one)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "geteuid", lambda: NOBODY)
+            with pytest.raises(BeoError, match="only root's, below 1024, are believed"):
+                joiner.join(0.1)
+        assert joiner.join(0.1).node == view(cluster, one).name
+        with pytest.raises(BeoError, match="has joined already"):
+            join.Joiner(Home(tmp_path / "other"), words, "b1", lambda: "", lambda _: None).join(0.1)
 
 
 def test_a_machine_waits_for_its_words_to_be_approved(cluster: Cluster, desk: str, tmp_path: Path) -> None:
