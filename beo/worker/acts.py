@@ -113,6 +113,7 @@ class Copied(msgspec.Struct, frozen=True):
     bundle: str
     size_bytes: int
     at_end: bool
+    checkpoints: tuple[tuple[str, int, int], ...] = ()  # see messages.VaultCopied
 
 
 class Tick(msgspec.Struct, frozen=True):

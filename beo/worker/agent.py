@@ -128,7 +128,7 @@ class Agent:
         self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
         self._moving = Moving()
         self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
-        self._copy_at_s = time.monotonic() + self._config.checkpoint_copy_s
+        self._copied_at = self._round()
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
         self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
@@ -436,7 +436,7 @@ class Agent:
         if self._vaults and (kept := self._vaults.report(self._core.node.name, self._core.incarnation)):
             self._tell(kept)
         if self._copies:
-            self._copy_now_and_then(time.monotonic())
+            self._copy_now_and_then()
             unsealed, self._unsealed = self._unsealed, []
             for order in unsealed:
                 self._copy(order)
@@ -568,12 +568,17 @@ class Agent:
         if self._vaults and held and held.order.spec.movable and effect.do == "halt":
             self._moving.dump(effect.job, self._vaults.dump(effect.job))
 
-    def _copy_now_and_then(self, now_s: float) -> None:
+    def _round(self) -> int:
+        """The number of the present time for copies: by the wall clock, so that all nodes copy the same checkpoint."""
+        every_s = self._config.checkpoint_copy_s
+        return int(time.time() // every_s) if every_s else 0
+
+    def _copy_now_and_then(self) -> None:
         """Have what has changed since the last time copied, job by job."""
         config = self._config
-        if self._copies is None or not self._vaults or not config.checkpoint_copy_s or now_s < self._copy_at_s:
+        if self._copies is None or not self._vaults or self._copied_at == self._round():
             return
-        self._copy_at_s = now_s + config.checkpoint_copy_s
+        self._copied_at = self._round()
         kept = self._vaults.jobs()
         for held in self._core.held.values():
             if held.alive and held.order.job in kept and not held.order.spec.movable:
@@ -581,7 +586,7 @@ class Agent:
                 self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
 
     def _tell_copy(self, wish: Wish, told: Copied) -> None:
-        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must))
+        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must, told.checkpoints))
 
     def _remember(self, order: ms.Start) -> None:
         try:
@@ -656,6 +661,7 @@ class Agent:
             bundle=spec.bundle,
             outputs=spec.outputs,
             copies={node: [bundle for other, bundle in order.copies if other == node] for node in dict(order.copies)},
+            anew=order.anew,
         )
         if (spec.bundle or order.copies) and not self._wants_chunks:
             self._wants_chunks = True

@@ -550,7 +550,8 @@ class Worker:
                 self._report(held, now)
 
     def _tell_copied(self, held: Held, item: Copied) -> None:
-        self._tell(ms.VaultCopied(self.node.name, self.incarnation, *held.key, item.bundle, item.size_bytes))
+        where = self.node.name, self.incarnation, *held.key
+        self._tell(ms.VaultCopied(*where, item.bundle, item.size_bytes, item.checkpoints))
 
     def _report(self, held: Held, now: Now) -> None:
         if not self._joined or self._followed[0] != self._epoch:
