@@ -267,6 +267,63 @@ def test_failures_are_expected_as_often_as_the_cluster_has_seen_them(world: Worl
     assert vaults.mtbf_s(world.state, 1, world.wall_s) < calm_s / 2
 
 
+# ---- programs that know nothing of it
+
+
+def able(node: Node, fact: str = ms.CRIU_WORKS) -> Node:
+    """Let a node tell whether it can move programs."""
+    node.criu = fact
+    return node.come()
+
+
+def test_a_movable_job_goes_only_where_programs_can_be_moved_and_says_why_it_waits(world: World) -> None:
+    first = able(world.node("n1", slots=8), "no criu here passes 'criu check': none is installed")
+    world.node("n2")
+    number = world.submit(movable=True)
+    other = world.submit()
+    assert [world.job(one).state for one in (number, other)] == ["queued", "running"]
+    assert world.why(number)[0] == (
+        "is movable, and n[1-2] can't move programs (no criu here passes 'criu check': none is installed):"
+        " 'make criu' there"
+    )
+    able(world.nodes["n2"])
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n2"]
+    assert first.incarnation == world.state.nodes["n1"].incarnation
+    assert world.replays()
+
+
+def test_a_movable_job_hides_nobody_of_the_same_size_that_stands_behind_it(world: World) -> None:
+    world.node("n1", slots=1)
+    blocked = world.submit(movable=True)
+    other = world.submit()
+    assert [world.job(one).state for one in (blocked, other)] == ["queued", "running"]
+
+
+def test_a_movable_job_that_waits_for_room_says_which_nodes_are_of_no_use_to_it(world: World) -> None:
+    able(world.node("n1", slots=1))
+    world.node("n2", slots=1)
+    first, second = world.submit(movable=True), world.submit(movable=True)
+    assert world.why(second)[:2] == (
+        f"waits for 1 rank: job {first} in the way",
+        "is movable, and n2 can't move programs (not told yet): 'make criu' there",
+    )
+
+
+def test_a_movable_job_isnt_sent_where_no_program_can_be_moved(world: World) -> None:
+    able(world.node("n1"))
+    world.node("n2")
+    number = world.submit(movable=True)
+    assert "a criu works" in refused(world.answer(ms.Migrate(((number, 1),), "n2")))["why"]
+    able(world.nodes["n2"])
+    assert isinstance(world.answer(ms.Migrate(((number, 1),), "n2")), ms.JobsAre)
+
+
+def test_who_submits_a_movable_job_that_has_nowhere_to_go_is_told(world: World) -> None:
+    world.node("n1")
+    answer = world.answer(ms.Submit("key", spec(movable=True), 1000, 1000, ()))
+    assert "no node can move programs" in answer.warnings[0]
+
+
 # ---- who makes room
 
 

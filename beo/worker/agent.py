@@ -40,7 +40,7 @@ from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.memory import Memory
-from beo.worker.moving import Moving, command, without_file
+from beo.worker.moving import Ability, Moving, command, without_file
 from beo.worker.shipper import Shipper
 from beo.worker.vaults import Vaults
 
@@ -127,6 +127,7 @@ class Agent:
         is_tree_ours = where.config().files.backend == "beo"
         self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
         self._moving = Moving()
+        self._ability = Ability()
         self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
         self._copied_at = self._round()
         self._links: dict[int, process.Link] = {}
@@ -265,6 +266,7 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
+        self._ability.stop()
         if self._vaults:
             self._vaults.stop()
         if self._copies:
@@ -301,6 +303,7 @@ class Agent:
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
         self._checkup.start()
+        self._ability.start()
         if self._vaults:
             self._vaults.start()
         self._inspector.start()
@@ -433,6 +436,8 @@ class Agent:
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
+        if self._ability.fact != self._core.node.facts.get(ms.CRIU, ""):
+            self._handle(acts.Learned({ms.CRIU: self._ability.fact}))
         if self._vaults and (kept := self._vaults.report(self._core.node.name, self._core.incarnation)):
             self._tell(kept)
         if self._copies:
@@ -691,7 +696,8 @@ class Agent:
 
     def _hold(self, order: ms.Start, message: dict[str, Any], dump: str) -> None:
         """Have the program started by a holder, as root, with the job's environment in a file."""
-        criu.find()  # NoCriu, in words
+        if self._ability.fact not in ("", ms.CRIU_WORKS):
+            raise ValueError(self._ability.fact)
         if not dump:
             raise ValueError("this node has no vault, so a movable program has no place to be dumped to")
         os.makedirs(dump, 0o700, exist_ok=True)

@@ -13,9 +13,12 @@ import threading
 import time
 from pathlib import Path
 
+from beo import messages as ms
 from beo.errors import BeoError
 from beo.worker import criu
 
+LOOK_S = 60.0  # between two looks for a criu, where none works: one may be installed meanwhile
+REASON_MAX = 200  # characters of why programs can't be moved
 AGAIN_S = 30.0  # after a dump that wasn't possible: what was in its way may have gone
 HOLDER = str(Path(__file__).with_name("holder.py"))
 
@@ -46,6 +49,35 @@ def without_file(script: str, argv: list[str]) -> list[str]:
     """Return how a script is run by its text alone: a shell would have its file open, which isn't on the other node."""
     shell = script.split("\n", 1)[0].removeprefix("#!").split()
     return [*shell, "-c", script, *argv]
+
+
+class Ability:
+    """Whether programs can be moved from and to this node; by a thread, since a criu may take long to check itself."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.fact = ""
+        """ms.CRIU_WORKS, why not, or "" until it is known."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beo-criu", daemon=True)
+
+    def start(self) -> None:
+        """Start to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while self.fact != ms.CRIU_WORKS:
+            try:
+                criu.find()
+                self.fact = ms.CRIU_WORKS
+            except BeoError as error:
+                self.fact = f"{error.what}: {error.why}"[:REASON_MAX]
+            if self._stop.wait(LOOK_S):
+                return
 
 
 class Moving:
