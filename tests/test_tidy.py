@@ -33,7 +33,7 @@ FLOORS = {
     "bulk.chunks bulk.tickets bulk.choice bulk.wants "
     "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
-    2: "question line child "
+    2: "question line child word "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
@@ -43,7 +43,7 @@ FLOORS = {
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
     "worker.criu worker.carried "
-    "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
+    "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
