@@ -54,7 +54,7 @@ FLOORS = {
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
     "local supervisor machines doctor "
-    "worker.inspector worker.moving worker.holder headnode.link headnode.alive headnode.sight",
+    "worker.inspector worker.keeping worker.moving worker.holder headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }

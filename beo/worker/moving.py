@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from beo import messages as ms
 from beo.errors import BeoError
@@ -43,6 +46,25 @@ def command(python: str, folder: str, person: tuple[int, int, tuple[int, ...]], 
     uid, gid, groups = person
     whose = ":".join(map(str, (uid, gid, *groups)))
     return [python, "-I", HOLDER, folder, "--as", whose, "--env", env, "--", *argv]
+
+
+def hold(order: ms.Start, message: dict[str, Any], dump: str, path: str) -> None:
+    """Have the program of a start message begun by a holder, as root, with the job's environment in a file at `path`.
+
+    OSError where there is no room for that.
+    """
+    os.makedirs(dump, 0o700, exist_ok=True)
+    env = {**message["env"], **message["env_of"]["0"], "PWD": message["cwd"]}
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
+    argv = without_file(order.spec.script, list(order.spec.argv)) if order.spec.script else message["argv"]
+    message["argv"] = command(sys.executable, dump, (order.uid, order.gid, order.groups), path, argv)
+    own = {name: value for name, value in env.items() if name.startswith("BEO_") and name != "BEO_JOB_NAME"}
+    message["env"] = {**own, "PATH": criu.PATH}
+    message["uid"] = message["gid"] = message["groups"] = None
 
 
 def without_file(script: str, argv: list[str]) -> list[str]:
