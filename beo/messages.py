@@ -24,7 +24,11 @@ LIST_LENGTH_MAX = 10_000  # rows in one answer
 INSPECT_S = 2.0  # nodes that have not answered by then are named instead
 PROCESSES_MAX = 5_000  # in one answer, which they fill to two thirds
 VAULT = "vault"  # the fact by which a node says that it keeps checkpoints
+CRIU = "criu"  # the fact by which a node says whether programs can be moved from and to it: CRIU_WORKS, or why not
+CRIU_WORKS = "works"
 VAULTS_MAX = 10_000  # jobs of which one node keeps something
+CHECKPOINTS_MAX = 64  # in one copy of a vault: each program of the job has two
+CHECKPOINT_NAME_MAX = 64  # characters; beo's own have 16
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
 
 
@@ -772,6 +776,7 @@ class VaultCopied(_Message, frozen=True):
     attempt: int
     bundle: str
     size_bytes: int
+    checkpoints: tuple[tuple[str, int, int], ...] = ()  # that are whole: (name, images in it, ranks that it has)
 
 
 class Processes(_Message, frozen=True):
@@ -869,6 +874,7 @@ class Start(_Message, frozen=True):
     parts: tuple[Peer, ...]  # of every node, in rank order
     mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say
     copies: tuple[tuple[str, str], ...] = ()  # (node, bundle): with what an empty vault begins
+    anew: bool = False  # what vaults keep of the job is of no use: each is emptied first
 
 
 class Kill(_Message, frozen=True):

@@ -41,7 +41,7 @@ FACTS: list[ev.Event] = [
     ev.TokenMade(1, "t" * 40, "worker", "worker", -1, 1, 10.0, "root", 9.0),
     ev.Enrolled("t" * 40, "n" * 40, "pc1", 9.5),
     ev.ProcessSignalled(1, "n1", 77, -1, 9, "ann", 2.0),
-    ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0),
+    ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0, (("mark", 1, 2),)),
     ev.MoveRequested(1, 1, ("n1",), ("n2",), "migrate", "ann", 2.0),
 ]
 

@@ -106,6 +106,7 @@ class Node:
         self.slots = slots
         self.mem_bytes = mem_bytes
         self.contain = contain
+        self.criu = ""  # whether it can move programs; it hasn't told
         self.incarnation = f"{name}-1"
         self.boot = "boot-1"
         self.address = f"{name}:1"
@@ -127,7 +128,7 @@ class Node:
     def join(self) -> None:
         """Introduce this incarnation, with what is running."""
         running = tuple(sorted(self.running))
-        facts = {"contain": self.contain}
+        facts = {"contain": self.contain} | ({ms.CRIU: self.criu} if self.criu else {})
         where = (self.boot, self.address, "key-" + self.name, self.slots, self.mem_bytes, facts, running)
         self.tell(ms.Join(self.name, self.incarnation, *where))
 

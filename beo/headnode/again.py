@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from beo import messages as ms
+from beo.headnode import bundles
 from beo.headnode.model import Job, Node
 from beo.headnode.state import State
 
@@ -26,7 +27,7 @@ Room = Mapping[str, tuple[int, int]]  # node -> free (slots, bytes)
 def keepers(state: State, job: Job, vaults: Vaults) -> dict[str, int]:
     """Return the nodes that may keep a checkpoint of this job, with how many of its places each had."""
     attempt = job.attempt
-    if not attempt or job.spec.errand:
+    if not attempt or attempt.void or job.spec.errand:
         return {}
     return {
         part.node: part.places
@@ -44,7 +45,8 @@ def _may_keep(node: Node | None, job: int, vaults: Vaults) -> bool:
 
 def patience_s(job: Job, kept: Mapping[str, int], vaults: Vaults) -> float:
     """How long a job waits for its keepers before it goes anywhere."""
-    return ALONE_S if not job.copies and any(job.id in vaults.get(name, ()) for name in kept) else KEEPERS_S
+    is_alone = any(job.id in vaults.get(name, ()) for name in kept) and not bundles.complete(job.copies)
+    return ALONE_S if is_alone else KEEPERS_S
 
 
 def allowed(job: Job, free: Room) -> dict[str, tuple[int, int]]:

@@ -436,7 +436,8 @@ class Head:
     def _vault_copied(self, message: ms.VaultCopied, now: Now) -> None:
         if vaults.is_news(self.state, message):
             where = message.job, message.attempt, message.node
-            self._append(ev.VaultCopied(*where, message.bundle, max(0, message.size_bytes), now.wall_s))
+            size_bytes, checkpoints = max(0, message.size_bytes), message.checkpoints[: ms.CHECKPOINTS_MAX]
+            self._append(ev.VaultCopied(*where, message.bundle, size_bytes, now.wall_s, checkpoints))
 
     def _vaults_are(self, session: _Session, message: ms.VaultsAre, now: Now) -> None:
         """Take what a vault keeps, and say what of it is of no more use."""
@@ -584,7 +585,7 @@ class Head:
             job.spec,
             peers,
             vaults.mtbf_s(self.state, len(peers), attempt.started_s),
-            vaults.copies(self.state, job, attempt, self._vaults()),
+            *vaults.copies(job, attempt, self._vaults()),
         )
 
     # ---- time, and what follows from changes

@@ -91,7 +91,10 @@ def _targets(state: State, nodes: str) -> tuple[str, ...]:
 def _check_room(state: State, job: Job, leave: Collection[str], to: Collection[str]) -> None:
     """Refuse what could never be placed; whether there is room just now shows when it is queued."""
     up = [n for n in state.nodes.values() if n.takes_work and n.name not in leave and (not to or n.name in to)]
-    if place(job, open_to(job.uid, capacity(up), narrow(up))) is None:
+    if place(job, open_to(job, capacity(up), narrow(up))) is None:
+        if place(job, capacity(up)) is not None and job.spec.movable:
+            why = "on none of the nodes that it may go to a criu works"
+            raise Conflict(f"job {job.id} can't move", why, "'make criu' there, see 'beo nodes'")
         slots = sum(node.slots for node in up)
         where = f"{nodeset.fold(to)} has" if to else "the other nodes have"
         why = f"{where} {slots} slots, and it needs {job.spec.slots_in_all}"
@@ -118,7 +121,7 @@ def preempt(
         highest = job.spec.priority - config.head.preempt_above
         if not any(priority <= highest for priority in state.priorities):
             continue
-        if place(job, open_to(job.uid, free, narrow(state.nodes.values()))):
+        if place(job, open_to(job, free, narrow(state.nodes.values()))):
             return []  # it starts now, or when those have halted that were asked to
         apt = [one for one in _running(state) if _may_be_asked(one, highest, vaults)]
         apt.sort(key=lambda one: (one.spec.priority, -one.attempts[-1].started_s, -one.id))
@@ -155,13 +158,13 @@ def _give_back(job: Job, free: dict[str, tuple[int, int]]) -> None:
 
 def _enough(state: State, job: Job, apt: list[Job], free: dict[str, tuple[int, int]]) -> list[Job]:
     """Return which of these jobs have to go so that a job fits; none, if not even all of them do."""
-    owned = narrow(state.nodes.values())
+    shut = narrow(state.nodes.values())
 
     def fits(gone: list[Job]) -> bool:
         room = dict(free)
         for one in gone:
             _give_back(one, room)
-        return place(job, open_to(job.uid, room, owned)) is not None
+        return place(job, open_to(job, room, shut)) is not None
 
     chosen: list[Job] = []
     for one in apt:

@@ -1,8 +1,8 @@
 """The queue: the jobs that wait, in the order of starting.
 
-Jobs of one user and one shape (ranks, nodes, cpus, memory, slots, uid) stand in one lane: where the first of them
-doesn't fit, none does. So a thousand jobs that wait for more nodes cost the scheduler one look, and never hide what
-stands behind them; and a user who may not have more costs it no look at all.
+Jobs of one user and one shape (ranks, nodes, cpus, memory, slots, uid, whether movable) stand in one lane: where the
+first of them doesn't fit, none does. So a thousand jobs that wait for more nodes cost the scheduler one look, and never
+hide what stands behind them; and a user who may not have more costs it no look at all.
 
 The order: by priority; among jobs of one priority the user first who holds the fewest slots; then by age. So users who
 wait have equal shares of the cluster in the end, however many jobs each has handed in, and one alone has all of it.
@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heapreplace, merge
 
 from beo.headnode.model import Job
 
-Shape = tuple[str, int, int, int, int, int, int]  # user, uid, ranks, nodes, cpus, mem_bytes, slots
+Shape = tuple[str, int, int, int, int, int, int, bool]  # user, uid, ranks, nodes, cpus, mem_bytes, slots, movable
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
 Walk = Iterator[tuple[int, Shape]]
 
@@ -24,7 +24,7 @@ Walk = Iterator[tuple[int, Shape]]
 def shape_of(job: Job) -> Shape:
     """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
     spec = job.spec
-    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
+    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots, spec.movable)
 
 
 class Queue:

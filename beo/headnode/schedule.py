@@ -12,9 +12,11 @@ not too many of them are under way.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import msgspec
 
+from beo import messages as ms
 from beo.headnode.again import Vaults, allowed, keepers, patience_s, place_again
 from beo.headnode.model import Holding, Job, Node
 from beo.headnode.queue import Shape
@@ -174,15 +176,32 @@ def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
     return {node.name: (node.slots, node.mem_bytes) for node in nodes}
 
 
-def narrow(nodes: Collection[Node]) -> dict[str, int]:
-    """Return the nodes that can run the jobs of one uid only, since their daemon isn't root, each with that uid."""
+class Narrow(NamedTuple):
+    """Nodes that can't run every job. owned: those of one uid only, since their daemon isn't root, each with that uid.
+
+    still: no program can be moved from or to them, as far as they have told.
+    """
+
+    owned: dict[str, int]
+    still: frozenset[str]
+
+    def shuts(self, name: str, job: Job) -> bool:
+        """Whether a node can't run a job."""
+        return self.owned.get(name, job.uid) != job.uid or (job.spec.movable and name in self.still)
+
+
+def narrow(nodes: Collection[Node]) -> Narrow:
+    """Return which of these nodes can't run every job."""
     facts = ((node.name, node.facts.get("uid", "0")) for node in nodes)
-    return {name: int(uid) for name, uid in facts if uid != "0" and uid.isdecimal()}
+    owned = {name: int(uid) for name, uid in facts if uid != "0" and uid.isdecimal()}
+    return Narrow(owned, frozenset(node.name for node in nodes if node.facts.get(ms.CRIU) != ms.CRIU_WORKS))
 
 
-def open_to(uid: int, free: dict[str, tuple[int, int]], owned: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Return those of the free nodes that can run a job of this uid; owned: from `narrow`."""
-    return {name: room for name, room in free.items() if owned.get(name, uid) == uid} if owned else free
+def open_to(job: Job, free: dict[str, tuple[int, int]], shut: Narrow) -> dict[str, tuple[int, int]]:
+    """Return those of the free nodes that can run a job."""
+    if not shut.owned and not job.spec.movable:
+        return free
+    return {name: room for name, room in free.items() if not shut.shuts(name, job)}
 
 
 def errands(state: State, ready: Collection[str]) -> list[Placement]:
@@ -240,7 +259,7 @@ def plan(
     ready = frozenset(ready)
     free = {name: room for name, room in free_of(state, ready).items() if room[0] > 0}
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
-    owned = narrow([node for node in state.nodes.values() if node.takes_work])
+    shut = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
     placements = errands(state, ready)
     hopeless: set[Shape] = set()
@@ -256,14 +275,14 @@ def plan(
             continue
         parts = None
         if job.spec.slots_in_all <= free_slots:
-            room = open_to(job.uid, free, owned)
+            room = open_to(job, free, shut)
             parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
             if number in awaited:
                 break
             if not job.attempts:
                 hopeless.add(shape)
-            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job.uid, everything, owned)):
+            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job, everything, shut)):
                 break
             continue
         placements.append(Placement(number, divide(job, parts)))

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from beo import events as ev
-from beo.errors import EXIT_HALTED, Internal
+from beo.errors import EXIT_HALTED, EXIT_UNRESTORED, Internal
+from beo.headnode import bundles
 from beo.headnode.model import (
     ENDED,
     LEASHABLE,
@@ -503,6 +504,7 @@ class State:
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
         job.losses += kind == "lost"
+        is_unrestored = attempt.number > 1 and kind in ("", "rank") and code == EXIT_UNRESTORED
         attempt.left = job.move.leave if job.move and job.move.attempt == attempt.number else ()
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
@@ -514,7 +516,13 @@ class State:
             attempt.outcome = job.reason = reason
             attempt.moved = True
             self._await(job)
+        elif is_unrestored and _has_copies(job, attempt) and job.losses < LOSSES_MAX:
+            attempt.outcome = job.reason = "its checkpoint was lost: it goes on with the copy at the head"
+            attempt.void = True
+            job.losses += 1
+            self._await(job)
         elif kind != "lost":
+            text = "its checkpoint is lost, and no whole copy of it is at the head" if is_unrestored else text
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
             self._end_job(job, "failed" if code else "done", code, text, by, time_s)
         elif job.spec.requeue == "never" or job.losses >= LOSSES_MAX:
@@ -588,11 +596,9 @@ class State:
         attempt = next((one for one in job.attempts if one.number == event.attempt), None) if job else None
         if not job or not attempt or not any(part.node == event.node for part in attempt.parts):
             return
-        one = VaultCopy(event.attempt, len(attempt.parts), event.node, event.bundle, event.size_bytes, event.time_s)
-        others = [copy for copy in job.copies if (copy.attempt, copy.node) != (one.attempt, one.node)]
-        copies = [*others, one]
-        whole = [c.attempt for c in copies if sum(o.attempt == c.attempt for o in copies) == c.nodes]
-        job.copies = [copy for copy in copies if copy.attempt >= max(whole, default=0)]
+        where = event.attempt, len(attempt.parts), event.node
+        one = VaultCopy(*where, event.bundle, event.size_bytes, event.time_s, event.checkpoints)
+        job.copies = bundles.kept([*job.copies, one])
         self.changed.add(job.id)
 
     def _process_signalled(self, event: ev.ProcessSignalled) -> None:
@@ -706,6 +712,13 @@ class State:
                 break  # what stands behind it may go another time: there is a limit on them all
             stale.append(key)
         self._drop_keys(stale)
+
+
+def _has_copies(job: Job, attempt: Attempt) -> bool:
+    """Whether an attempt could begin with copies at the head, and this one hasn't begun with the same in vain."""
+    whole = bundles.complete(job.copies)
+    before = next((one for one in job.attempts if one.number == attempt.number - 1), None)
+    return bool(whole) and not (before and before.void and whole[0].attempt < attempt.number)
 
 
 def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:

@@ -20,8 +20,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from beo import word
 from beo.messages import VAULTS_MAX, VaultsAre
-from beo.worker import contain, word
+from beo.worker import contain
 
 FILES_MAX = 1 << 18  # in all vaults of a node: each takes a kilobyte of memory that its size doesn't count
 LOOK_S = 1.0  # between two looks at what is kept
