@@ -25,24 +25,20 @@ def complete(copies: Sequence[VaultCopy]) -> list[VaultCopy]:
 def _complete(copies: Sequence[VaultCopy]) -> list[VaultCopy]:
     """Return those of one attempt. copies: the oldest first."""
     last = {copy.node: copy for copy in copies}
-    names = {name: ranks for copy in copies for name, _, ranks in copy.checkpoints}
-    if not names:
+    ranks: dict[str, int] = {}
+    having: dict[str, dict[str, tuple[int, int]]] = {}  # checkpoint -> node -> place of its last copy, images in that
+    for place, copy in enumerate(copies):
+        for name, images, number in copy.checkpoints:
+            having.setdefault(name, {})[copy.node] = place, images
+            ranks[name] = number
+    if not having:
         return list(last.values()) if len(last) == copies[0].nodes else []
-    whole: list[dict[str, int]] = []  # node -> place of its copy
-    for name, ranks in names.items():
-        images = {
-            copy.node: (place, here)
-            for place, copy in enumerate(copies)
-            for other, here, _ in copy.checkpoints
-            if other == name
-        }
-        if sum(here for _, here in images.values()) >= ranks:
-            whole.append({node: place for node, (place, _) in images.items()})
+    whole = [found for name, found in having.items() if sum(images for _, images in found.values()) >= ranks[name]]
     if not whole:
         return []
-    newest = max(whole, key=lambda places: min(places.values()))
-    beside = {node: copy for node, copy in last.items() if node not in newest and not copy.checkpoints}
-    return [*(copies[place] for place in newest.values()), *beside.values()]
+    newest = max(whole, key=lambda found: min(found.values()))
+    beside = [copy for node, copy in last.items() if node not in newest and not copy.checkpoints]
+    return [*(copies[place] for place, _ in newest.values()), *beside]
 
 
 def kept(copies: Sequence[VaultCopy]) -> list[VaultCopy]:
@@ -50,8 +46,11 @@ def kept(copies: Sequence[VaultCopy]) -> list[VaultCopy]:
     whole = complete(copies)
     first = whole[0].attempt if whole else 0
     staying = {id(copy) for copy in whole}
-    for attempt, node in dict.fromkeys((copy.attempt, copy.node) for copy in copies if copy.attempt >= first):
-        own = [copy for copy in copies if (copy.attempt, copy.node) == (attempt, node)]
-        after = next((place + 1 for place, copy in enumerate(own) if id(copy) in staying), 0)
-        staying |= {id(copy) for copy in own[after:][-RECENT:]}
+    later: dict[tuple[int, str], list[VaultCopy]] = {}
+    for copy in copies:
+        if id(copy) in staying:
+            later[copy.attempt, copy.node] = []
+        elif copy.attempt >= first:
+            later.setdefault((copy.attempt, copy.node), []).append(copy)
+    staying |= {id(copy) for found in later.values() for copy in found[-RECENT:]}
     return [copy for copy in copies if id(copy) in staying]

@@ -21,6 +21,8 @@ from beo.worker.vaults import Vaults
 
 VAULT_PART = 2  # of the memory for jobs, this part may be in the vault where nothing else is set
 
+GOLDEN = 0.618  # of a round: by so much later does the next job copy
+
 log = logging.getLogger("beo.agent")
 
 
@@ -44,7 +46,7 @@ class Keeping:
         self._ability = Ability()
         self._told_ability = ""
         self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
-        self._copied_at = self._round()
+        self._looked_s = time.time()
 
     def start(self) -> None:
         """Start the threads that look at what is here."""
@@ -140,24 +142,30 @@ class Keeping:
             return
         self._copies.want(_wish(order, folder, 0, must=True))
 
-    def _round(self) -> int:
-        """The number of the present time for copies: by the wall clock, so that all nodes copy the same checkpoint."""
-        every_s = self._config.checkpoint_copy_s
-        return int(time.time() // every_s) if every_s else 0
-
     def _copy_now_and_then(self, copies: Copies, running: Iterable[Held]) -> None:
         """Have what has changed since the last time copied, job by job."""
-        if not self._vaults or self._copied_at == self._round():
+        before_s, self._looked_s = self._looked_s, time.time()
+        if not self._vaults:
             return
-        self._copied_at = self._round()
         kept = self._vaults.jobs()
         for held in running:
-            if held.alive and held.order.job in kept and not held.order.spec.movable:
-                folder = self._vaults.folder(held.order.job)
+            job = held.order.job
+            is_due = round_of(job, before_s, self._config) != round_of(job, self._looked_s, self._config)
+            if is_due and held.alive and job in kept and not held.order.spec.movable:
+                folder = self._vaults.folder(job)
                 copies.want(_wish(held.order, folder, self._config.checkpoint_copy_bytes_s, must=False))
 
     def _tell_copy(self, wish: Wish, told: Copied) -> None:
         self._tell(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must, told.checkpoints))
+
+
+def round_of(job: int, now_s: float, config: WorkerConfig) -> int:
+    """Return the number of a job's round of copies at this time; 0: there are none.
+
+    By the wall clock, so that all its nodes copy the same checkpoint; of other jobs at other moments.
+    """
+    every_s = config.checkpoint_copy_s
+    return int((now_s + job * GOLDEN % 1 * every_s) // every_s) if every_s else 0
 
 
 def _open(path: str, size_max_bytes: int) -> Vaults | None:
