@@ -131,7 +131,7 @@ class Porter:
     def _stage(self) -> None:
         task = self._task
         if task.anew and task.vault:
-            _empty(task.vault)
+            empty(task.vault)
         copies = task.copies if task.vault and not os.listdir(task.vault) else ()
         if task.bundle or copies:
             with self._files(STAGE_PATIENCE_S) as files:
@@ -315,7 +315,8 @@ def _whole(store: Store, name: str) -> bytes:
     return b"".join(chunks.check(one, found[one]) for one in wanted)
 
 
-def _empty(folder: str) -> None:
+def empty(folder: str) -> None:
+    """Remove all that is in a folder, and follow no links."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
