@@ -759,12 +759,22 @@ class Health(_Message, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What a vault keeps of a job. newest_s: when its newest checkpoint was taken, as all its ranks have agreed; 0: of
+    what is there nobody knows.
+    """
+
+    job: int
+    size_bytes: int
+    newest_s: float = 0.0
+
+
 class VaultsAre(_Message, frozen=True):
-    """What a node's vault keeps, as (job, bytes), again and again. → VaultsOver, where a job is over"""
+    """What a node's vault keeps, again and again. → VaultsOver, where a job is over"""
 
     node: str
     incarnation: str
-    vaults: tuple[tuple[int, int], ...]
+    vaults: tuple[Kept, ...]
 
 
 class VaultCopied(_Message, frozen=True):

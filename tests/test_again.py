@@ -110,6 +110,40 @@ def test_a_drained_nodes_job_goes_on_elsewhere_when_it_has_halted(world: World) 
     assert world.replays()
 
 
+def test_where_an_attempt_took_no_checkpoint_the_job_goes_back_to_the_nodes_that_have_the_last_one(
+    world: World,
+) -> None:
+    nodes = {name: world.node(name, slots=1) for name in ("n1", "n2", "n3", "n4")}
+    number = world.submit(ranks=3)
+    for name in ("n1", "n2", "n3"):
+        nodes[name].keep(number, newest_s=7.0)
+    nodes["n4"].keep()
+    world.answer(ms.Migrate(((number, 1),), "n[1-2],n4"))
+    for name in ("n1", "n2", "n3"):
+        nodes[name].end(number, EXIT_HALTED)
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n1", "n2", "n4"]
+    nodes["n4"].keep(number)  # it has only made its folder there
+    nodes["n1"].keep()  # and this one has lost its memory
+    for name in ("n1", "n2", "n4"):
+        nodes[name].gone(number, attempt=2)
+    assert {"n2", "n3"} < {part.node for part in world.job(number).attempts[-1].parts}
+    assert world.replays()
+
+
+def test_a_move_that_ends_in_a_failure_is_off_and_the_job_goes_on_where_it_was(world: World) -> None:
+    nodes = {name: world.node(name, slots=1) for name in ("n1", "n2", "n3")}
+    number = world.submit(ranks=2)
+    for name in ("n1", "n2"):
+        nodes[name].keep(number, newest_s=7.0)
+    world.answer(ms.Migrate(((number, 1),), "n[2-3]"))
+    for name in ("n1", "n2"):
+        nodes[name].end(number, 137)
+    assert world.job(number).state == "failed"
+    world.answer(ms.Requeue(((number, 1),)))
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n1", "n2"]
+    assert world.replays()
+
+
 def test_a_halt_is_said_again_until_the_part_has_ended_by_the_next_head_too(world: World) -> None:
     node = world.node("n1")
     world.node("n2")

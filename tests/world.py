@@ -175,9 +175,9 @@ class Node:
         self.running.discard((job, attempt.number))
         self.tell(ms.Ended(self.name, self.incarnation, job, attempt.number, result))
 
-    def keep(self, *jobs: int) -> None:
-        """Tell that the vault keeps something of these jobs."""
-        self.tell(ms.VaultsAre(self.name, self.incarnation, tuple((job, 1 << 20) for job in jobs)))
+    def keep(self, *jobs: int, newest_s: float = 0.0) -> None:
+        """Tell that the vault keeps something of these jobs, and when its newest checkpoint was taken."""
+        self.tell(ms.VaultsAre(self.name, self.incarnation, tuple(ms.Kept(job, 1 << 20, newest_s) for job in jobs)))
 
     def gone(self, job: int, attempt: int = 1, reason: str = "its warden was killed") -> None:
         """Attest that a part is not alive."""

@@ -505,16 +505,18 @@ class State:
         attempt.outcome = text or kind
         job.losses += kind == "lost"
         is_unrestored = attempt.number > 1 and kind in ("", "rank") and code == EXIT_UNRESTORED
-        attempt.left = job.move.leave if job.move and job.move.attempt == attempt.number else ()
+        move, job.move = job.move, None  # one that isn't done is off: what the attempt leaves behind is where it was
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
             job.requeue = ""
             self._await(job)
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
-        elif reason := _goes_on(job, attempt, kind, code):
+        elif reason := _goes_on(job, attempt, move, kind, code):
             attempt.outcome = job.reason = reason
             attempt.moved = True
+            if move and move.attempt == attempt.number:
+                attempt.left, job.move = move.leave, move
             self._await(job)
         elif is_unrestored and _has_copies(job, attempt) and job.losses < LOSSES_MAX:
             attempt.outcome = job.reason = "its checkpoint was lost: it goes on with the copy at the head"
@@ -721,7 +723,7 @@ def _has_copies(job: Job, attempt: Attempt) -> bool:
     return bool(whole) and not (before and before.void and whole[0].attempt < attempt.number)
 
 
-def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
+def _goes_on(job: Job, attempt: Attempt, move: Move | None, kind: str, code: int) -> str:
     """Why a job goes on as another attempt, though nothing was lost; "": it doesn't.
 
     A program that takes checkpoints with beo says so by its exit code. One that has its own gets a signal, and goes on
@@ -730,8 +732,8 @@ def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
     if kind not in ("", "rank", "time limit"):
         return ""
     has_halted = code == EXIT_HALTED or (job.spec.signal and code)
-    if has_halted and job.move and job.move.attempt == attempt.number:
-        return job.move.reason
+    if has_halted and move and move.attempt == attempt.number:
+        return move.reason
     if has_halted and job.spec.goes_on and (kind == "time limit" or code == EXIT_HALTED):
         return "its time was up: it goes on"
     return ""

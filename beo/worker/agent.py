@@ -313,7 +313,14 @@ class Agent:
 
     def _tell(self, message: ms.AgentReport) -> None:
         """Say something to the head that acts; it may be lost."""
+        if isinstance(message, ms.Ended | ms.Gone):  # before it: where the job goes on is decided at once
+            self._keeping.look(message.job)
+            self._tell_kept()
         self._heads.send(message, self._core.primary)
+
+    def _tell_kept(self) -> None:
+        if kept := self._keeping.report(self._core.node.name, self._core.incarnation):
+            self._heads.send(kept, self._core.primary)
 
     def _show(self, now_s: float) -> None:
         """Tell every head now and then that there is a voter here."""
@@ -414,8 +421,7 @@ class Agent:
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
-        if kept := self._keeping.report(self._core.node.name, self._core.incarnation):
-            self._tell(kept)
+        self._tell_kept()
         self._keeping.tick(self._core.held.values())
         self._look_into_limbo()
         self._memory.compact(self._core.seen)

@@ -68,6 +68,11 @@ class Keeping:
         """Return what is to be told to the head now of what is kept, if there is anything to tell."""
         return self._vaults.report(node, incarnation) if self._vaults else None
 
+    def look(self, job: int) -> None:
+        """Look now at what is kept of a job, so that the next report has it."""
+        if self._vaults:
+            self._vaults.look(job)
+
     def again(self) -> None:
         """Tell it anew: there is another head."""
         if self._vaults:
