@@ -92,6 +92,8 @@ def place_again(job: Job, kept: Mapping[str, int], fits: Mapping[str, int]) -> d
         able = sorted((room, name) for name, room in spares.items() if room >= places)
         if not able:
             break
+        if sum(shares.values()) + places > job.spec.places:  # others than the last attempt's are gone back to
+            continue
         shares[able[0][1]] = places
         del spares[able[0][1]]
     left = job.spec.places - sum(shares.values())
