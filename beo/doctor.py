@@ -19,8 +19,8 @@ import msgspec
 from beo import __version__, address, units
 from beo.config import Home
 from beo.errors import BeoError
-from beo.messages import Finding, NodeView
-from beo.worker import criu, probe
+from beo.messages import CRIU, CRIU_WORKS, Finding, NodeView
+from beo.worker import probe
 
 DISK_FREE_MIN_BYTES = 1 << 30  # at 64 MiB the head takes no new job; a person should hear of it before
 INODES_FREE_MIN = 10_000
@@ -57,7 +57,7 @@ def facts(interface: str | None) -> dict[str, str]:
 
 
 def lacks(contain: str) -> str:
-    """What this machine hasn't that jobs may want, in words: leash, tree, criu, users. contain: as probe has found it.
+    """What this machine hasn't that jobs may want, in words: leash, tree, users. contain: as probe has found it.
 
     leash: what is left of a silent node's jobs can't be ended by the kernel. users: there is one uid here only.
     """
@@ -65,7 +65,6 @@ def lacks(contain: str) -> str:
     missing = {
         "leash": contain == "subreaper",
         "tree": not is_root or not os.path.exists("/dev/fuse"),
-        "criu": not is_root or not (shutil.which("criu", path=criu.PATH) or os.path.exists(criu.FETCHED)),
         "users": not is_root or _uids() < UIDS_MIN,
     }
     return " ".join(word for word, is_missing in missing.items() if is_missing)
@@ -248,7 +247,7 @@ def cluster(head_version: str, nodes: Sequence[NodeView]) -> list[Case]:
         cases += [Case(node.name, finding) for finding in node.findings]
     for fact, noun in (("python", "Python"), ("mpi", "MPI"), ("mtu", "an MTU of")):
         cases += _outliers(fact, noun, nodes)
-    return cases
+    return [*cases, *_still(nodes)]
 
 
 def _state(node: NodeView) -> Iterable[Finding]:
@@ -271,6 +270,16 @@ def _clock(node: NodeView) -> Iterable[Finding]:
         off_s = abs(node.clock_s)
         off = f"{off_s:.1f} s" if off_s < 60 else units.format_duration(int(off_s))
         yield Finding("clock", f"its clock is {off} {way} the head's", f"{CHRONY} there, and on the head's machine")
+
+
+def _still(nodes: Sequence[NodeView]) -> Iterable[Case]:
+    """The nodes from which no program can be moved, where it can from others: movable jobs wait for those."""
+    able = sum(node.facts.get(CRIU) == CRIU_WORKS for node in nodes)
+    for node in nodes:
+        why = node.facts.get(CRIU)
+        if able and why and why != CRIU_WORKS:
+            what = f"it can't move programs ({why}), {able} of {len(nodes)} nodes can"
+            yield Case(node.name, Finding("criu", what, "'make criu' there: it is seen within a minute"))
 
 
 def _outliers(fact: str, noun: str, nodes: Sequence[NodeView]) -> Iterable[Case]:

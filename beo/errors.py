@@ -21,6 +21,7 @@ __all__ = [
     "EXIT_OK",
     "EXIT_REFUSED",
     "EXIT_TIMED_OUT",
+    "EXIT_UNRESTORED",
     "EXIT_USAGE",
     "BeoError",
     "Conflict",
@@ -44,6 +45,7 @@ EXIT_NO_HEAD = 69  # EX_UNAVAILABLE: no head answers
 EXIT_INTERNAL = 70  # EX_SOFTWARE: a fault of beo or of what it keeps on disk, not of the caller
 EXIT_CONFLICT = 75  # EX_TEMPFAIL: not now; the same request may succeed later
 EXIT_HALTED = 85  # a program took a checkpoint and waits to go on: what HTCondor's jobs say by convention
+EXIT_UNRESTORED = 86  # too much of a program's checkpoint is lost: it has done nothing, and could begin with a copy
 EXIT_REFUSED = 77  # EX_NOPERM: this caller may not do that
 EXIT_TIMED_OUT = 124  # as timeout(1) says it
 

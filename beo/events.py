@@ -271,6 +271,7 @@ class VaultCopied(_Event, frozen=True):
     bundle: str
     size_bytes: int
     time_s: float
+    checkpoints: tuple[tuple[str, int, int], ...] = ()  # (name, images in it, ranks that it has)
 
 
 class ProcessSignalled(_Event, frozen=True):

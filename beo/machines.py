@@ -192,18 +192,17 @@ def join(
 
 
 def lacking(home: Home, name: str) -> str:
-    """What a worker of this machine has told the head that it lacks, in words; "" where that isn't known.
-
-    That it has no criu alone is no news: few machines have.
-    """
+    """What a worker of this machine has told the head that it lacks, in words; "" where that isn't known."""
     cluster = home.cluster()
     try:
         answer = question.ask(cluster.heads, cluster.key, home.secret("worker"), ms.ListNodes(), ms.NodesAre, CONNECT_S)
     except BeoError:
         return ""
-    said = next((node.facts.get(ms.LACKS, "") for node in answer.nodes if node.name == name), "")
-    titles = {"leash": "walls that end jobs with it", "tree": "the tree as a folder", "criu": "criu", "users": "users"}
-    return ", ".join(titles.get(word, word) for word in said.split()) if said != "criu" else ""
+    said = next((node.facts.get(ms.LACKS, "") for node in answer.nodes if node.name == name), "").split()
+    if os.geteuid():  # whether a criu works here takes its time to find out; without root, none does
+        said.append("criu")
+    titles = {"leash": "walls that end jobs with it", "tree": "the tree as a folder", "users": "other users"}
+    return ", ".join(titles.get(word, word) for word in said)
 
 
 def stay(home: Home, plan: local.Plan) -> NoReturn:

@@ -23,9 +23,13 @@ STDIN_WINDOW_BYTES = 1024 * 1024  # stdin that a client may have under way, unac
 LIST_LENGTH_MAX = 10_000  # rows in one answer
 INSPECT_S = 2.0  # nodes that have not answered by then are named instead
 PROCESSES_MAX = 5_000  # in one answer, which they fill to two thirds
-LACKS = "lacks"  # the fact by which it says what its machine hasn't: leash, tree, criu, users
+LACKS = "lacks"  # the fact by which it says what its machine hasn't: leash, tree, users
 VAULT = "vault"  # the fact by which a node says that it keeps checkpoints
+CRIU = "criu"  # the fact by which a node says whether programs can be moved from and to it: CRIU_WORKS, or why not
+CRIU_WORKS = "works"
 VAULTS_MAX = 10_000  # jobs of which one node keeps something
+CHECKPOINTS_MAX = 64  # in one copy of a vault: each program of the job has two
+CHECKPOINT_NAME_MAX = 64  # characters; beo's own have 16
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
 
 
@@ -879,12 +883,22 @@ class Health(_Message, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
+class Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What a vault keeps of a job. newest_s: when its newest checkpoint was taken, as all its ranks have agreed; 0: of
+    what is there nobody knows.
+    """
+
+    job: int
+    size_bytes: int
+    newest_s: float = 0.0
+
+
 class VaultsAre(_Message, frozen=True):
-    """What a node's vault keeps, as (job, bytes), again and again. → VaultsOver, where a job is over"""
+    """What a node's vault keeps, again and again. → VaultsOver, where a job is over"""
 
     node: str
     incarnation: str
-    vaults: tuple[tuple[int, int], ...]
+    vaults: tuple[Kept, ...]
 
 
 class VaultCopied(_Message, frozen=True):
@@ -896,6 +910,7 @@ class VaultCopied(_Message, frozen=True):
     attempt: int
     bundle: str
     size_bytes: int
+    checkpoints: tuple[tuple[str, int, int], ...] = ()  # that are whole: (name, images in it, ranks that it has)
 
 
 class Processes(_Message, frozen=True):
@@ -993,6 +1008,7 @@ class Start(_Message, frozen=True):
     parts: tuple[Peer, ...]  # of every node, in rank order
     mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say
     copies: tuple[tuple[str, str], ...] = ()  # (node, bundle): with what an empty vault begins
+    anew: bool = False  # what vaults keep of the job is of no use: each is emptied first
 
 
 class Kill(_Message, frozen=True):

@@ -11,7 +11,7 @@ from beo.errors import Internal
 
 PROTOCOL = 1  # of the wire: grows when a peer of the version before would misunderstand
 ENTRY_FORMAT = 3  # of the journal: a head refuses a journal with a higher one
-STATE_FORMAT = 2  # of the state that entries make: grows when the same entries would make another one
+STATE_FORMAT = 3  # of the state that entries make: grows when the same entries would make another one
 GREETING_LENGTH_MAX = 64
 GREETING = f"beo/{PROTOCOL}/{ENTRY_FORMAT}/{__version__}".encode()
 _SAME_PROTOCOL = f"beo/{PROTOCOL}/".encode()

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from beo import messages as ms
-from beo.errors import EXIT_HALTED
+from beo.errors import EXIT_HALTED, EXIT_UNRESTORED
 from beo.headnode import vaults
 from beo.headnode.again import ALONE_S, place_again
 from beo.headnode.model import Attempt, Job, PartState
 from beo.settings import FilesConfig
 from tests.test_decide import refused
-from tests.world import START_S, World, settings, spec
+from tests.world import START_S, Node, World, settings, spec
 
 
 def job(*places: int, nodes: int = 0) -> Job:
@@ -110,6 +110,40 @@ def test_a_drained_nodes_job_goes_on_elsewhere_when_it_has_halted(world: World) 
     assert world.replays()
 
 
+def test_where_an_attempt_took_no_checkpoint_the_job_goes_back_to_the_nodes_that_have_the_last_one(
+    world: World,
+) -> None:
+    nodes = {name: world.node(name, slots=1) for name in ("n1", "n2", "n3", "n4")}
+    number = world.submit(ranks=3)
+    for name in ("n1", "n2", "n3"):
+        nodes[name].keep(number, newest_s=7.0)
+    nodes["n4"].keep()
+    world.answer(ms.Migrate(((number, 1),), "n[1-2],n4"))
+    for name in ("n1", "n2", "n3"):
+        nodes[name].end(number, EXIT_HALTED)
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n1", "n2", "n4"]
+    nodes["n4"].keep(number)  # it has only made its folder there
+    nodes["n1"].keep()  # and this one has lost its memory
+    for name in ("n1", "n2", "n4"):
+        nodes[name].gone(number, attempt=2)
+    assert {"n2", "n3"} < {part.node for part in world.job(number).attempts[-1].parts}
+    assert world.replays()
+
+
+def test_a_move_that_ends_in_a_failure_is_off_and_the_job_goes_on_where_it_was(world: World) -> None:
+    nodes = {name: world.node(name, slots=1) for name in ("n1", "n2", "n3")}
+    number = world.submit(ranks=2)
+    for name in ("n1", "n2"):
+        nodes[name].keep(number, newest_s=7.0)
+    world.answer(ms.Migrate(((number, 1),), "n[2-3]"))
+    for name in ("n1", "n2"):
+        nodes[name].end(number, 137)
+    assert world.job(number).state == "failed"
+    world.answer(ms.Requeue(((number, 1),)))
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n1", "n2"]
+    assert world.replays()
+
+
 def test_a_halt_is_said_again_until_the_part_has_ended_by_the_next_head_too(world: World) -> None:
     node = world.node("n1")
     world.node("n2")
@@ -146,11 +180,11 @@ def test_a_copy_counts_when_every_node_of_the_attempt_has_one_and_a_later_one_re
     one, other, third = "a" * 64, "b" * 64, "c" * 64
     first.tell(ms.VaultCopied("n1", "n1-1", number, 1, one, 5))
     attempt = world.job(number).attempts[-1]
-    assert vaults.copies(world.state, world.job(number), attempt, {}) == ()
+    assert vaults.copies(world.job(number), attempt, {}) == ((), False)
     second.tell(ms.VaultCopied("n2", "n2-1", number, 1, other, 5))
-    assert vaults.copies(world.state, world.job(number), attempt, {}) == (("n1", one), ("n2", other))
+    assert vaults.copies(world.job(number), attempt, {}) == ((("n1", one), ("n2", other)), False)
     first.tell(ms.VaultCopied("n1", "n1-1", number, 1, third, 5))
-    assert vaults.copies(world.state, world.job(number), attempt, {}) == (("n1", third), ("n2", other))
+    assert vaults.copies(world.job(number), attempt, {}) == ((("n1", third), ("n2", other)), False)
     first.tell(ms.VaultCopied("n1", "n1-1", number, 1, "nonsense", 5))
     assert len(world.job(number).copies) == 2
     assert world.replays()
@@ -169,6 +203,80 @@ def test_nothing_is_read_from_the_head_while_a_node_of_the_attempt_keeps_somethi
     (*_, start) = [*first.commands(ms.Start), *second.commands(ms.Start), *third.commands(ms.Start)]
     assert start.attempt == 2
     assert start.copies == ()
+
+
+def lost_twice(world: World, *, copied: bool) -> tuple[Node, int]:
+    """A job whose node was lost, and whose next attempt finds too little of its checkpoint on the same node."""
+    node = world.node("n1")
+    number = world.submit(requeue="auto")
+    node.keep(number)
+    if copied:
+        node.tell(ms.VaultCopied("n1", "n1-1", number, 1, "a" * 64, 5, (("mark", 1, 1),)))
+    node.gone(number)
+    assert node.commands(ms.Start)[-1].copies == ()
+    node.end(number, EXIT_UNRESTORED)
+    return node, number
+
+
+def test_a_job_that_cant_go_on_from_what_its_nodes_keep_goes_on_with_the_heads_copy(world: World) -> None:
+    node, number = lost_twice(world, copied=True)
+    start = node.commands(ms.Start)[-1]
+    assert (start.attempt, start.copies, start.anew) == (3, (("n1", "a" * 64),), True)
+    assert "with the copy at the head" in world.job(number).attempts[1].outcome
+    assert world.job(number).losses == 2
+    assert world.replays()
+
+
+def test_the_next_head_says_so_too(world: World) -> None:
+    node, _ = lost_twice(world, copied=True)
+    node.running.clear()  # its START was lost
+    world.restart()
+    node.heard.clear()
+    node.come()
+    starts = node.commands(ms.Start)
+    assert [(start.attempt, start.anew) for start in starts] == [(3, True)]
+
+
+def test_what_was_left_is_not_waited_for_when_the_heads_copy_is_taken(world: World) -> None:
+    node, second = world.node("n1", slots=1), world.node("n2", slots=1)
+    number, other = world.submit(requeue="auto"), world.submit()
+    node.keep(number)
+    node.tell(ms.VaultCopied("n1", "n1-1", number, 1, "a" * 64, 5, (("mark", 1, 1),)))
+    node.gone(number)
+    second.keep()
+    world.submit(priority=9)  # gets n1 as soon as it is free
+    node.end(number, EXIT_UNRESTORED)
+    second.end(other)
+    assert [(start.attempt, start.anew) for start in second.commands(ms.Start)] == [(1, False), (3, True)]
+
+
+def test_a_copy_that_is_of_no_use_either_ends_the_job_in_words(world: World) -> None:
+    node, number = lost_twice(world, copied=True)
+    node.end(number, EXIT_UNRESTORED)
+    assert (world.job(number).state, world.job(number).exit_code) == ("failed", EXIT_UNRESTORED)
+    assert "no whole copy of it is at the head" in world.job(number).reason
+
+
+def test_without_a_copy_a_lost_checkpoint_ends_the_job_in_words(world: World) -> None:
+    _, number = lost_twice(world, copied=False)
+    assert (world.job(number).state, world.job(number).exit_code) == ("failed", EXIT_UNRESTORED)
+    assert "no whole copy of it is at the head" in world.job(number).reason
+    assert world.replays()
+
+
+def test_an_exit_with_86_of_a_first_attempt_is_the_jobs_own(world: World) -> None:
+    node = world.node("n1")
+    number = world.submit()
+    node.tell(ms.VaultCopied("n1", "n1-1", number, 1, "a" * 64, 5, (("mark", 1, 1),)))
+    node.end(number, EXIT_UNRESTORED)
+    assert (world.job(number).state, world.job(number).reason) == ("failed", "exit code 86")
+
+
+def test_a_copy_that_names_what_no_checkpoint_is_called_is_not_taken(world: World) -> None:
+    node = world.node("n1")
+    number = world.submit()
+    node.tell(ms.VaultCopied("n1", "n1-1", number, 1, "a" * 64, 5, (("x" * 65, 1, 1),)))
+    assert world.job(number).copies == []
 
 
 def test_what_is_kept_is_over_with_its_job_and_an_hour_after_a_failure(world: World) -> None:
@@ -191,6 +299,63 @@ def test_failures_are_expected_as_often_as_the_cluster_has_seen_them(world: Worl
     world.wait(1_000.0)
     assert world.state.lost == 2
     assert vaults.mtbf_s(world.state, 1, world.wall_s) < calm_s / 2
+
+
+# ---- programs that know nothing of it
+
+
+def able(node: Node, fact: str = ms.CRIU_WORKS) -> Node:
+    """Let a node tell whether it can move programs."""
+    node.criu = fact
+    return node.come()
+
+
+def test_a_movable_job_goes_only_where_programs_can_be_moved_and_says_why_it_waits(world: World) -> None:
+    first = able(world.node("n1", slots=8), "no criu here passes 'criu check': none is installed")
+    world.node("n2")
+    number = world.submit(movable=True)
+    other = world.submit()
+    assert [world.job(one).state for one in (number, other)] == ["queued", "running"]
+    assert world.why(number)[0] == (
+        "is movable, and n[1-2] can't move programs (no criu here passes 'criu check': none is installed):"
+        " 'make criu' there"
+    )
+    able(world.nodes["n2"])
+    assert [part.node for part in world.job(number).attempts[-1].parts] == ["n2"]
+    assert first.incarnation == world.state.nodes["n1"].incarnation
+    assert world.replays()
+
+
+def test_a_movable_job_hides_nobody_of_the_same_size_that_stands_behind_it(world: World) -> None:
+    world.node("n1", slots=1)
+    blocked = world.submit(movable=True)
+    other = world.submit()
+    assert [world.job(one).state for one in (blocked, other)] == ["queued", "running"]
+
+
+def test_a_movable_job_that_waits_for_room_says_which_nodes_are_of_no_use_to_it(world: World) -> None:
+    able(world.node("n1", slots=1))
+    world.node("n2", slots=1)
+    first, second = world.submit(movable=True), world.submit(movable=True)
+    assert world.why(second)[:2] == (
+        f"waits for 1 rank: job {first} in the way",
+        "is movable, and n2 can't move programs (not told yet): 'make criu' there",
+    )
+
+
+def test_a_movable_job_isnt_sent_where_no_program_can_be_moved(world: World) -> None:
+    able(world.node("n1"))
+    world.node("n2")
+    number = world.submit(movable=True)
+    assert "a criu works" in refused(world.answer(ms.Migrate(((number, 1),), "n2")))["why"]
+    able(world.nodes["n2"])
+    assert isinstance(world.answer(ms.Migrate(((number, 1),), "n2")), ms.JobsAre)
+
+
+def test_who_submits_a_movable_job_that_has_nowhere_to_go_is_told(world: World) -> None:
+    world.node("n1")
+    answer = world.answer(ms.Submit("key", spec(movable=True), 1000, 1000, ()))
+    assert "no node can move programs" in answer.warnings[0]
 
 
 # ---- who makes room

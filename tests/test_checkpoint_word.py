@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from beo.checkpoints.word import GO_ON, HALT, TAKE_ONE, WORD_BYTES, Signals, Word
+from beo.checkpoints.word import GO_ON, HALT, TAKE_ONE, Signals, Word
+from beo.word import SIZE_BYTES
 
 
 def write(path: Path, words: bytes) -> None:
-    """As the agent does (beo/worker/vaults.py): in place, the first byte last."""
+    """As the agent does (beo/word.py): in place, the first byte last."""
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.write(b"\0")
         file.flush()
-        file.write(words[1:].ljust(WORD_BYTES - 1, b"\0"))
+        file.write(words[1:].ljust(SIZE_BYTES - 1, b"\0"))
         file.flush()
         file.seek(0)
         file.write(words[:1] or b"\0")
@@ -59,7 +60,7 @@ def test_a_word_is_heard_until_it_is_done_and_again_when_it_is_written_anew(path
         b"[1]",
         b'"halt"',
         b"\xff\xfe",
-        b"x" * WORD_BYTES,
+        b"x" * SIZE_BYTES,
         said(),
         said(do="dance"),
         said(do=["halt"]),

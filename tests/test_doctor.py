@@ -161,6 +161,15 @@ def test_a_sound_cluster_has_no_findings_and_a_lost_node_is_no_measure() -> None
     assert [case.where for case in doctor.cluster(__version__, [node(), odd])] == ["pc3"]
 
 
+def test_a_node_that_cant_move_programs_is_told_of_where_others_can() -> None:
+    able, still, silent = node("n1"), node("n2"), node("n3")
+    able.facts[ms.CRIU], still.facts[ms.CRIU] = ms.CRIU_WORKS, "none is installed"
+    (case,) = doctor.cluster("", [able, still, silent])
+    assert (case.where, case.finding.check) == ("n2", "criu")
+    assert "none is installed" in case.finding.what and "make criu" in case.finding.cure
+    assert doctor.cluster("", [still]) == []
+
+
 def test_a_client_of_another_version_is_found() -> None:
     (case,) = doctor.cluster("9.9.9", [node(facts={"version": "9.9.9"})])
     assert case.where == doctor.HERE and case.finding.cure == "install beo 9.9.9 here"

@@ -41,7 +41,7 @@ FACTS: list[ev.Event] = [
     ev.TokenMade(1, "t" * 40, "worker", "worker", -1, 1, 10.0, "root", 9.0),
     ev.Enrolled("t" * 40, "n" * 40, "pc1", 9.5),
     ev.ProcessSignalled(1, "n1", 77, -1, 9, "ann", 2.0),
-    ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0),
+    ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0, (("mark", 1, 2),)),
     ev.MachineLeased("52:54:00:00:00:01", "pc01", "10.77.0.100", 2.0),
     ev.MachineOpened("52:54:00:00:00:01", 2.0),
     ev.MachineAsked("52:54:00:00:00:01", "boot", "k" * 40, 2.0),

@@ -98,12 +98,11 @@ def test_a_job_that_is_ended_says_by_whom(world: World) -> None:
 def test_a_job_says_what_the_nodes_lack_that_it_needs() -> None:
     config = msgspec.structs.replace(settings(), files=FilesConfig(mounts={"/home/": "/home"}))
     world = World(config)
-    facts = {"contain": "pidns", "lacks": "tree criu"}
+    facts = {"contain": "pidns", "lacks": "tree"}
     world.handle(acts.Asked(b"n1", 0, "worker", ms.Join("n1", "i1", "b", "n1:1", "k", 4, 1 << 30, facts, ())))
     world.handle(acts.Asked(b"n1", 0, "worker", ms.Ping("n1", "i1", 1, (), ())))
     world.turn()
-    assert world.why(world.submit(cwd="/home/ann")) == ("n1 has no tree of files mounted, which it needs",)
-    assert world.why(world.submit(movable=True)) == ("n1 has no criu that works, which it needs",)
+    assert world.why(world.submit(cwd="/home/ann")) == ("runs in the tree of files, which n1 can't mount",)
     assert world.job(world.submit(cwd="/homely")).state == "running"
 
 

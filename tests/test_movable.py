@@ -46,6 +46,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+def test_where_programs_can_be_moved_is_shown(cluster: Cluster) -> None:
+    wait_for(lambda: cluster.beo("nodes", "--format", "criu").stdout.split()[1:] == ["yes", "yes"], "both can")
+
+
 def undisturbed(argv: list[str]) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
 

@@ -228,11 +228,6 @@ def where(state: State) -> dict[int, str]:
     return {found.job: found.parts[0][0] for found in plan(state, tuple(state.nodes), START_S)}
 
 
-def test_a_movable_job_goes_to_a_node_with_criu_and_others_go_anywhere() -> None:
-    state = queued(lacking("criu", "leash", "criu tree"), {"movable": True}, {}, {"movable": True})
-    assert where(state) == {1: "n2", 2: "n1"}
-
-
 def test_a_job_in_the_tree_goes_to_a_node_that_mounts_it() -> None:
     state = queued(lacking("tree", ""), {"in_tree": True}, {"in_tree": True}, {})
     assert where(state) == {1: "n2", 3: "n1"}
@@ -241,4 +236,4 @@ def test_a_job_in_the_tree_goes_to_a_node_that_mounts_it() -> None:
 def test_a_node_without_other_users_takes_roots_jobs_alone() -> None:
     state = queued(lacking("users"), {})
     assert not where(state), "the job is of uid 1000"
-    assert not narrow(lacking("leash").nodes.values()), "what no job needs is in nobody's way"
+    assert not narrow(lacking("leash").nodes.values()).owned, "what no job needs is in nobody's way"

@@ -23,7 +23,7 @@ FLOORS = {
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
-    "headnode.again headnode.booting headnode.joining headnode.moving headnode.vaults "
+    "headnode.again headnode.booting headnode.bundles headnode.joining headnode.moving headnode.vaults "
     "headnode.operate headnode.views headnode.waiters headnode.permissions headnode.tokens headnode.admit "
     "headnode.core worker.acts worker.core worker.told worker.launch worker.mpienv worker.pmi worker.frames "
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
@@ -33,7 +33,7 @@ FLOORS = {
     "bulk.chunks bulk.tickets bulk.choice bulk.wants "
     "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
-    2: "question line child "
+    2: "question line child word "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.consoles headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
@@ -43,7 +43,7 @@ FLOORS = {
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
     "worker.criu worker.carried "
-    "worker.word worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
+    "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
@@ -54,7 +54,7 @@ FLOORS = {
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
     "local supervisor machines doctor "
-    "worker.inspector worker.moving worker.holder headnode.link headnode.alive headnode.sight",
+    "worker.inspector worker.keeping worker.moving worker.holder headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "boot.request boot.book boot.records boot.fitness boot.desk boot.runtime boot.console boot.join "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",

@@ -219,6 +219,21 @@ def test_a_copy_of_now_and_then_is_not_the_one_that_is_made_at_the_end(node: Nod
     assert told[-2].bundle == "b" * 64
 
 
+def test_what_a_node_learns_of_itself_is_told_until_it_is_welcomed_and_nothing_else_changes(node: Node) -> None:
+    node.start()
+    before = node.incarnation
+    node.take(acts.Learned({ms.CRIU: ms.CRIU_WORKS}))
+    node.tick()
+    node.wait(1)
+    joins = node.said(ms.Join)[-2:]
+    assert [(join.incarnation, join.facts[ms.CRIU]) for join in joins] == [(before, ms.CRIU_WORKS)] * 2
+    node.head(ms.Welcome(EPOCH, before, BULK))
+    told = len(node.said(ms.Join))
+    node.wait(2, answered=True)
+    assert len(node.said(ms.Join)) == told
+    assert node.worker._running() == (JOB,)
+
+
 def test_a_committed_for_a_part_that_runs_is_ignored(node: Node) -> None:
     warden = node.start()
     node.commit()

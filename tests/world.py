@@ -106,6 +106,7 @@ class Node:
         self.slots = slots
         self.mem_bytes = mem_bytes
         self.contain = contain
+        self.criu = ""  # whether it can move programs; it hasn't told
         self.incarnation = f"{name}-1"
         self.boot = "boot-1"
         self.address = f"{name}:1"
@@ -127,7 +128,7 @@ class Node:
     def join(self) -> None:
         """Introduce this incarnation, with what is running."""
         running = tuple(sorted(self.running))
-        facts = {"contain": self.contain}
+        facts = {"contain": self.contain} | ({ms.CRIU: self.criu} if self.criu else {})
         where = (self.boot, self.address, "key-" + self.name, self.slots, self.mem_bytes, facts, running)
         self.tell(ms.Join(self.name, self.incarnation, *where))
 
@@ -174,9 +175,9 @@ class Node:
         self.running.discard((job, attempt.number))
         self.tell(ms.Ended(self.name, self.incarnation, job, attempt.number, result))
 
-    def keep(self, *jobs: int) -> None:
-        """Tell that the vault keeps something of these jobs."""
-        self.tell(ms.VaultsAre(self.name, self.incarnation, tuple((job, 1 << 20) for job in jobs)))
+    def keep(self, *jobs: int, newest_s: float = 0.0) -> None:
+        """Tell that the vault keeps something of these jobs, and when its newest checkpoint was taken."""
+        self.tell(ms.VaultsAre(self.name, self.incarnation, tuple(ms.Kept(job, 1 << 20, newest_s) for job in jobs)))
 
     def gone(self, job: int, attempt: int = 1, reason: str = "its warden was killed") -> None:
         """Attest that a part is not alive."""

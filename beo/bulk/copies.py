@@ -17,13 +17,12 @@ from beo.tree.locate import session
 
 
 def bring(cluster: Cluster, job: JobDetail, folder: Path) -> list[Path]:
-    """Write each node's copy of the last attempt that has all into a folder of its name. Returns these folders.
+    """Write each node's copy, of those that belong together, into a folder of its name. Returns these folders.
 
     Raises NotFound where there is no copy, Conflict where a folder isn't empty, BeoError where a copy is damaged.
     """
     number = job.view.id
-    last = max((attempt for _, attempt, _, _, _ in job.copies), default=0)
-    chosen = [(node, bundle) for node, attempt, bundle, _, _ in job.copies if attempt == last]
+    chosen = [(node, bundle) for node, _, bundle, _, _ in job.copies]
     if not chosen:
         why = "its nodes alone keep its checkpoint, or it has none"
         raise NotFound(f"no copy of job {number}'s checkpoint is at the head", why, "see 'beo ckpt list'")

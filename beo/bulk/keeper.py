@@ -24,7 +24,7 @@ from beo import question
 from beo.bulk.chunks import Cut
 from beo.bulk.snapshot import Snapshot
 from beo.bulk.store import Store
-from beo.checkpoints.slots import SLOTS, places
+from beo.checkpoints.slots import SLOTS, Slots, places
 from beo.child import end_with_parent
 from beo.config import home
 from beo.errors import BeoError
@@ -47,6 +47,17 @@ def _lock(slot: Path) -> int | None:
         return None
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
+
+
+def found_in(place: Path) -> list[tuple[str, int, int]]:
+    """Return the checkpoints of a program of which something is here: name, images that are here, ranks that it has."""
+    images: dict[str, set[int]] = {}
+    ranks: dict[str, int] = {}
+    for manifest, _ in Slots(place).manifests():
+        ranks[manifest.whole.name] = len(manifest.whole.nodes)
+        images.setdefault(manifest.whole.name, set()).update({manifest.rank} if manifest.has_image else ())
+    known = (name for name in ranks if len(name) <= ms.CHECKPOINT_NAME_MAX)
+    return [(name, len(images[name]), ranks[name]) for name in known]
 
 
 def slowly(cuts: Iterator[Cut], sent: Callable[[], int], bytes_s: int) -> Iterator[Cut]:
@@ -74,7 +85,11 @@ def copy(task: Copying) -> Copied:
     with Files(Session(locate, cluster.key, secret), caller, float("inf")) as files:
         store = Store(files, person.uid)
         store.prepare()
-        locks = [_lock(place / slot) for place in places(Path(task.folder)) for slot in SLOTS]
+        programs = places(Path(task.folder))
+        locks = [_lock(place / slot) for place in programs for slot in SLOTS]
+        checkpoints = tuple(found for place in programs for found in found_in(place))[: ms.CHECKPOINTS_MAX]
+        if programs and not checkpoints:
+            return Copied()  # it has only begun: a copy of that would take the place of one that is worth something
         snapshot = Snapshot(["."], task.folder)
         began_s = time.monotonic()
         store.keep(slowly(snapshot.cuts(), lambda: store.sent_bytes, task.bytes_s))
@@ -82,7 +97,7 @@ def copy(task: Copying) -> Copied:
             os.close(fd)
         if time.monotonic() - began_s > FRESH_S and store.keep_again():
             return Copied(failed="some of it was taken away meanwhile")
-    return Copied(snapshot.bundle, snapshot.size_bytes)
+    return Copied(snapshot.bundle, snapshot.size_bytes, checkpoints=checkpoints)
 
 
 def main() -> int:

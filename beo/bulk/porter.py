@@ -56,7 +56,8 @@ _PR_SET_PDEATHSIG = 1
 
 class Task(msgspec.Struct, frozen=True):
     """What to do. work: the folder of the job; bundle: what goes into it, "" nothing. outputs: patterns of results.
-    copies: bundles with which the folder `vault` begins, where it is empty; as_root: they are root's there.
+    copies: bundles with which the folder `vault` begins, where it is empty; as_root: they are root's there; anew: what
+    is in it is of no use.
 
     nodes: how many the attempt has. uid None: whoever this process is.
     """
@@ -71,6 +72,7 @@ class Task(msgspec.Struct, frozen=True):
     copies: tuple[str, ...] = ()
     vault: str = ""
     as_root: bool = False
+    anew: bool = False
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] | None = None
@@ -128,6 +130,8 @@ class Porter:
 
     def _stage(self) -> None:
         task = self._task
+        if task.anew and task.vault:
+            empty(task.vault)
         copies = task.copies if task.vault and not os.listdir(task.vault) else ()
         if task.bundle or copies:
             with self._files(STAGE_PATIENCE_S) as files:
@@ -309,6 +313,16 @@ def _whole(store: Store, name: str) -> bytes:
     wanted = [index[start : start + words.DIGEST_BYTES].hex() for start in range(0, len(index), words.DIGEST_BYTES)]
     found = dict(store.fetch(list(dict.fromkeys(wanted))))
     return b"".join(chunks.check(one, found[one]) for one in wanted)
+
+
+def empty(folder: str) -> None:
+    """Remove all that is in a folder, and follow no links."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
 
 
 def _reason(error: OSError) -> str:

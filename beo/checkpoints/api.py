@@ -21,10 +21,10 @@ from beo.checkpoints.agreement import IN_SPITE, Agreement, Verdict
 from beo.checkpoints.alone import Alone
 from beo.checkpoints.place import Place
 from beo.checkpoints.state import State
-from beo.checkpoints.store import Busy, Counters, Store
+from beo.checkpoints.store import Busy, Counters, LostCheckpoint, Store
 from beo.checkpoints.when import MTBF_S
 from beo.checkpoints.word import HALT, SCRUB, TAKE_ONE
-from beo.errors import EXIT_HALTED, BeoError, UsageError
+from beo.errors import EXIT_HALTED, EXIT_UNRESTORED, BeoError, UsageError
 from beo.units import parse_duration
 
 SAVED = "save()"  # the name of what a program's own function returns: no keyword can be called so
@@ -59,7 +59,8 @@ class Checkpoint:
         "raid5", "rs"; None: by the number of nodes. folder: instead of this program's own. fresh: begin anew.
 
         Raises UsageError where an option is wrong or the checkpoint is of another shape, type or number of ranks;
-        store.LostCheckpoint where there was one and too much of it is lost.
+        SystemExit(EXIT_UNRESTORED), on all ranks, where there was one and too much of it is lost: the head may have a
+        copy with which the job can be started again.
         """
         _check(names, save, restore)
         every_s, every_points = _interval(every)
@@ -78,9 +79,12 @@ class Checkpoint:
             if found := self._store.newest():
                 self._state.restore(found, self._comm, {SAVED: restore} if restore else {})
                 self._restored = self._has_one = True
-        except BaseException:
+        except BaseException as error:
             self._place.close()
-            raise
+            if not isinstance(error, LostCheckpoint):
+                raise
+            self._tell(str(error))
+            raise SystemExit(EXIT_UNRESTORED) from None
         word = os.environ.get("BEO_CHECKPOINT_WORD")
         self._agreement = Agreement(self._comm, every_s, every_points, _mtbf_s(self._place.nodes), word)
         self._agreement.guess(self._state.size_bytes() / GUESS_BYTES_PER_S)

@@ -40,6 +40,11 @@ MESSAGE_BYTES = 4 << 20  # of an image, at a time, on its way to a rank that rea
 TAG_IMAGE = 8
 NAMED_MAX = 8  # ranks in one sentence
 STEP_MAX = 1 << 62
+CURE = "bring back what is lost, or let the program begin anew with fresh=True"
+CURE_OF_A_JOB = (
+    "beo goes on with the copy at the head, if there is a whole one; else bring a lost node back and say 'beo requeue',"
+    " or let the program begin anew with fresh=True"
+)
 ROOM = "give the job's nodes more memory for checkpoints (worker.checkpoint_max_bytes), or let it keep less"
 
 Unit = tuple[str, int]  # (IMAGE or PARITY, rank of the checkpoint)
@@ -254,7 +259,7 @@ class Store:
             return self._sealed(one)
         if found:
             step = found[0].whole.step
-            cure = "bring a lost node back and requeue the job, or let the program begin anew with fresh=True"
+            cure = CURE_OF_A_JOB if "BEO_JOB_ID" in os.environ else CURE
             raise LostCheckpoint(f"the checkpoint of step {step} is lost", why, cure)
         return None
 
@@ -444,9 +449,8 @@ class Store:
             head = known.get(rank)
             if head is None:
                 why = f"rank {rank}'s image has no beginning"
-                raise LostCheckpoint(
-                    f"the checkpoint of step {whole.step} can't be read", why, "begin anew: fresh=True"
-                )
+                cure = CURE_OF_A_JOB if "BEO_JOB_ID" in os.environ else CURE
+                raise LostCheckpoint(f"the checkpoint of step {whole.step} can't be read", why, cure)
             metas.append(head[0])
             starts.append(head[1])
         sizes = tuple(size - start for size, start in zip(whole.sizes, starts, strict=True))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
 
-WORD_BYTES = 256
+from beo.word import SIZE_BYTES
+
 GO_ON, SCRUB, TAKE_ONE, HALT = range(4)  # the greatest of what any rank wishes is done
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -43,7 +44,7 @@ class Word:
         except OSError:
             return  # then there is no agent
         try:
-            self._map = mmap.mmap(fd, WORD_BYTES, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(fd, SIZE_BYTES, prot=mmap.PROT_READ)
         except (OSError, ValueError):
             pass
         finally:

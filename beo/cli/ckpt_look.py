@@ -59,8 +59,7 @@ def list_(jobs: tuple[str, ...], fields: str, as_json: bool, quiet: bool) -> Non
 
 
 def _row(detail: m.JobDetail) -> dict[str, object]:
-    last = max((attempt for _, attempt, _, _, _ in detail.copies), default=0)
-    copies = [copy for copy in detail.copies if copy[1] == last]
+    copies = detail.copies
     return {
         "job": detail.view.id,
         "name": detail.view.name,

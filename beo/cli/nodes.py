@@ -24,6 +24,7 @@ NODE_COLUMNS = (
     table.Column("version"),
     table.Column("walls"),
     table.Column("limit"),
+    table.Column("criu"),
     table.Column("drain"),
     table.Column("why"),
 )
@@ -41,7 +42,8 @@ def nodes(fields: str, as_json: bool, quiet: bool) -> None:
     A node is up, silent or lost, and WHY says so. One that was drained gets no new work: it is draining while jobs
     run there, then drained; DRAIN says by whom and why. VERSION is that of its beo. WALLS are how it holds a job's
     processes together: pidns and userns leave nothing behind, subreaper does its best. LIMIT is how it keeps to memory
-    limits: by cgroups, or by looking (poll). What is wrong with a node tells 'beo doctor'.
+    limits: by cgroups, or by looking (poll). CRIU is yes where programs can be moved that know nothing of it. What is
+    wrong with a node tells 'beo doctor'.
     """
     show(list(map(_node_row, Cluster().nodes())), NODE_COLUMNS, fields, as_json, quiet, NODE_JSON_ONLY)
 
@@ -61,12 +63,17 @@ def _node_row(node: m.NodeView) -> dict[str, object]:
         "version": node.facts.get("version"),
         "walls": node.facts.get("contain"),
         "limit": node.facts.get("memory"),
+        "criu": _moves(node.facts.get(m.CRIU)),
         "why": node.why or None,
         "clock": node.clock_s,
         "findings": [{"check": f.check, "what": f.what, "cure": f.cure} for f in node.findings],
         "incarnation": node.incarnation,
         "moving": node.moving,
     }
+
+
+def _moves(fact: str | None) -> str | None:
+    return fact and ("yes" if fact == m.CRIU_WORKS else "no")
 
 
 NODES = click.argument("nodes", nargs=-1, required=True, metavar="NODE...")

@@ -4,13 +4,17 @@ A checkpoint lies in the *vaults* of the nodes on which the last attempt ran, an
 from what the others have. So the next attempt gets those nodes that still keep something of the job, each for as many
 ranks as before, and a spare for each that is missing. Where one of them is taken or silent at the moment the job waits
 for it, but not for ever: a job that computes something again is better than one that never ends.
+
+An attempt that ended before it had taken a checkpoint of its own has nothing of worth on the nodes that were new to it,
+and those that it had left still have the last one: then they are gone back to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from beo import messages as ms
+from beo.headnode import bundles
 from beo.headnode.model import Job, Node
 from beo.headnode.state import State
 
@@ -19,20 +23,38 @@ ALONE_S = 3_600.0  # and for so long where they alone have it
 
 PREEMPT = "preempt"  # why a job was asked to move: to make room, so it may go back
 
-Vaults = Mapping[str, Collection[int]]  # node -> jobs of which its vault keeps something; absent: it hasn't told yet
+Vaults = Mapping[str, Mapping[int, ms.Kept]]  # node -> job -> what its vault keeps of it; absent: it hasn't told yet
 Room = Mapping[str, tuple[int, int]]  # node -> free (slots, bytes)
 
 
 def keepers(state: State, job: Job, vaults: Vaults) -> dict[str, int]:
     """Return the nodes that may keep a checkpoint of this job, with how many of its places each had."""
     attempt = job.attempt
-    if not attempt or job.spec.errand:
+    if not attempt or attempt.void or job.spec.errand:
         return {}
-    return {
+    last = {
         part.node: part.places
         for part in attempt.parts
         if part.node not in attempt.left and _may_keep(state.nodes.get(part.node), job.id, vaults) and part.places
     }
+    return _holders(state, job, last, vaults)
+
+
+def _holders(state: State, job: Job, last: dict[str, int], vaults: Vaults) -> dict[str, int]:
+    """Return the keepers of the last attempt, with others in the place of those that have less than these."""
+    taken_s = {name: kept[job.id].newest_s for name, kept in vaults.items() if job.id in kept}
+    newest_s = max(taken_s.values(), default=0.0)
+    places = {part.node: part.places for attempt in job.attempts for part in attempt.parts if part.places}
+    best = [name for name in sorted(places) if newest_s and taken_s.get(name) == newest_s]
+    away = {*last, *(job.attempts[-1].left)}
+    others = [name for name in best if name not in away and _may_keep(state.nodes.get(name), job.id, vaults)]
+    if not others:
+        return last
+    found = {name: more for name, more in last.items() if taken_s.get(name, newest_s) == newest_s}
+    for name in others:
+        if sum(found.values()) + places[name] <= job.spec.places:
+            found[name] = places[name]
+    return found
 
 
 def _may_keep(node: Node | None, job: int, vaults: Vaults) -> bool:
@@ -44,7 +66,8 @@ def _may_keep(node: Node | None, job: int, vaults: Vaults) -> bool:
 
 def patience_s(job: Job, kept: Mapping[str, int], vaults: Vaults) -> float:
     """How long a job waits for its keepers before it goes anywhere."""
-    return ALONE_S if not job.copies and any(job.id in vaults.get(name, ()) for name in kept) else KEEPERS_S
+    is_alone = any(job.id in vaults.get(name, ()) for name in kept) and not bundles.complete(job.copies)
+    return ALONE_S if is_alone else KEEPERS_S
 
 
 def allowed(job: Job, free: Room) -> dict[str, tuple[int, int]]:
@@ -69,6 +92,8 @@ def place_again(job: Job, kept: Mapping[str, int], fits: Mapping[str, int]) -> d
         able = sorted((room, name) for name, room in spares.items() if room >= places)
         if not able:
             break
+        if sum(shares.values()) + places > job.spec.places:  # others than the last attempt's are gone back to
+            continue
         shares[able[0][1]] = places
         del spares[able[0][1]]
     left = job.spec.places - sum(shares.values())

@@ -85,7 +85,7 @@ class _Session:
         self.heard_s = heard_s  # last PING that was answered
         self.clock_s = 0.0  # how far its wall clock is ahead of ours
         self.findings: tuple[ms.Finding, ...] = ()
-        self.vaults: dict[int, int] | None = None  # job -> bytes that its vault keeps; None: it hasn't told
+        self.vaults: dict[int, ms.Kept] | None = None  # job -> bytes that its vault keeps; None: it hasn't told
         self.told = False  # it has said what it runs, so starts may be sent
         self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
         self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
@@ -315,13 +315,14 @@ class Head:
             )
         )
 
-    def _vaults(self) -> dict[str, dict[int, int]]:
-        """Node -> job -> bytes that its vault keeps, of the nodes that have told."""
+    def _vaults(self) -> dict[str, dict[int, ms.Kept]]:
+        """Node -> job -> what its vault keeps, of the nodes that have told."""
         sessions = self._sessions.items()
         return {name: session.vaults for name, session in sessions if session.vaults is not None}
 
     def _kept(self, job: Job) -> tuple[tuple[str, int], ...]:
-        return tuple((name, kept[job.id]) for name, kept in sorted(self._vaults().items()) if job.id in kept)
+        told = sorted(self._vaults().items())
+        return tuple((name, kept[job.id].size_bytes) for name, kept in told if job.id in kept)
 
     def _health(self, node: str) -> tuple[float, tuple[ms.Finding, ...], Collection[int]]:
         session = self._sessions.get(node)
@@ -458,11 +459,12 @@ class Head:
     def _vault_copied(self, message: ms.VaultCopied, now: Now) -> None:
         if vaults.is_news(self.state, message):
             where = message.job, message.attempt, message.node
-            self._append(ev.VaultCopied(*where, message.bundle, max(0, message.size_bytes), now.wall_s))
+            size_bytes, checkpoints = max(0, message.size_bytes), message.checkpoints[: ms.CHECKPOINTS_MAX]
+            self._append(ev.VaultCopied(*where, message.bundle, size_bytes, now.wall_s, checkpoints))
 
     def _vaults_are(self, session: _Session, message: ms.VaultsAre, now: Now) -> None:
         """Take what a vault keeps, and say what of it is of no more use."""
-        kept = dict(message.vaults[: ms.VAULTS_MAX])
+        kept = {one.job: one for one in message.vaults[: ms.VAULTS_MAX]}
         over = tuple(number for number in kept if vaults.is_over(self.state, number, now.wall_s, message.node))
         if session.vaults is None or session.vaults.keys() != kept.keys():
             self._dirty = True  # a job may have waited to know where its checkpoint is
@@ -606,7 +608,7 @@ class Head:
             job.spec,
             peers,
             vaults.mtbf_s(self.state, len(peers), attempt.started_s),
-            vaults.copies(self.state, job, attempt, self._vaults()),
+            *vaults.copies(job, attempt, self._vaults()),
         )
 
     # ---- time, and what follows from changes

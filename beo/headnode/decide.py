@@ -177,7 +177,10 @@ def submit(
     job = Job(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s)
     if up and not spec.errand and not place(job, open_to(job, capacity(up), narrow(up))):
         slots = sum(node.slots for node in up)
-        warnings.append(f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more")
+        has = f"the cluster has {slots} slots on {len(up)} nodes now: the job waits until it has more"
+        is_still = place(job, capacity(up)) and spec.movable
+        still = "no node can move programs now: the job waits for one that can, see 'beo show'"
+        warnings.append(still if is_still else has)
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
     event = ev.Submitted(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
@@ -198,8 +201,7 @@ def _check_errand(state: State, name: str, uid: int) -> None:
         raise NotFound.among("node", name, state.nodes, "see 'beo nodes'")
     if node.state != "up":
         raise Conflict(f"{name} is {node.state}", "nothing can be copied to or from it", "see 'beo nodes'")
-    bound = narrow([node]).get(name)
-    if bound and bound.uid not in (-1, uid):
+    if narrow([node]).owned.get(name, uid) != uid:
         raise Refused(f"{name} copies nothing for you", "beo doesn't run as root there", "ask the operator")
 
 

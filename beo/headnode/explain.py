@@ -6,13 +6,14 @@ from collections.abc import Collection
 from functools import cached_property
 
 from beo import events as ev
+from beo import messages as ms
 from beo import nodeset
 from beo.headnode.again import Vaults, keepers
 from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
-from beo.headnode.queue import Shape, needs_of, shape_of
+from beo.headnode.queue import Shape, shape_of
 from beo.headnode.schedule import (
     ERRANDS_MAX,
-    Bound,
+    Narrow,
     back_off_s,
     capacity,
     limits_of,
@@ -77,7 +78,7 @@ class Outlook:
         return capacity(self._up)
 
     @cached_property
-    def _bounds(self) -> dict[str, Bound]:
+    def _shut(self) -> Narrow:
         return narrow(self._up)
 
     @cached_property
@@ -126,7 +127,7 @@ class Outlook:
         """Whether a job fits into the cluster as it is, or as it would be with nothing in it."""
         key = (shape_of(job), empty)
         if key not in self._placeable:
-            room = open_to(job, self._capacity if empty else self._free, self._bounds)
+            room = open_to(job, self._capacity if empty else self._free, self._shut)
             self._placeable[key] = place(job, room) is not None
         return self._placeable[key]
 
@@ -143,6 +144,18 @@ class Outlook:
             return f"{holds}: {whose}.slots_max is {limits.slots_max}"
         return ""
 
+    def _why_shut(self, job: Job, names: list[str]) -> str:
+        """Why these nodes can't run a job that they have room for."""
+        still = [name for name in names if job.spec.movable and name in self._shut.still]
+        if still:
+            why = self._state.nodes[still[0]].facts.get(ms.CRIU, "not told yet")
+            return f"is movable, and {nodeset.fold(still)} can't move programs ({why}): 'make criu' there"
+        bare = [name for name in names if job.spec.in_tree and name in self._shut.bare]
+        if bare:
+            return f"runs in the tree of files, which {nodeset.fold(bare)} can't mount"
+        whose = "its daemon doesn't run" if len(names) == 1 else "their daemons don't run"
+        return f"{nodeset.fold(names)} can't run jobs of {job.user}: {whose} as root there"
+
     def _why_queued(self, job: Job) -> list[str]:
         if job.spec.errand:
             node = self._state.nodes.get(job.spec.errand)
@@ -152,9 +165,9 @@ class Outlook:
         if not self._up:
             return [self._drain_sentence() or "no node is up: see 'beo nodes'"]
         if not self._fits(job, empty=True):
-            shut = {name: bound for name, bound in self._bounds.items() if not bound.takes(job)}
+            shut = [node.name for node in self._up if self._shut.shuts(node.name, job)]
             if shut and place(job, self._capacity) is not None:
-                return [_why_shut(job, shut)]
+                return [self._why_shut(job, shut)]
             has = f"{_counted(sum(node.slots for node in self._up), 'slot')} on {_counted(len(self._up), 'node')}"
             if job.spec.mem_bytes:
                 has += f" with {approximate_size(sum(node.mem_bytes for node in self._up))}"
@@ -180,6 +193,9 @@ class Outlook:
         waiting = [node.name for node in self._up if node.name not in self._ready]
         if waiting:
             sentences.append(f"{nodeset.fold(waiting)} has not told yet what it runs")
+        still = [name for name in self._shut.still if job.spec.movable and self._room(job, name)]
+        if still:
+            sentences.append(self._why_shut(job, sorted(still)))
         if ahead:
             sentences.append(f"{_counted(ahead, 'job')} ahead of it in the queue")
         sentences += filter(None, [self._drain_sentence()])
@@ -190,16 +206,6 @@ class Outlook:
             return ""
         verb = "is" if len(self._drained) == 1 else "are"
         return f"{nodeset.fold(self._drained)} {verb} drained: 'beo resume' lets new work in"
-
-
-def _why_shut(job: Job, shut: dict[str, Bound]) -> str:
-    """Why nodes that would have room can't run a job."""
-    lacks = sorted({word for bound in shut.values() for word in bound.lacks.intersection(needs_of(job))})
-    if lacks:
-        what = " and ".join({"criu": "no criu that works", "tree": "no tree of files mounted"}[word] for word in lacks)
-        return f"{nodeset.fold(list(shut))} {'has' if len(shut) == 1 else 'have'} {what}, which it needs"
-    whose = "its daemon doesn't run" if len(shut) == 1 else "their daemons don't run"
-    return f"{nodeset.fold(list(shut))} can't run jobs of {job.user}: {whose} as root there"
 
 
 def describe(event: ev.Event) -> tuple[str, int, str, str]:

@@ -44,6 +44,7 @@ class Attempt(msgspec.Struct, array_like=True):
     outcome: str = ""
     moved: bool = False  # it halted, and the next one goes on where it was
     left: tuple[str, ...] = ()  # its nodes that a move has left: what they still keep of the job is old
+    void: bool = False  # too much of the checkpoint is lost: the next one begins with the copies at the head
 
     @property
     def over(self) -> bool:
@@ -80,7 +81,10 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
 
 
 class VaultCopy(msgspec.Struct, array_like=True, frozen=True):
-    """What a node's vault kept of a job, as a bundle in the tree; nodes: how many the attempt had."""
+    """What a node's vault kept of a job, as a bundle in the tree; nodes: how many the attempt had.
+
+    checkpoints: which are in it, each with how many of its images, and of how many ranks.
+    """
 
     attempt: int
     nodes: int
@@ -88,6 +92,7 @@ class VaultCopy(msgspec.Struct, array_like=True, frozen=True):
     bundle: str
     size_bytes: int
     time_s: float
+    checkpoints: tuple[tuple[str, int, int], ...] = ()
 
 
 class Job(msgspec.Struct, array_like=True):
@@ -117,7 +122,7 @@ class Job(msgspec.Struct, array_like=True):
         1  # the first of the attempts that, each going on where the last one halted, have led to the present one
     )
     losses: int = 0  # attempts that were lost
-    copies: list[VaultCopy] = []  # of what its nodes keep, those of the last attempt that has all, and later ones
+    copies: list[VaultCopy] = []  # of what its nodes keep; see bundles.py
 
     @property
     def attempt(self) -> Attempt | None:

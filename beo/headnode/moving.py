@@ -92,6 +92,9 @@ def _check_room(state: State, job: Job, leave: Collection[str], to: Collection[s
     """Refuse what could never be placed; whether there is room just now shows when it is queued."""
     up = [n for n in state.nodes.values() if n.takes_work and n.name not in leave and (not to or n.name in to)]
     if place(job, open_to(job, capacity(up), narrow(up))) is None:
+        if place(job, capacity(up)) is not None and job.spec.movable:
+            why = "on none of the nodes that it may go to a criu works"
+            raise Conflict(f"job {job.id} can't move", why, "'make criu' there, see 'beo nodes'")
         slots = sum(node.slots for node in up)
         where = f"{nodeset.fold(to)} has" if to else "the other nodes have"
         why = f"{where} {slots} slots, and it needs {job.spec.slots_in_all}"
@@ -155,13 +158,13 @@ def _give_back(job: Job, free: dict[str, tuple[int, int]]) -> None:
 
 def _enough(state: State, job: Job, apt: list[Job], free: dict[str, tuple[int, int]]) -> list[Job]:
     """Return which of these jobs have to go so that a job fits; none, if not even all of them do."""
-    bounds = narrow(state.nodes.values())
+    shut = narrow(state.nodes.values())
 
     def fits(gone: list[Job]) -> bool:
         room = dict(free)
         for one in gone:
             _give_back(one, room)
-        return place(job, open_to(job, room, bounds)) is not None
+        return place(job, open_to(job, room, shut)) is not None
 
     chosen: list[Job] = []
     for one in apt:

@@ -1,8 +1,8 @@
 """The queue: the jobs that wait, in the order of starting.
 
-Jobs of one user and one shape (ranks, nodes, cpus, memory, slots, uid) stand in one lane: where the first of them
-doesn't fit, none does. So a thousand jobs that wait for more nodes cost the scheduler one look, and never hide what
-stands behind them; and a user who may not have more costs it no look at all.
+Jobs of one user and one shape (ranks, nodes, cpus, memory, slots, uid, what else it needs) stand in one lane: where the
+first of them doesn't fit, none does. So a thousand jobs that wait for more nodes cost the scheduler one look, and never
+hide what stands behind them; and a user who may not have more costs it no look at all.
 
 The order: by priority; among jobs of one priority the user first who holds the fewest slots; then by age. So users who
 wait have equal shares of the cluster in the end, however many jobs each has handed in, and one alone has all of it.
@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heapreplace, merge
 
 from beo.headnode.model import Job
 
-# user, uid, ranks, nodes, cpus, mem_bytes, slots, needs
-Shape = tuple[str, int, int, int, int, int, int, tuple[str, ...]]
+# user, uid, ranks, nodes, cpus, mem_bytes, slots, movable, in_tree
+Shape = tuple[str, int, int, int, int, int, int, bool, bool]
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
 Walk = Iterator[tuple[int, Shape]]
 
@@ -25,12 +25,8 @@ Walk = Iterator[tuple[int, Shape]]
 def shape_of(job: Job) -> Shape:
     """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
     spec = job.spec
-    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots, needs_of(job))
-
-
-def needs_of(job: Job) -> tuple[str, ...]:
-    """What a job needs of a node that not every node has."""
-    return ("criu",) * job.spec.movable + ("tree",) * job.spec.in_tree
+    size = (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
+    return (job.user, job.uid, *size, spec.movable, spec.in_tree)
 
 
 class Queue:

@@ -19,7 +19,7 @@ import msgspec
 from beo import messages as ms
 from beo.headnode.again import Vaults, allowed, keepers, patience_s, place_again
 from beo.headnode.model import Holding, Job, Node
-from beo.headnode.queue import Shape, needs_of
+from beo.headnode.queue import Shape
 from beo.headnode.state import State
 from beo.settings import NO_LIMITS, Limits, UsersConfig
 
@@ -27,7 +27,6 @@ LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its
 PATIENCE_S = 600.0
 SHORT_S = 10.0  # an attempt that is lost sooner may be the job's (or its warden's) own doing
 BACK_OFF_MAX_S = 60.0
-NEEDED = frozenset({"criu", "tree"})  # what a job may need that a node lacks
 ERRANDS_MAX = 4  # at a time on one node: each takes a process, and its disk
 
 
@@ -177,34 +176,42 @@ def capacity(nodes: Collection[Node]) -> dict[str, tuple[int, int]]:
     return {node.name: (node.slots, node.mem_bytes) for node in nodes}
 
 
-class Bound(NamedTuple):
-    """What a node can't do: it runs the jobs of one uid only (-1: of all), and has not what some jobs need."""
+class Narrow(NamedTuple):
+    """Nodes that can't run every job. owned: those of one uid only, since their daemon isn't root, each with that uid.
 
-    uid: int
-    lacks: frozenset[str]
+    still: no program can be moved from or to them, as far as they have told. bare: they can't mount the tree.
+    """
 
-    def takes(self, job: Job) -> bool:
-        """Whether it can run a job."""
-        return self.uid in (-1, job.uid) and self.lacks.isdisjoint(needs_of(job))
+    owned: dict[str, int]
+    still: frozenset[str]
+    bare: frozenset[str]
+
+    def shuts(self, name: str, job: Job) -> bool:
+        """Whether a node can't run a job."""
+        spec = job.spec
+        lacks = (spec.movable and name in self.still) or (spec.in_tree and name in self.bare)
+        return lacks or self.owned.get(name, job.uid) != job.uid
 
 
-def narrow(nodes: Collection[Node]) -> dict[str, Bound]:
-    """Return the nodes that can't run everything: their daemon isn't root, or their machine lacks something."""
-    found = {}
+def narrow(nodes: Collection[Node]) -> Narrow:
+    """Return which of these nodes can't run every job."""
+    owned, bare = {}, set()
     for node in nodes:
-        lacks = frozenset(node.facts.get(ms.LACKS, "").split())
+        lacks = node.facts.get(ms.LACKS, "").split()
         uid = node.facts.get("uid", "0")
-        only = int(uid) if uid.isdecimal() and (uid != "0" or "users" in lacks) else -1
-        if only >= 0 or lacks & NEEDED:
-            found[node.name] = Bound(only, lacks)
-    return found
+        if uid.isdecimal() and (uid != "0" or "users" in lacks):
+            owned[node.name] = int(uid)
+        if "tree" in lacks:
+            bare.add(node.name)
+    still = frozenset(node.name for node in nodes if node.facts.get(ms.CRIU) != ms.CRIU_WORKS)
+    return Narrow(owned, still, frozenset(bare))
 
 
-def open_to(job: Job, free: dict[str, tuple[int, int]], bounds: dict[str, Bound]) -> dict[str, tuple[int, int]]:
-    """Return those of the free nodes that can run a job; bounds: from `narrow`."""
-    if not bounds:
+def open_to(job: Job, free: dict[str, tuple[int, int]], shut: Narrow) -> dict[str, tuple[int, int]]:
+    """Return those of the free nodes that can run a job."""
+    if not shut.owned and not job.spec.movable and not job.spec.in_tree:
         return free
-    return {name: room for name, room in free.items() if name not in bounds or bounds[name].takes(job)}
+    return {name: room for name, room in free.items() if not shut.shuts(name, job)}
 
 
 def errands(state: State, ready: Collection[str]) -> list[Placement]:
@@ -262,7 +269,7 @@ def plan(
     ready = frozenset(ready)
     free = {name: room for name, room in free_of(state, ready).items() if room[0] > 0}
     everything = capacity([node for node in state.nodes.values() if node.takes_work])
-    bounds = narrow([node for node in state.nodes.values() if node.takes_work])
+    shut = narrow([node for node in state.nodes.values() if node.takes_work])
     free_slots = sum(slots for slots, _ in free.values())
     placements = errands(state, ready)
     hopeless: set[Shape] = set()
@@ -278,14 +285,14 @@ def plan(
             continue
         parts = None
         if job.spec.slots_in_all <= free_slots:
-            room = open_to(job, free, bounds)
+            room = open_to(job, free, shut)
             parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
             if number in awaited:
                 break
             if not job.attempts:
                 hopeless.add(shape)
-            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job, everything, bounds)):
+            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job, everything, shut)):
                 break
             continue
         placements.append(Placement(number, divide(job, parts)))

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from beo import events as ev
-from beo.errors import EXIT_HALTED, Internal
+from beo.errors import EXIT_HALTED, EXIT_UNRESTORED, Internal
+from beo.headnode import bundles
 from beo.headnode.model import (
     ENDED,
     LEASHABLE,
@@ -548,18 +549,27 @@ class State:
         kind, code, text = attempt.cause or _verdict(attempt)
         attempt.outcome = text or kind
         job.losses += kind == "lost"
-        attempt.left = job.move.leave if job.move and job.move.attempt == attempt.number else ()
+        is_unrestored = attempt.number > 1 and kind in ("", "rank") and code == EXIT_UNRESTORED
+        move, job.move = job.move, None  # one that isn't done is off: what the attempt leaves behind is where it was
         if job.requeue and not job.cancel:
             attempt.outcome = job.reason = job.requeue
             job.requeue = ""
             self._await(job)
         elif job.cancel:
             self._end_job(job, "cancelled", CODE_CANCELLED, job.cancel, "beo", time_s)
-        elif reason := _goes_on(job, attempt, kind, code):
+        elif reason := _goes_on(job, attempt, move, kind, code):
             attempt.outcome = job.reason = reason
             attempt.moved = True
+            if move and move.attempt == attempt.number:
+                attempt.left, job.move = move.leave, move
+            self._await(job)
+        elif is_unrestored and _has_copies(job, attempt) and job.losses < LOSSES_MAX:
+            attempt.outcome = job.reason = "its checkpoint was lost: it goes on with the copy at the head"
+            attempt.void = True
+            job.losses += 1
             self._await(job)
         elif kind != "lost":
+            text = "its checkpoint is lost, and no whole copy of it is at the head" if is_unrestored else text
             by = "beo" if kind in ("time limit", "staging", "collecting") else "job"
             self._end_job(job, "failed" if code else "done", code, text, by, time_s)
         elif job.spec.requeue == "never" or job.losses >= LOSSES_MAX:
@@ -633,11 +643,9 @@ class State:
         attempt = next((one for one in job.attempts if one.number == event.attempt), None) if job else None
         if not job or not attempt or not any(part.node == event.node for part in attempt.parts):
             return
-        one = VaultCopy(event.attempt, len(attempt.parts), event.node, event.bundle, event.size_bytes, event.time_s)
-        others = [copy for copy in job.copies if (copy.attempt, copy.node) != (one.attempt, one.node)]
-        copies = [*others, one]
-        whole = [c.attempt for c in copies if sum(o.attempt == c.attempt for o in copies) == c.nodes]
-        job.copies = [copy for copy in copies if copy.attempt >= max(whole, default=0)]
+        where = event.attempt, len(attempt.parts), event.node
+        one = VaultCopy(*where, event.bundle, event.size_bytes, event.time_s, event.checkpoints)
+        job.copies = bundles.kept([*job.copies, one])
         self.changed.add(job.id)
 
     def _process_signalled(self, event: ev.ProcessSignalled) -> None:
@@ -753,7 +761,14 @@ class State:
         self._drop_keys(stale)
 
 
-def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
+def _has_copies(job: Job, attempt: Attempt) -> bool:
+    """Whether an attempt could begin with copies at the head, and this one hasn't begun with the same in vain."""
+    whole = bundles.complete(job.copies)
+    before = next((one for one in job.attempts if one.number == attempt.number - 1), None)
+    return bool(whole) and not (before and before.void and whole[0].attempt < attempt.number)
+
+
+def _goes_on(job: Job, attempt: Attempt, move: Move | None, kind: str, code: int) -> str:
     """Why a job goes on as another attempt, though nothing was lost; "": it doesn't.
 
     A program that takes checkpoints with beo says so by its exit code. One that has its own gets a signal, and goes on
@@ -762,8 +777,8 @@ def _goes_on(job: Job, attempt: Attempt, kind: str, code: int) -> str:
     if kind not in ("", "rank", "time limit"):
         return ""
     has_halted = code == EXIT_HALTED or (job.spec.signal and code)
-    if has_halted and job.move and job.move.attempt == attempt.number:
-        return job.move.reason
+    if has_halted and move and move.attempt == attempt.number:
+        return move.reason
     if has_halted and job.spec.goes_on and (kind == "time limit" or code == EXIT_HALTED):
         return "its time was up: it goes on"
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from beo import messages as ms
+from beo.headnode import bundles
 from beo.headnode.again import Vaults
 from beo.headnode.model import ENDED, Attempt, Job
 from beo.headnode.state import State
@@ -36,23 +37,26 @@ def is_news(state: State, told: ms.VaultCopied) -> bool:
     job = state.jobs.get(told.job)
     if not job or not re.fullmatch(r"[0-9a-f]{64}", told.bundle):
         return False
+    if any(len(name) > ms.CHECKPOINT_NAME_MAX for name, _, _ in told.checkpoints):
+        return False
     return all((c.attempt, c.node, c.bundle) != (told.attempt, told.node, told.bundle) for c in job.copies)
 
 
-def copies(state: State, job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[str, str], ...]:
-    """Return which node of an attempt is to begin with which copy from the tree: (node, bundle).
+def copies(job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[tuple[str, str], ...], bool]:
+    """Return which node of an attempt is to begin with which copy from the tree, as (node, bundle), and whether anew.
 
     told: what vaults keep, of the nodes that have told. Where one of the attempt's keeps something there are none: what
-    is missing is made again from the others' memory, and nothing is read from the head.
+    is missing is made again from the others' memory, and nothing is read from the head. Anew: the ranks of the attempt
+    before have said that they can't go on from that, so it is to go first.
     """
-    whole = [c.attempt for c in job.copies if sum(o.attempt == c.attempt for o in job.copies) == c.nodes]
     nodes = [part.node for part in attempt.parts]
     before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
+    anew = bool(before and before.void)
     stayed = {part.node for part in before.parts} - set(before.left) if before else set()
-    if not whole or any(node in stayed and job.id in told.get(node, ()) for node in nodes):
-        return ()
-    found = sorted((copy.node, copy.bundle) for copy in job.copies if copy.attempt == max(whole))
-    return tuple((nodes[n % len(nodes)], bundle) for n, (_, bundle) in enumerate(found))
+    if not anew and any(node in stayed and job.id in told.get(node, ()) for node in nodes):
+        return (), False
+    found = sorted((copy.node, copy.bundle) for copy in bundles.complete(job.copies))
+    return tuple((nodes[n % len(nodes)], bundle) for n, (_, bundle) in enumerate(found)), anew
 
 
 def mtbf_s(state: State, nodes: int, now_s: float) -> float:

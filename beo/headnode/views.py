@@ -8,6 +8,7 @@ from typing import Literal
 from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
+from beo.headnode import bundles
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook, describe
 from beo.headnode.model import ENDED, WAITING, Authorized, Holding, Job, Node
@@ -72,7 +73,8 @@ def detail(job: Job, outlook: Outlook, sight: Sight, kept: tuple[tuple[str, int]
         )
         for attempt in job.attempts
     )
-    copies = tuple((copy.node, copy.attempt, copy.bundle, copy.size_bytes, copy.time_s) for copy in job.copies)
+    whole = bundles.complete(job.copies)
+    copies = tuple((copy.node, copy.attempt, copy.bundle, copy.size_bytes, copy.time_s) for copy in whole)
     return ms.JobDetail(row, job.spec, job.uid, attempts, tuple(outlook.why(job)), kept, copies, job.since)
 
 

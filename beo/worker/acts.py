@@ -96,6 +96,12 @@ class Shipped(msgspec.Struct, frozen=True):
     attempt: int
 
 
+class Learned(msgspec.Struct, frozen=True):
+    """The node knows more of its machine than it has told: facts that stand beside the others, or in their place."""
+
+    facts: dict[str, str]
+
+
 class StdinCame(msgspec.Struct, frozen=True):
     """Input for rank 0, by the bulk plane."""
 
@@ -113,6 +119,7 @@ class Copied(msgspec.Struct, frozen=True):
     bundle: str
     size_bytes: int
     at_end: bool
+    checkpoints: tuple[tuple[str, int, int], ...] = ()  # see messages.VaultCopied
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -131,6 +138,7 @@ Input = Union[  # noqa: UP007
     Shipped,
     StdinCame,
     Copied,
+    Learned,
     Tick,
 ]
 

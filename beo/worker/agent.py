@@ -34,15 +34,14 @@ from beo.config import Home, home, is_address, write_durably
 from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
 from beo.errors import BeoError, Conflict
-from beo.worker import acts, core, criu, launch, mpienv, probe, process, remains
-from beo.worker.copies import Copied, Copies, Wish
+from beo.worker import acts, core, launch, mpienv, probe, process, remains
 from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
+from beo.worker.keeping import Keeping
 from beo.worker.memory import Memory
-from beo.worker.moving import Moving, command, without_file
+from beo.worker.moving import hold
 from beo.worker.shipper import Shipper
-from beo.worker.vaults import Vaults
 
 MOUNTS_S = 20.0  # for the tree to be mounted, before the node joins without it: a head that starts takes some seconds
 MOUNTS_LOOK_S = 0.05
@@ -50,7 +49,6 @@ TICK_S = 0.05
 SPARE_WARDENS = 1  # started ahead, so that a job needn't wait for one
 LISTEN_S = 1.0  # a killed agent's port is free a moment after its lock; longer, and another program has it
 WARDEN_PROCESSES = 2  # beside a job's own within its limit: PID 1, and what removes its temporary files
-VAULT_PART = 2  # of the memory for jobs, this part may be in the vault where nothing else is set
 SHM_PART = 4  # of the node's memory, this part may be in an attempt's /dev/shm where nothing else is set
 ENVIRONMENT = ".env"  # of a movable program
 SCRIPT = ".script"  # behind the name of an attempt's temporary folder: its batch script
@@ -124,12 +122,8 @@ class Agent:
         self._accounts = Accounts()
         self._mark = remains.mark(self._cluster.cluster, name)  # begins the names of what an attempt has elsewhere
         self._beo_dir = str(where.path)
-        self._vaults = self._open_vaults(mem_bytes)
-        is_tree_ours = where.config().files.backend == "beo"
-        self._copies = Copies(self._beo_dir, self._tell_copy) if is_tree_ours else None
-        self._moving = Moving()
-        self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
-        self._copy_at_s = time.monotonic() + self._config.checkpoint_copy_s
+        tree = self._beo_dir if where.config().files.backend == "beo" else None
+        self._keeping = Keeping(self._private("vaults"), self._config, mem_bytes, tree, self._handle)
         self._links: dict[int, process.Link] = {}
         self._ended: list[process.Link] = []  # closed, but not reaped yet
         self._limbo: set[int] = set()  # wardens that we aren't connected to and that aren't proven dead
@@ -169,14 +163,6 @@ class Agent:
             return None
         except OSError as error:
             log.error("no door for this machine's users: %s", error)
-            return None
-
-    def _open_vaults(self, mem_bytes: int) -> Vaults | None:
-        """Make what keeps checkpoints, in the node's memory; without it jobs run all the same."""
-        try:
-            return Vaults(self._private("vaults"), self._config.checkpoint_max_bytes or mem_bytes // VAULT_PART)
-        except OSError as error:
-            log.error("no vault for checkpoints: %s", error)
             return None
 
     def _knock(self, visitor: int, uid: int, gid: int, groups: tuple[int, ...], key: str) -> None:
@@ -223,7 +209,7 @@ class Agent:
         memory = self._memory
         known = memory.identity
         orders = memory.orders()
-        left = frozenset(order.job for order in orders if self._vaults and self._vaults.is_left(order.job))
+        left = frozenset(order.job for order in orders if self._keeping.is_left(order.job))
         wardens = tuple(sorted(self._limbo))
         begin = acts.Begin(known.incarnation, known.epoch, memory.seen, orders, wardens, left)
         self._handle(begin)
@@ -266,10 +252,7 @@ class Agent:
         for thread in self._sweepers:
             thread.join(END_S)
         self._checkup.stop()
-        if self._vaults:
-            self._vaults.stop()
-        if self._copies:
-            self._copies.close()
+        self._keeping.close()
         self._chunks.close()
         if self._door:
             self._door.close()
@@ -302,8 +285,7 @@ class Agent:
         poller.register(self._waker.fileno(), wire.POLLIN)
         self._shipper.start()
         self._checkup.start()
-        if self._vaults:
-            self._vaults.start()
+        self._keeping.start()
         self._inspector.start()
         log.info("%s serves the head at %s", self._core.node.name, " and ".join(self._heads))
         next_tick_s = 0.0
@@ -332,7 +314,14 @@ class Agent:
 
     def _tell(self, message: ms.AgentReport) -> None:
         """Say something to the head that acts; it may be lost."""
+        if isinstance(message, ms.Ended | ms.Gone):  # before it: where the job goes on is decided at once
+            self._keeping.look(message.job)
+            self._tell_kept()
         self._heads.send(message, self._core.primary)
+
+    def _tell_kept(self) -> None:
+        if kept := self._keeping.report(self._core.node.name, self._core.incarnation):
+            self._heads.send(kept, self._core.primary)
 
     def _show(self, now_s: float) -> None:
         """Tell every head now and then that there is a voter here."""
@@ -366,8 +355,7 @@ class Agent:
         """A head acts: ship to it; and know all heads, also after a restart."""
         self._shipper.connect(effect.bulk)
         self._vouch(again=True)
-        if self._vaults:
-            self._vaults.again()
+        self._keeping.again()
         control, bulk = tuple(head.control for head in effect.heads), tuple(head.bulk for head in effect.heads)
         self._cluster = self._home.learn(self._cluster, control, bulk)
         self._heads.learn(self._cluster.heads)
@@ -434,14 +422,8 @@ class Agent:
         self._ended = [link for link in self._ended if not link.reaped()]
         if health := self._checkup.report(self._core.node.name, self._core.incarnation):
             self._tell(health)
-        if self._vaults and (kept := self._vaults.report(self._core.node.name, self._core.incarnation)):
-            self._tell(kept)
-        if self._copies:
-            self._copy_now_and_then(time.monotonic())
-            unsealed, self._unsealed = self._unsealed, []
-            for order in unsealed:
-                self._copy(order)
-            self._copies.tick(time.monotonic())
+        self._tell_kept()
+        self._keeping.tick(self._core.held.values())
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
@@ -475,16 +457,12 @@ class Agent:
                 case acts.Ship():
                     self._ship(effect)
                 case acts.Say():
-                    if self._copies and effect.do == "halt":
-                        self._copies.cancel(effect.job)
-                    self._move(effect)
-                    if self._vaults:
-                        self._vaults.say(effect.job, effect.do, effect.why, effect.leaving, effect.is_all)
+                    held = self._core.held.get((effect.job, effect.attempt))
+                    self._keeping.say(effect, held.order if held else None)
                 case acts.Copy():
-                    self._copy(effect.order)
+                    self._keeping.copy(effect.order)
                 case acts.Empty():
-                    if self._vaults:
-                        self._sweep_up(self._vaults.empty, effect.jobs)
+                    self._sweep_up(self._keeping.empty, effect.jobs)
                 case acts.Remember():
                     self._remember(effect.order)
                 case acts.Drop():
@@ -549,40 +527,6 @@ class Agent:
 
     def _spool(self, warden: int, job: int, attempt: int) -> str:
         return f"{self._wardens}/{warden}/{job}.{attempt}.spool"
-
-    def _copy(self, order: ms.Start) -> None:
-        """Copy a job's vault at once, where the tree is ours."""
-        folder = ""
-        if self._vaults:
-            folder = self._vaults.dump(order.job) if order.spec.movable else self._vaults.folder(order.job)
-        if self._moving.is_busy(folder):
-            self._unsealed.append(order)
-            return
-        if self._copies is None or not os.path.isdir(folder) or not os.listdir(folder):
-            self._handle(acts.Copied(order.job, order.attempt, "", 0, at_end=True))
-            return
-        self._copies.want(_wish(order, folder, 0, must=True))
-
-    def _move(self, effect: acts.Say) -> None:
-        """Dump a program that knows nothing of what it is told."""
-        held = self._core.held.get((effect.job, effect.attempt))
-        if self._vaults and held and held.order.spec.movable and effect.do == "halt":
-            self._moving.dump(effect.job, self._vaults.dump(effect.job))
-
-    def _copy_now_and_then(self, now_s: float) -> None:
-        """Have what has changed since the last time copied, job by job."""
-        config = self._config
-        if self._copies is None or not self._vaults or not config.checkpoint_copy_s or now_s < self._copy_at_s:
-            return
-        self._copy_at_s = now_s + config.checkpoint_copy_s
-        kept = self._vaults.jobs()
-        for held in self._core.held.values():
-            if held.alive and held.order.job in kept and not held.order.spec.movable:
-                folder = self._vaults.folder(held.order.job)
-                self._copies.want(_wish(held.order, folder, config.checkpoint_copy_bytes_s, must=False))
-
-    def _tell_copy(self, wish: Wish, told: Copied) -> None:
-        self._handle(acts.Copied(wish.job, wish.attempt, told.bundle, told.size_bytes, wish.must))
 
     def _remember(self, order: ms.Start) -> None:
         try:
@@ -657,12 +601,12 @@ class Agent:
             bundle=spec.bundle,
             outputs=spec.outputs,
             copies={node: [bundle for other, bundle in order.copies if other == node] for node in dict(order.copies)},
+            anew=order.anew,
         )
         if (spec.bundle or order.copies) and not self._wants_chunks:
             self._wants_chunks = True
             self._chunks.keep(time.monotonic())
         tmp = self._tmp(order.job, order.attempt)
-        vault = self._vaults.open(order.job, order.uid, order.gid) if self._vaults and not spec.errand else None
         facts = launch.Facts(
             self._cluster.cluster,
             here.node,
@@ -675,33 +619,14 @@ class Agent:
             f"{tmp}{WORK}",
             WORK_AT if self._contain == "pidns" else None,
             self._beo_dir,
-            vault,
+            self._keeping.open(order),
             order.mtbf_s,
-            self._vaults.dump(order.job) if self._vaults and spec.movable else "",
+            self._keeping.dump_folder(order),
         )
         message = launch.start_message(attempt, facts, order.nonce, leash_until_ns or None)
         if spec.movable:
-            self._hold(order, message, facts.dump)
+            hold(order, message, facts.dump, f"{tmp}{ENVIRONMENT}")
         return message
-
-    def _hold(self, order: ms.Start, message: dict[str, Any], dump: str) -> None:
-        """Have the program started by a holder, as root, with the job's environment in a file."""
-        criu.find()  # NoCriu, in words
-        if not dump:
-            raise ValueError("this node has no vault, so a movable program has no place to be dumped to")
-        os.makedirs(dump, 0o700, exist_ok=True)
-        env = {**message["env"], **message["env_of"]["0"], "PWD": message["cwd"]}
-        path = f"{self._tmp(order.job, order.attempt)}{ENVIRONMENT}"
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(path, flags, 0o600), "wb") as file:
-            file.write(b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
-        argv = without_file(order.spec.script, list(order.spec.argv)) if order.spec.script else message["argv"]
-        message["argv"] = command(sys.executable, dump, (order.uid, order.gid, order.groups), path, argv)
-        own = {name: value for name, value in env.items() if name.startswith("BEO_") and name != "BEO_JOB_NAME"}
-        message["env"] = {**own, "PATH": criu.PATH}
-        message["uid"] = message["gid"] = message["groups"] = None
 
     def _environment(self, order: ms.Start) -> dict[str, str]:
         """What the job brought along, on top of what a login here would say; whose it is, this node knows better."""
@@ -748,10 +673,7 @@ class Agent:
             self._shipping.discard((job, attempt))
             self._shipper.forget(job, attempt)
         self._memory.drop(job, attempt)
-        if self._copies:
-            self._copies.forget(job, attempt)
-        if self._vaults and all(job != other for other, _ in self._core.held):
-            self._vaults.empty_if_unused(job)
+        self._keeping.drop(job, attempt, all(job != other for other, _ in self._core.held))
         self._sweep(job, attempt)
         left = self._left.pop((job, attempt), None)
         if left:
@@ -775,10 +697,6 @@ class Agent:
         thread = threading.Thread(target=remove, args=paths, name="beo-sweeper", daemon=True)
         thread.start()
         self._sweepers.append(thread)
-
-
-def _wish(order: ms.Start, folder: str, bytes_s: int, must: bool) -> Wish:
-    return Wish(order.job, order.attempt, folder, order.uid, order.gid, order.groups, bytes_s, must, order.spec.movable)
 
 
 def _remove(cgroup: str, *folders: str) -> None:

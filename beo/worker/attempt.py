@@ -14,7 +14,8 @@ import os
 import signal
 import time
 
-from beo.worker import contain, door, pmi, ranks, word
+from beo import word
+from beo.worker import contain, door, pmi, ranks
 from beo.worker.bounds import OOM_SCORE, Bounds
 from beo.worker.carrying import Carrying
 from beo.worker.conductor import Conductor, Stage

@@ -108,6 +108,7 @@ class Carrying:
             "copies": carried.copies,
             "vault": carried.vault or "",
             "as_root": carried.as_root,
+            "anew": carried.anew,
             "uid": order.person.uid,
             "gid": order.person.gid,
             "groups": order.person.groups,

@@ -42,11 +42,12 @@ class Copying(msgspec.Struct, frozen=True):
 
 
 class Copied(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of it: the name of the bundle and its size, or why there is none."""
+    """What came of it: the name of the bundle and its size, or why there is none. checkpoints: see ms.VaultCopied."""
 
     bundle: str = ""
     size_bytes: int = 0
     failed: str = ""
+    checkpoints: tuple[tuple[str, int, int], ...] = ()
 
 
 class Wish(NamedTuple):

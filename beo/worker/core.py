@@ -39,6 +39,7 @@ from beo.worker.acts import (
     Input,
     Launch,
     LaunchFailed,
+    Learned,
     LookInside,
     Node,
     Now,
@@ -149,6 +150,8 @@ class Worker:
                 self._launch_failed(item, now)
             case FromPeer():
                 self._from_peer(item, now)
+            case Learned():
+                self._learn(item)
             case StdinCame():
                 self._stdin(item.message)
             case Begin():
@@ -241,6 +244,11 @@ class Worker:
                 head,
             )
         )
+
+    def _learn(self, item: Learned) -> None:
+        """Introduce this incarnation once more, until it is welcomed."""
+        self.node = msgspec.structs.replace(self.node, facts={**self.node.facts, **item.facts})
+        self._joined, self._pinged_ns = False, 0
 
     def _tick(self, now: Now) -> None:
         if self._unknown:
@@ -550,7 +558,8 @@ class Worker:
                 self._report(held, now)
 
     def _tell_copied(self, held: Held, item: Copied) -> None:
-        self._tell(ms.VaultCopied(self.node.name, self.incarnation, *held.key, item.bundle, item.size_bytes))
+        where = self.node.name, self.incarnation, *held.key
+        self._tell(ms.VaultCopied(*where, item.bundle, item.size_bytes, item.checkpoints))
 
     def _report(self, held: Held, now: Now) -> None:
         if not self._joined or self._followed[0] != self._epoch:

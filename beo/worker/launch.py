@@ -36,8 +36,8 @@ class Attempt:
     ("node[1-4]"). env: the job's own environment, which wins over everything but BEO_* and PMI_*. uid, gid, groups:
     whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
     terminal: (rows, columns) of rank 0's, None: it has pipes. bundle: the files that it has along, "" none; outputs:
-    patterns of what is kept of its files. copies: node -> bundles with which its vault is to begin.
-    signal, notice_s, goes_on, movable: as its spec has them.
+    patterns of what is kept of its files. copies: node -> bundles with which its vault is to begin, `anew`
+    where it isn't empty, too. signal, notice_s, goes_on, movable: as its spec has them.
     """
 
     job: int
@@ -63,6 +63,7 @@ class Attempt:
     bundle: str = ""
     outputs: Sequence[str] = ()
     copies: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    anew: bool = False
     signal: int = 0
     notice_s: float = 0.0
     goes_on: bool = False
@@ -155,6 +156,7 @@ def carried(attempt: Attempt, facts: Facts) -> dict[str, Any] | None:
         return None
     return {
         "copies": list(attempt.copies.get(facts.node, ())),
+        "anew": attempt.anew,
         "vault": facts.dump or (facts.vault[0] if facts.vault else None),
         "as_root": attempt.movable,
         "bundle": attempt.bundle,

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from beo import messages as ms
 from beo.errors import BeoError
 from beo.worker import criu
 
+LOOK_S = 60.0  # between two looks for a criu, where none works: one may be installed meanwhile
+REASON_MAX = 200  # characters of why programs can't be moved
 AGAIN_S = 30.0  # after a dump that wasn't possible: what was in its way may have gone
 HOLDER = str(Path(__file__).with_name("holder.py"))
 
@@ -42,10 +48,58 @@ def command(python: str, folder: str, person: tuple[int, int, tuple[int, ...]], 
     return [python, "-I", HOLDER, folder, "--as", whose, "--env", env, "--", *argv]
 
 
+def hold(order: ms.Start, message: dict[str, Any], dump: str, path: str) -> None:
+    """Have the program of a start message begun by a holder, as root, with the job's environment in a file at `path`.
+
+    OSError where there is no room for that.
+    """
+    os.makedirs(dump, 0o700, exist_ok=True)
+    env = {**message["env"], **message["env_of"]["0"], "PWD": message["cwd"]}
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
+    argv = without_file(order.spec.script, list(order.spec.argv)) if order.spec.script else message["argv"]
+    message["argv"] = command(sys.executable, dump, (order.uid, order.gid, order.groups), path, argv)
+    own = {name: value for name, value in env.items() if name.startswith("BEO_") and name != "BEO_JOB_NAME"}
+    message["env"] = {**own, "PATH": criu.PATH}
+    message["uid"] = message["gid"] = message["groups"] = None
+
+
 def without_file(script: str, argv: list[str]) -> list[str]:
     """Return how a script is run by its text alone: a shell would have its file open, which isn't on the other node."""
     shell = script.split("\n", 1)[0].removeprefix("#!").split()
     return [*shell, "-c", script, *argv]
+
+
+class Ability:
+    """Whether programs can be moved from and to this node; by a thread, since a criu may take long to check itself."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.fact = ""
+        """ms.CRIU_WORKS, why not, or "" until it is known."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beo-criu", daemon=True)
+
+    def start(self) -> None:
+        """Start to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while self.fact != ms.CRIU_WORKS:
+            try:
+                criu.find()
+                self.fact = ms.CRIU_WORKS
+            except BeoError as error:
+                self.fact = f"{error.what}: {error.why}"[:REASON_MAX]
+            if self._stop.wait(LOOK_S):
+                return
 
 
 class Moving:

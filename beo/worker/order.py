@@ -109,8 +109,8 @@ class Notice:
 class Carried:
     """What files an attempt has carried in and out: those of `bundle` ("": none) into the folder `work` (None: it runs
     in a folder of its own), which is seen behind the walls as `at` (None: as itself); and out those that the patterns
-    `outputs` mean. copies: bundles with which the folder `vault` is to begin, as_root: as root's. python, home: what
-    runs the porter, and its BEO_DIR.
+    `outputs` mean. copies: bundles with which the folder `vault` is to begin, as_root: as root's, anew:
+    emptied first. python, home: what runs the porter, and its BEO_DIR.
     """
 
     def __init__(self, message: dict[str, Any]) -> None:
@@ -119,6 +119,7 @@ class Carried:
         self.copies = _texts(message, "copies") if "copies" in message else []
         self.vault = _text_or_none(message, "vault")
         self.as_root = bool(message.get("as_root"))
+        self.anew = bool(message.get("anew"))
         self.work = _text_or_none(message, "work")
         self.at = _text_or_none(message, "at")
         self.python = str(message.get("python") or "")

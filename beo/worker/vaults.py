@@ -14,18 +14,26 @@ folder of /tmp, which is as big and as fast as that is.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from beo.messages import VAULTS_MAX, VaultsAre
-from beo.worker import contain, word
+from beo import word
+from beo.checkpoints.manifest import Spoilt, decode
+from beo.messages import VAULTS_MAX, Kept, VaultsAre
+from beo.worker import contain
 
 FILES_MAX = 1 << 18  # in all vaults of a node: each takes a kilobyte of memory that its size doesn't count
 LOOK_S = 1.0  # between two looks at what is kept
 TELL_S = 5.0  # between two reports of the same: the head forgets them with each of its lives
+MANIFEST_MAX_BYTES = 16 << 20  # of one that is read here: that of a terabyte has 8
+_MANIFEST = re.compile(r"\d{5,7}\.(manifest|new)")
+
+Stamp = tuple[int, int, int]  # which file, and of when: (mtime_ns, inode, size)
 
 
 class Vaults:
@@ -41,9 +49,12 @@ class Vaults:
                 contain.mount_tmpfs(path, f"{options},huge=within_size")  # new pages come several times as fast
             except OSError:
                 contain.mount_tmpfs(path, options)  # a kernel without huge pages
-        self._told: tuple[tuple[int, int], ...] | None = None
+        self._told: tuple[Kept, ...] | None = None
         self._told_s = 0.0
-        self._kept: tuple[tuple[int, int], ...] | None = None
+        self._kept: dict[int, Kept] = {}  # as was last seen
+        self._read: dict[int, tuple[Stamp, float]] = {}  # of each job, its newest manifest and what that says
+        self._has_looked = False
+        self._lock = threading.Lock()  # while one job's folder is looked at
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beo-vaults", daemon=True)
 
@@ -78,7 +89,7 @@ class Vaults:
 
     def jobs(self) -> frozenset[int]:
         """The jobs of which something is kept, as was last seen."""
-        return frozenset(job for job, _ in self._kept or ())
+        return frozenset(self._kept)
 
     def is_left(self, job: int) -> bool:
         """Whether a job was asked to go on where none of its nodes is."""
@@ -109,8 +120,10 @@ class Vaults:
 
     def report(self, node: str, incarnation: str) -> VaultsAre | None:
         """Return what is to be told to the head now, if there is anything to tell."""
-        kept, now_s = self._kept, time.monotonic()
-        if kept is None or (kept == self._told and now_s < self._told_s + TELL_S):
+        with self._lock:
+            kept = tuple(one for _, one in sorted(self._kept.items()))
+        now_s = time.monotonic()
+        if not self._has_looked or (kept == self._told and now_s < self._told_s + TELL_S):
             return None
         self._told, self._told_s = kept, now_s
         return VaultsAre(node, incarnation, kept)
@@ -119,25 +132,41 @@ class Vaults:
         """Tell it anew: there is another head, or this node has another name for itself."""
         self._told = None
 
+    def look(self, job: int) -> None:
+        """Look now at what is kept of a job: it has ended here, and where it goes on is decided by that."""
+        with self._lock:
+            one = self._look(job)
+            if one:
+                self._kept[job] = one
+            else:
+                self._kept.pop(job, None)
+                self._read.pop(job, None)
+
     def _run(self) -> None:
         while True:
             with suppress(OSError):
-                self._kept = self._look()
+                here = sorted(map(int, filter(str.isdigit, os.listdir(self.path))))[:VAULTS_MAX]
+                for job in {*here, *self.jobs()}:
+                    self.look(job)
+                self._has_looked = True
             if self._stop.wait(LOOK_S):
                 return
 
-    def _look(self) -> tuple[tuple[int, int], ...]:
-        found = []
-        for name in sorted(filter(str.isdigit, os.listdir(self.path)), key=int)[:VAULTS_MAX]:
-            size_bytes, files = _size(f"{self.path}/{name}/own")
-            if files:
-                found.append((int(name), size_bytes))
-        return tuple(found)
+    def _look(self, job: int) -> Kept | None:
+        size_bytes, files, newest = _look_into(self.folder(job))
+        if not files:
+            return None
+        if newest:
+            stamp, path = newest
+            if self._read.get(job, (None, 0.0))[0] != stamp:
+                self._read[job] = stamp, _taken_s(path)
+        return Kept(job, size_bytes, self._read[job][1] if newest else 0.0)
 
 
-def _size(folder: str) -> tuple[int, int]:
-    """How many bytes of memory the files below a folder take, and how many files and folders they are."""
+def _look_into(folder: str) -> tuple[int, int, tuple[Stamp, str] | None]:
+    """How much memory the files below a folder take, how many files and folders they are, and the last manifest."""
     size_bytes = files = 0
+    newest: tuple[Stamp, str] | None = None
     ahead = [folder]
     while ahead and files < FILES_MAX:
         with suppress(OSError), os.scandir(ahead.pop()) as entries:
@@ -145,7 +174,24 @@ def _size(folder: str) -> tuple[int, int]:
                 files += 1
                 if entry.is_dir(follow_symlinks=False):
                     ahead.append(entry.path)
-                else:
-                    with suppress(OSError):
-                        size_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
-    return size_bytes, files
+                    continue
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    size_bytes += found.st_blocks * 512
+                    stamp = found.st_mtime_ns, found.st_ino, found.st_size
+                    if _MANIFEST.fullmatch(entry.name) and (newest is None or stamp > newest[0]):
+                        newest = stamp, entry.path
+    return size_bytes, files, newest
+
+
+def _taken_s(path: str) -> float:
+    """When the checkpoint was taken that a manifest belongs to, as it says itself; 0.0: it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return 0.0
+            data = file.read(MANIFEST_MAX_BYTES + 1)
+        return decode(data).whole.time_s if len(data) <= MANIFEST_MAX_BYTES else 0.0
+    except (OSError, Spoilt):
+        return 0.0

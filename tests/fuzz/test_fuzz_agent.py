@@ -118,8 +118,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
 
 def release(agent: Agent) -> None:
     """Close what an agent that never ran has open, and remove what it has made."""
-    if agent._vaults:
-        remains.remove_folder(agent._vaults.path)
+    remains.remove_folder(agent._private("vaults"))
     agent._memory.close()
     agent._heads.close()
     agent._server.close()

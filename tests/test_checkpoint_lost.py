@@ -1,0 +1,127 @@
+"""A checkpoint of which more is lost than parity bears: the job goes on with the head's copy, or ends in words."""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beo.checkpoints.slots import SLOTS
+from beo.errors import EXIT_UNRESTORED
+from beo.nodeset import expand
+from tests.cluster import ROOT, Cluster, kill, running, wait_for
+from tests.test_checkpoint_takeover import LOCKS, acting, copied, orders, told, total, vault, voting
+
+STEPS, STEP_S, EVERY = 200, 0.02, 10
+LONG_S = 0.1  # of a step, where several nodes copy
+COPIES = "checkpoint_copy_s = 0.5\ncheckpoint_copy_bytes_s = 0\n"
+
+
+@pytest.fixture(params=[COPIES], ids=["copies"])
+def alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """One node, and copies in the tree or none."""
+    with running(tmp_path / "beo", workers=1, slots=1, settings=request.param) as cluster:
+        yield cluster
+
+
+def answer(ranks: int) -> str:
+    """What stepping.py prints that is left in peace."""
+    added = 0
+    for _ in range(STEPS):
+        added += sum(rank + added for rank in range(ranks)) % 7
+    return f"total {sum(50_000 * (rank + added) + sum(range(50_000)) for rank in range(ranks))}"
+
+
+def submit(cluster: Cluster, log: Path, level: str, ranks: int, step_s: float = STEP_S) -> int:
+    log.touch()
+    argv = [sys.executable, str(ROOT / "tests" / "stepping.py"), str(STEPS), str(step_s), str(EVERY), str(log)]
+    return cluster.submit(["env", f"LEVEL={level}", *argv], ranks=ranks, requeue="auto")
+
+
+def has_copy(cluster: Cluster, job: int) -> bool:
+    """Whether there are copies at the head that belong together."""
+    with cluster.client() as own:
+        (detail,) = own.show([str(job)])
+    return bool(detail.copies)
+
+
+def spoil(folder: Path) -> None:
+    """Flip bits in all images of a job's vault: nothing there can be restored."""
+    images = [path for slot in SLOTS for path in folder.rglob(f"{slot}/*.image")]
+    assert images
+    for path in images:
+        data = path.read_bytes()
+        path.write_bytes(bytes(byte ^ 1 for byte in data[:4096]) + data[4096:])
+
+
+def kill_it(cluster: Cluster, job: int) -> None:
+    """End the job's only node, and spoil what is left in its memory before it comes back."""
+    node = cluster.job(job).nodes
+    doomed = cluster.stop_worker(node)
+    spoil(vault(cluster, node) / str(job))
+    kill(doomed)
+
+
+def test_a_checkpoint_that_cant_be_restored_is_replaced_by_the_copy_at_the_head(alone: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = submit(alone, log, "raid0", 1)
+    wait_for(lambda: copied(alone, job), "a copy at the head")
+    kill_it(alone, job)
+    view = alone.wait_for_state(job, "running", 3)
+    wait_for(lambda: orders(alone, view), "it has its orders")
+    (order,) = orders(alone, view)
+    assert order.anew and len(order.copies) == 1
+    assert total(alone, job) == answer(1)
+    first, again = told(log, "begins")
+    assert first == 0 < again
+    said = alone.beo("logs", str(job), "--attempt", "2").stderr
+    assert len(re.findall("^beo: the checkpoint of step .* is lost", said, re.MULTILINE)) == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("alone", ["checkpoint_copy_s = 0\n"], indirect=True, ids=["no copies"])
+def test_a_checkpoint_that_is_nowhere_else_ends_the_job_with_one_line(alone: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    job = submit(alone, log, "raid0", 1)
+    wait_for(lambda: len(told(log, "kept")) >= 2, "checkpoints")
+    kill_it(alone, job)
+    (view,) = alone.wait(job)
+    assert (view.state, view.attempt, view.exit_code) == ("failed", 2, EXIT_UNRESTORED)
+    assert "no whole copy of it is at the head" in alone.beo("show", str(job)).stdout
+    said = alone.beo("logs", str(job), "--attempt", "2").stderr.splitlines()
+    assert len(said) == 1, said
+    assert re.match(r"beo: the checkpoint of step \d+ is lost \(.*raid0.*\): .*beo requeue.*fresh=True", said[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("heads", [1, 2], ids=["one head", "and the acting head"])
+def test_two_of_three_workers_are_lost_where_parity_makes_up_for_one(heads: int, tmp_path: Path) -> None:
+    with running(tmp_path / "beo", workers=6, slots=1, settings=COPIES, heads=heads) as cluster:
+        log, doomed_heads, votes = tmp_path / "log", [], []
+        if heads == 2:
+            doomed_heads, votes = [LOCKS[acting(cluster)]], sorted(voting(cluster))
+            cluster.beo("drain", *votes)  # the others are lost with the head: most of the votes must be left
+        job = submit(cluster, log, "raid5", 3, LONG_S)
+        lost = expand(cluster.wait_for_state(job, "running").nodes)[1:]
+        if votes:
+            cluster.beo("resume", *votes)
+        wait_for(lambda: has_copy(cluster, job), "a whole copy")
+        cluster.kill("supervisor")  # it would start again what is killed
+        vaults = [vault(cluster, node) for node in lost]
+        doomed = [pid for node in lost for pid in cluster.stop_worker(node)]
+        kill([*(cluster.pid(name) for name in doomed_heads), *doomed])
+        for place in vaults:
+            shutil.rmtree(place / str(job))
+        kept, done = told(log, "kept")[-1], told(log, "step")[-1]
+        assert done < STEPS
+        assert total(cluster, job) == answer(3)
+        first, again = told(log, "begins")
+        assert first == 0 < again <= kept
+        if heads == 1:  # a head that took over gives copies to nodes that haven't told what they keep
+            assert cluster.job(job).attempt == 3
+            said = cluster.beo("logs", str(job), "--attempt", "2").stderr
+            assert len(re.findall("^beo: the checkpoint of step .* is lost", said, re.MULTILINE)) == 1
+            assert "Traceback" not in said
