@@ -43,6 +43,9 @@ FACTS: list[ev.Event] = [
     ev.ProcessSignalled(1, "n1", 77, -1, 9, "ann", 2.0),
     ev.VaultCopied(1, 1, "n1", "a" * 64, 5, 2.0, (("mark", 1, 2),)),
     ev.MoveRequested(1, 1, ("n1",), ("n2",), "migrate", "ann", 2.0),
+    ev.Reserved(1, "key", "night", "root", ("ann", "bob"), ("n1", "n2"), True, 5.0, 9.0, False, 2.0),
+    ev.ReservationMoved("night", ("n1", "n3"), 3.0),
+    ev.ReservationEnded("night", "root", 4.0),
 ]
 
 

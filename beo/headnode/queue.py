@@ -16,7 +16,8 @@ from heapq import heapify, heappop, heapreplace, merge
 
 from beo.headnode.model import Job
 
-Shape = tuple[str, int, int, int, int, int, int, bool]  # user, uid, ranks, nodes, cpus, mem_bytes, slots, movable
+# user, uid, ranks, nodes, cpus, mem_bytes, slots, movable, reservation
+Shape = tuple[str, int, int, int, int, int, int, bool, str]
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
 Walk = Iterator[tuple[int, Shape]]
 
@@ -24,7 +25,8 @@ Walk = Iterator[tuple[int, Shape]]
 def shape_of(job: Job) -> Shape:
     """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
     spec = job.spec
-    return (job.user, job.uid, spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots, spec.movable)
+    what = (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots, spec.movable, spec.reservation)
+    return (job.user, job.uid, *what)
 
 
 class Queue:
