@@ -563,6 +563,33 @@ class Cluster:
         """End tokens by number; what joined by them stays."""
         return self._ask(m.RevokeTokens(tuple(numbers)), m.TokensAre, SUBMIT_PATIENCE_S).tokens
 
+    def reserve(
+        self,
+        for_s: float,
+        *,
+        start_s: float = 0.0,
+        after_s: float = 0.0,
+        nodes: str = "",
+        count: int = 0,
+        users: Sequence[str] = (),
+        name: str = "",
+        kill: bool = False,
+    ) -> tuple[m.ReservationView, ...]:
+        """Reserve the nodes of a node set, or `count` that the head chooses; for admins. Returns the reservation.
+
+        It begins at start_s (since 1970), or after_s from now where that is 0.
+        """
+        wish = m.Reserve(new_key(), for_s, start_s, after_s, nodes, count, tuple(users), name, kill)
+        return self._ask(wish, m.ReservationsAre, SUBMIT_PATIENCE_S).reservations
+
+    def reservations(self, names: Iterable[str] = ()) -> tuple[m.ReservationView, ...]:
+        """Return reservations by name, or all, the next to begin first."""
+        return self._ask(m.ListReservations(tuple(names)), m.ReservationsAre).reservations
+
+    def cancel_reservations(self, names: Iterable[str]) -> tuple[m.ReservationView, ...]:
+        """End reservations; for admins. Returns them as they were."""
+        return self._ask(m.CancelReservations(tuple(names)), m.ReservationsAre, SUBMIT_PATIENCE_S).reservations
+
     def users(self) -> tuple[m.UserView, ...]:
         """Return everybody with a key, and those who are barred; for admins."""
         return self._ask(m.ListUsers(), m.UsersAre).users
@@ -673,6 +700,7 @@ def new_spec(
     signal: str = "",
     goes_on: bool = False,
     movable: bool = False,
+    reservation: str = "",
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
@@ -680,6 +708,7 @@ def new_spec(
     to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
     files that are kept when it ends. `signal` is what its ranks get before their time is up, like "USR1@60" (seconds).
     With `goes_on` it halts then at a checkpoint, and goes on as another attempt. What is `movable` is moved by CRIU.
+    With a `reservation` it runs on its nodes, while that is on.
     Raises `UsageError` that names the option at fault.
     """
     if isinstance(argv, str):
@@ -728,5 +757,6 @@ def new_spec(
             notice_s=notice_s,
             goes_on=goes_on,
             movable=movable,
+            reservation=reservation,
         )
     )

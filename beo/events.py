@@ -244,6 +244,7 @@ class RequeueRequested(_Event, frozen=True):
     user: str
     time_s: float
     hold: str = ""
+    reason: str = ""  # in words, where it isn't just the user's wish
 
 
 class MoveRequested(_Event, frozen=True):
@@ -256,7 +257,7 @@ class MoveRequested(_Event, frozen=True):
     attempt: int
     leave: tuple[str, ...]
     to: tuple[str, ...]
-    why: str  # one word: drain, migrate, preempt
+    why: str  # one word: drain, migrate, preempt, reserve
     user: str
     time_s: float
     for_job: int = 0  # that gets its room
@@ -354,6 +355,41 @@ class NodeForgotten(_Event, frozen=True):
     node: str
     incarnation: str
     user: str
+    time_s: float
+
+
+class Reserved(_Event, frozen=True):
+    """From start_s to end_s these nodes run jobs of this reservation only, by these users; see headnode/calendar.py.
+
+    chosen: by the head, so that others take the place of lost ones. kill: what is still in the way at the start ends.
+    """
+
+    number: int
+    key: str  # the client's own key for this wish: repeating it gives the same reservation
+    name: str
+    user: str  # who made it
+    users: tuple[str, ...]
+    nodes: tuple[str, ...]
+    chosen: bool
+    start_s: float
+    end_s: float
+    kill: bool
+    time_s: float
+
+
+class ReservationMoved(_Event, frozen=True):
+    """A reservation has these nodes instead of the former ones, of which some can't be had any more."""
+
+    name: str
+    nodes: tuple[str, ...]
+    time_s: float
+
+
+class ReservationEnded(_Event, frozen=True):
+    """A reservation is over, or was cancelled by `user`: its jobs are like any others from here on."""
+
+    name: str
+    user: str  # "": its time is over
     time_s: float
 
 
@@ -462,6 +498,9 @@ Event = Union[  # noqa: UP007 (msgspec wants the union as a value)
     PairSet,
     MoveRequested,
     VaultCopied,
+    Reserved,
+    ReservationMoved,
+    ReservationEnded,
     MachineLeased,
     MachineOpened,
     MachineAsked,

@@ -33,7 +33,7 @@ TAKEN, REFUSED, GO, EXITED, SIGNALLED = b"T", b"R", b"G", b"E", b"S"
 HERE = frozenset(
     {
         *("doctor", "down", "gone", "ha", "head", "login", "man", "mount", "resident", "token", "top", "umount", "up"),
-        *("ckpt", "witness", "worker"),
+        *("ckpt", "reserve", "witness", "worker"),
         *("cat", "cp", "df", "get", "ls", "mkdir", "mv", "put", "rm"),
     }
 )

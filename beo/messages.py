@@ -244,6 +244,35 @@ class AskRanks(_Message, frozen=True):
     do: str
 
 
+class Reserve(_Message, frozen=True):
+    """Reserve nodes, once per key: those of a node set, or `count` that the head chooses. → ReservationsAre
+
+    start_s: since 1970; 0: `after_s` from now, by the head's clock. users: whose jobs run there; none: who asks.
+    """
+
+    key: str
+    for_s: float
+    start_s: float = 0.0
+    after_s: float = 0.0
+    nodes: str = ""
+    count: int = 0
+    users: tuple[str, ...] = ()
+    name: str = ""  # "": the head gives it one
+    kill: bool = False  # what is still in the way at the start is ended
+
+
+class ListReservations(_Message, frozen=True):
+    """Reservations by name, or all. → ReservationsAre"""
+
+    names: tuple[str, ...] = ()
+
+
+class CancelReservations(_Message, frozen=True):
+    """End reservations: their jobs are like any others then. → ReservationsAre (those that were)"""
+
+    names: tuple[str, ...]
+
+
 class Signal(_Message, frozen=True):
     """Send a signal to every rank of a job, once per key. → Done"""
 
@@ -677,6 +706,41 @@ class NodeView(msgspec.Struct, frozen=True, array_like=True):
     clock_s: float = 0.0  # by how much its wall clock is ahead of the head's
     findings: tuple[Finding, ...] = ()  # what its agent found wrong with its machine
     moving: tuple[int, ...] = ()  # of the jobs, those that are asked to go on elsewhere and have a checkpoint
+    reserved: str = ""  # for whom, and when
+
+
+class InTheWay(msgspec.Struct, frozen=True, array_like=True):
+    """A job that isn't a reservation's and runs on nodes of it, and what will become of it, in words."""
+
+    job: int
+    nodes: str
+    why: str
+
+
+class ReservationView(msgspec.Struct, frozen=True, array_like=True):
+    """One row of `beo reserve list`. state: planned, or on: its time has come."""
+
+    name: str
+    state: str
+    user: str  # who made it
+    users: tuple[str, ...]
+    nodes: str
+    chosen: bool  # by the head
+    start_s: float
+    end_s: float
+    kill: bool
+    jobs: tuple[int, ...]  # of it, that have not ended
+    in_the_way: tuple[InTheWay, ...] = ()
+    missing: str = ""  # nodes of it that are lost or drained
+    slots: int = 0
+    starts_in_s: float = 0.0  # by the head's clock; below 0: it is on
+    ends_in_s: float = 0.0
+
+
+class ReservationsAre(_Message, frozen=True):
+    """→ Reserve, ListReservations, CancelReservations."""
+
+    reservations: tuple[ReservationView, ...]
 
 
 class NodesAre(_Message, frozen=True):
@@ -1321,6 +1385,9 @@ ClientRequest = Union[  # noqa: UP007
     SetPair,
     JoinHead,
     LeaveHead,
+    Reserve,
+    ListReservations,
+    CancelReservations,
     AskPlace,
     LeaseMachine,
     OpenMachine,
@@ -1352,6 +1419,7 @@ HeadAnswer = Union[  # noqa: UP007
     PairIs,
     Elsewhere,
     HeadJoinedIs,
+    ReservationsAre,
     MachineIs,
     MachinesAre,
     JoinedIs,

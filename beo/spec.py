@@ -34,6 +34,7 @@ ERRANDS = ("get", "put")  # what a node's copier does
 TERMINAL_SIDE_MAX = 65_535  # rows or columns: the kernel keeps 16 bits of each
 OUTPUTS_MAX = 100  # patterns of one job's results
 OUTPUTS_SIZE_MAX_BYTES = 16 * 1024  # of all of them
+RESERVATION_LENGTH_MAX = 64
 NOTICE_S = 60.0  # where nothing is said: a checkpoint of some gigabytes takes seconds
 SIGNALS = 64  # the kernel's last
 DIRECTIVES_MAX = 100  # #BEO lines in one script
@@ -68,6 +69,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     notice_s: float = NOTICE_S  # so long before: for a last checkpoint
     movable: bool = False  # it knows nothing of checkpoints, and is moved by CRIU
     goes_on: bool = False  # when its time is up it halts at a checkpoint, and is queued again
+    reservation: str = ""  # whose nodes it runs on, while that is on; see headnode/calendar.py
     in_tree: bool = False  # it runs in a folder that nodes have by mounting the tree: the head says so
     errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
@@ -230,6 +232,8 @@ def check(spec: JobSpec) -> JobSpec:
         _check_files(spec)
     if spec.errand:
         _check_errand(spec)
+    if len(spec.reservation) > RESERVATION_LENGTH_MAX or not spec.reservation.isprintable():
+        raise UsageError("that is no name of a reservation", "", "change --reservation: see 'beo reserve list'")
     if len(spec.name) > NAME_LENGTH_MAX or not spec.name.isprintable():
         raise UsageError("the job's name is not usable", f"at most {NAME_LENGTH_MAX} printable characters", "change -J")
     for what, path, option in (

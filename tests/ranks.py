@@ -39,8 +39,9 @@ class World:
 class Sent:
     """A message that has gone."""
 
-    def Wait(self) -> None:
-        """Return."""
+    def Test(self) -> bool:
+        """Say so."""
+        return True
 
 
 @dataclass
@@ -52,16 +53,17 @@ class Awaited:
     before: Awaited | None
     done: bool = False
 
-    def Wait(self) -> None:
-        """Take it, those before it on its channel first, as MPI matches them."""
+    def Test(self) -> bool:
+        """Take it when it comes, those before it on its channel first, as MPI matches them."""
         if self.before:
-            self.before.Wait()
+            self.before.Test()
             self.before = None
         if not self.done:
             message = self.channel.get(timeout=PATIENCE_S)
             assert len(message) == len(self.into), f"{len(message)} bytes came for {len(self.into)}"
             self.into[:] = message
             self.done = True
+        return True
 
 
 class ThreadComm:

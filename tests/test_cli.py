@@ -291,12 +291,12 @@ def test_show_in_json_has_spec_and_attempts(head: FakeHead, beo: Beo) -> None:
 
 def test_nodes_are_listed_with_their_facts(head: FakeHead, beo: Beo) -> None:
     facts = {"contain": "pidns", "memory": "cgroup2", "version": "0.1.0"}
-    why = "no word of it for 7.0 s"
+    why = "no word for 7.0 s"
     node = m.NodeView("node01", "silent", 2, 1, 1 << 34, (3, 4), "10.0.0.7:99", facts, 7.0, "i1", why=why)
     head.on(m.ListNodes, m.NodesAre((node,)))
     assert beo("nodes")[1].splitlines() == [
         "NAME    STATE   SLOTS  USED  MEMORY  JOBS  ADDRESS   VERSION  WALLS  LIMIT    CRIU  DRAIN  WHY",
-        "node01  silent      2     1   16GiB  3,4   10.0.0.7  0.1.0    pidns  cgroup2  -     -      no word of it for 7.0 s",
+        "node01  silent      2     1   16GiB  3,4   10.0.0.7  0.1.0    pidns  cgroup2  -     -      no word for 7.0 s",
     ]
     (row,) = json.loads(beo("nodes", "--json")[1])
     assert (row["jobs"], row["facts"], row["incarnation"]) == ([3, 4], facts, "i1")

@@ -50,6 +50,9 @@ FACTS: list[ev.Event] = [
     ev.MachineSet("52:54:00:00:00:01", "pc01", "10.77.0.100", "current", "lan", "", "", "root", 2.0),
     ev.MachineForgotten("52:54:00:00:00:01", "root", 2.0),
     ev.MoveRequested(1, 1, ("n1",), ("n2",), "migrate", "ann", 2.0),
+    ev.Reserved(1, "key", "night", "root", ("ann", "bob"), ("n1", "n2"), True, 5.0, 9.0, False, 2.0),
+    ev.ReservationMoved("night", ("n1", "n3"), 3.0),
+    ev.ReservationEnded("night", "root", 4.0),
 ]
 
 

@@ -37,6 +37,7 @@ from beo.worker.ranks import Person
 LOCATE_S = 5.0
 FRESH_S = 600.0  # chunks that were sent longer ago are touched again: far less than they are spared
 PAUSE_MIN_S = 0.005  # shorter ones are saved up
+NICE = 10  # a tenth of a job's share where it needs all cores: no more, and the slot isn't locked for ever
 
 
 def _lock(slot: Path) -> int | None:
@@ -68,6 +69,12 @@ def slowly(cuts: Iterator[Cut], sent: Callable[[], int], bytes_s: int) -> Iterat
         ahead_s = sent() / bytes_s - (time.monotonic() - began_s) if bytes_s else 0.0
         if ahead_s > PAUSE_MIN_S:
             time.sleep(ahead_s)
+
+
+def give_way(task: Copying) -> None:
+    """Leave the cores to the job, unless somebody waits for the copy."""
+    if task.bytes_s:
+        os.nice(NICE)
 
 
 def copy(task: Copying) -> Copied:
@@ -105,6 +112,7 @@ def main() -> int:
     if not end_with_parent():
         return 1
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Copying)
+    give_way(task)
     try:
         told = copy(task)
     except BeoError as error:

@@ -8,20 +8,19 @@ so it ends: there is no order of tasks that could lock.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from beo.checkpoints.parity import Adder, Bytes, Scratch
 from beo.checkpoints.plan import Piece
 
-# Measured with four ranks on two cores: with smaller ones, what the caches save is less than what ranks wait for each
+# Measured with four ranks on two cores: more at a time doesn't fit the caches any more; less, and ranks wait for each
 # other's turn at a core.
-WINDOW = 16
-SEGMENT_BYTES = 1 << 20  # of one message
+WINDOW = 4
+SEGMENT_BYTES = 2 << 20  # of one message
 TAG = 7
 
 
@@ -47,21 +46,26 @@ class _Underway:
         self.total: Bytes | None = None
 
 
+def wait(request: Any) -> None:
+    """Wait for a message. MPI's own way keeps the core busy, on which the rank that is waited for may want to run."""
+    while not request.Test():
+        os.sched_yield()
+
+
 def combine(
     comm: Any,
     tasks: Iterable[Task],
     read: Callable[[Piece, int], Bytes],
     write: Callable[[Piece, int], Bytes],
     done: Callable[[Piece, Bytes], None],
+    scratch: Scratch,
 ) -> None:
     """Carry out the tasks, which are in the same order on all ranks; one may leave out those that aren't its own.
 
     read: returns a piece of this rank's, filled up with zeros to the length. write: returns where to make one; it is
-    called once for each, and `done` with what it returned when that is the sum.
+    called once for each, and `done` with what it returned when that is the sum. scratch: for SEGMENT_BYTES.
     """
     me = comm.rank
-    scratch = Scratch(SEGMENT_BYTES)
-    pool: list[Bytes] = []
     underway: deque[_Underway] = deque()
 
     def finish(entry: _Underway) -> None:
@@ -70,17 +74,17 @@ def combine(
             for received in entry.receives:
                 if isinstance(received, tuple):
                     request, buffer = received
-                    request.Wait()
+                    wait(request)
                     if buffer is total:
                         adder.begin()
                         continue
                     adder.add(buffer[: len(total)])
-                    pool.append(buffer)
+                    scratch.give(buffer)
                 else:
                     adder.add(received)
             done(entry.task.wanted, total)
         for request in entry.sends:
-            request.Wait()
+            wait(request)
 
     for task in tasks:
         is_target = task.target == me
@@ -101,7 +105,7 @@ def combine(
             elif entry.adder and entry.total is not None and not number and entry.adder.begins_plain:
                 entry.receives.append((comm.Irecv(entry.total, rank, TAG), entry.total))
             elif is_target:
-                buffer = pool.pop() if pool else np.empty(SEGMENT_BYTES, np.uint8)
+                buffer = scratch.take()
                 entry.receives.append((comm.Irecv(buffer[: task.length], rank, TAG), buffer))
         underway.append(entry)
         if len(underway) >= WINDOW:

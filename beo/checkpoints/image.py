@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from beo.checkpoints.manifest import BLOCK_BYTES
+from beo.checkpoints.manifest import BLOCK_BYTES, blocks
 from beo.checkpoints.parity import Bytes
 from beo.checkpoints.plan import layout
 
@@ -55,26 +55,7 @@ class Image:
         self._parts = [(start, array) for start, array in zip(starts, arrays, strict=True) if len(array)]
         self._starts = [start for start, _ in self._parts]
 
-    def piece(self, start: int, length: int) -> Bytes:
-        """Return these bytes; what is between and behind the parts is zero."""
-        number = bisect_right(self._starts, start) - 1
-        at, array = self._parts[number]
-        if start + length <= at + len(array):
-            return array[start - at : start - at + length]
-        found = np.empty(length, np.uint8)
-        self._fill(start, found)
-        return found
-
-    def write(self, into: Bytes) -> bytes:
-        """Copy all of it; return the checksums of its blocks, taken while they are in the caches."""
-        sums = []
-        for start in range(0, self.size, BLOCK_BYTES):
-            block = into[start : start + BLOCK_BYTES]
-            self._fill(start, block)
-            sums.append(xxhash.xxh3_64_digest(block.data))
-        return b"".join(sums)
-
-    def _fill(self, start: int, block: Bytes) -> None:
+    def fill(self, start: int, block: Bytes) -> None:
         """Copy a block of it, and clear the little that lies between the parts."""
         at = start
         number = bisect_right(self._starts, start) - 1
@@ -88,3 +69,31 @@ class Image:
                 block[low - start : high - start] = array[low - begin : high - begin]
                 at = high
         block[at - start :] = 0
+
+
+class Writing:
+    """An image on its way into a file: block by block, in the order in which somebody wants to have them.
+
+    So each block is copied, summed and sent in one go, while it is in the caches.
+    """
+
+    def __init__(self, image: Image, into: Bytes) -> None:
+        """Take where it goes, as long as it is."""
+        self._image, self._into = image, into
+        self._sums: list[bytes] = [b""] * blocks(image.size)
+
+    def piece(self, start: int, length: int) -> Bytes:
+        """Return these bytes of the file, written; it may end before."""
+        end = min(start + length, self._image.size)
+        for number in range(start // BLOCK_BYTES, blocks(end)):
+            if not self._sums[number]:
+                at = number * BLOCK_BYTES
+                block = self._into[at : at + BLOCK_BYTES]
+                self._image.fill(at, block)
+                self._sums[number] = xxhash.xxh3_64_digest(block.data)
+        return self._into[start:end]
+
+    def finish(self) -> bytes:
+        """Write what nobody has wanted; return the checksums of all blocks."""
+        self.piece(0, self._image.size)
+        return b"".join(self._sums)

@@ -62,11 +62,22 @@ class Adder:
 
 
 class Scratch:
-    """Memory for sums of pieces of up to so many bytes."""
+    """Memory for sums of pieces of up to so many bytes. It is made as it is needed, and kept: new pages cost more than
+    what is done with them."""
 
     def __init__(self, size_bytes: int) -> None:
-        """Make it."""
-        self.bytes: Bytes = np.empty(size_bytes, np.uint8)
+        """Take how long a piece is at most."""
+        self._size_bytes = size_bytes
+        self._free: list[Bytes] = []
+        self.bytes = self.take()
+
+    def take(self) -> Bytes:
+        """Return a buffer for one piece, until it is given back."""
+        return self._free.pop() if self._free else np.empty(self._size_bytes, np.uint8)
+
+    def give(self, buffer: Bytes) -> None:
+        """Take it back."""
+        self._free.append(buffer)
 
     def double(self, total: Bytes) -> None:
         """Multiply every byte by 2, in place."""

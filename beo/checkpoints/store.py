@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from beo.checkpoints.combine import SEGMENT_BYTES, Task, combine
-from beo.checkpoints.image import Image, as_bytes, read_header
+from beo.checkpoints.combine import SEGMENT_BYTES, Task, combine, wait
+from beo.checkpoints.image import Image, Writing, as_bytes, read_header
 from beo.checkpoints.manifest import BLOCK_BYTES, FORMAT, Manifest, Whole, digest, spoilt_blocks, sums
-from beo.checkpoints.parity import Bytes
+from beo.checkpoints.parity import Bytes, Scratch
 from beo.checkpoints.plan import (
     IMAGE,
     LEVELS,
@@ -126,6 +126,7 @@ class Store:
         self.level = _level(told[0][2], self._nodes)
         self._number: int | None = None  # of the last checkpoint; None: not looked yet
         self.was_busy = False  # the last save
+        self._scratch = Scratch(SEGMENT_BYTES)
         self.counters = Counters()
 
     # ---- saving
@@ -168,14 +169,16 @@ class Store:
             mine = self._slots.make(whole.slot, me, IMAGE, image.size)
             parity = self._slots.make(whole.slot, me, PARITY, kept)
         agreed.settle()
-        image_sums = image.write(mine)
+        writing = Writing(image, mine)
         combine(
             comm,
             encoding(made, me),
-            lambda piece, length: image.piece(piece.start, length),
+            lambda piece, length: _padded(writing.piece(piece.start, length), length),
             lambda piece, length: parity[piece.start : piece.start + length],
             lambda piece, total: None,
+            self._scratch,
         )
+        image_sums = writing.finish()
         parity_sums = sums(parity)
         digests = tuple(comm.allgather((digest(image_sums), digest(parity_sums))))
         whole = msgspec.structs.replace(whole, digests=digests)
@@ -214,9 +217,10 @@ class Store:
         own = self._slots.find(whole.slot, me, IMAGE, size[me])
 
         def read(piece: Piece, length: int) -> Bytes:
-            return _padded(own, piece.start, length)
+            assert own is not None
+            return _padded(own[piece.start : piece.start + length], length)
 
-        combine(self._comm, tasks, read, *_into(lambda piece: places[piece.rank]))
+        combine(self._comm, tasks, read, *_into(lambda piece: places[piece.rank]), self._scratch)
         with _Agreement(self._comm, "the checkpoint can't be taken away from the nodes that are left") as agreed:
             for rank, image in places.items():
                 self._slots.write(Manifest(FORMAT, whole, rank, sums(image), b"", has_parity=False))
@@ -355,9 +359,9 @@ class Store:
             return trouble
 
         def read(piece: Piece, length: int) -> Bytes:
-            return _padded(mine[piece.kind, piece.rank], piece.start, length)
+            return _padded(mine[piece.kind, piece.rank][piece.start : piece.start + length], length)
 
-        combine(comm, tasks, read, *_into(lambda piece: mine[piece.kind, piece.rank]))
+        combine(comm, tasks, read, *_into(lambda piece: mine[piece.kind, piece.rank]), self._scratch)
         return self._seal_again(whole, lost, spoilt_at, keeper, mine, expected)
 
     def _place(self, whole: Whole, lost: Sequence[Unit], keeper: dict[Unit, int]) -> dict[Unit, int]:
@@ -486,14 +490,14 @@ class Store:
         given = comm.alltoall(asked)
         pending = []
         for source, view in receives:
-            for low, length in _messages(len(view)):
+            for low, length in _segments(len(view), MESSAGE_BYTES):
                 pending.append(comm.Irecv(view[low : low + length], source, TAG_IMAGE))
         for target, ranges in enumerate(given):
             for rank, at, size in ranges:
-                for low, length in _messages(size):
+                for low, length in _segments(size, MESSAGE_BYTES):
                     pending.append(comm.Isend(images[rank][at + low : at + low + length], target, TAG_IMAGE))
         for request in pending:
-            request.Wait()
+            wait(request)
 
 
 class _Agreement:
@@ -556,14 +560,9 @@ def _too_much(whole: Whole, ranks: Sequence[int]) -> str:
     return f"what {which} of {len(whole.nodes)} kept is gone, and {whole.level} {makes_up}"
 
 
-def _segments(size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, size, SEGMENT_BYTES):
-        yield start, min(SEGMENT_BYTES, size - start)
-
-
-def _messages(size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, size, MESSAGE_BYTES):
-        yield start, min(MESSAGE_BYTES, size - start)
+def _segments(size: int, at_most: int = SEGMENT_BYTES) -> Iterator[tuple[int, int]]:
+    for start in range(0, size, at_most):
+        yield start, min(at_most, size - start)
 
 
 def _shifted(piece: Piece, start: int) -> Piece:
@@ -597,12 +596,13 @@ def _mending(
     """Return the tasks that make again what is lost or spoilt, or why that can't be done."""
     tasks: list[Task] = []
     blocks = {unit: set(numbers) for unit, numbers in spoilt_at.items() if numbers}
+    step = BLOCK_BYTES if blocks else SEGMENT_BYTES  # two spoilt blocks of a stripe can't be mended in one segment
     known: dict[tuple[int, frozenset[Piece], Piece], dict[Piece, int] | None] = {}
     for index, stripe in enumerate(made):
         pieces = (*stripe.data, *stripe.parity)
         if not any((piece.kind, piece.rank) in lost or (piece.kind, piece.rank) in blocks for piece in pieces):
             continue
-        for start, length in _segments(stripe.length):
+        for start, length in _segments(stripe.length, step):
             gone = frozenset(p for p in pieces if _is_gone(p, start, length, lost, blocks))
             for wanted in sorted(gone, key=lambda piece: (piece.kind, piece.rank, piece.start)):
                 key = index, gone, wanted
@@ -632,10 +632,8 @@ def _is_gone(piece: Piece, start: int, length: int, lost: set[Unit], blocks: dic
     return any(number in spoilt for number in range(first // BLOCK_BYTES, last // BLOCK_BYTES + 1))
 
 
-def _padded(data: Bytes | None, start: int, length: int) -> Bytes:
+def _padded(found: Bytes, length: int) -> Bytes:
     """Bytes of a unit, with zeros behind its end."""
-    assert data is not None
-    found = data[start : start + length]
     if len(found) == length:
         return found
     whole = np.zeros(length, np.uint8)

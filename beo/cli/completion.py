@@ -284,10 +284,18 @@ def _variables(_: str) -> Iterator[Candidate]:
         yield f"{name}=", ""
 
 
+def _reservations(_: str) -> Iterator[Candidate]:
+    answer = _ask(m.ListReservations())
+    if isinstance(answer, m.ReservationsAre):
+        for one in answer.reservations:
+            yield one.name, f"{one.state}, {one.nodes}"
+
+
 KINDS: dict[str, Callable[[str], Iterator[Candidate]]] = {
     "JOB": _jobs,
     "JOBS": _jobs,
     "NODE": _nodes,
+    "RESERVATION": _reservations,
     "MACHINE": _machines,
     "SIGNAL": _signals,
     "FILE": lambda _: iter([(FILES, "")]),

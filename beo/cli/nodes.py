@@ -28,7 +28,7 @@ NODE_COLUMNS = (
     table.Column("drain"),
     table.Column("why"),
 )
-NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation", "moving")
+NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation", "moving", "reserved")
 
 
 @click.command(
@@ -39,11 +39,11 @@ NODE_JSON_ONLY = ("silent", "clock", "facts", "findings", "incarnation", "moving
 def nodes(fields: str, as_json: bool, quiet: bool) -> None:
     """List the nodes: how many slots each has and uses, and what runs there.
 
-    A node is up, silent or lost, and WHY says so. One that was drained gets no new work: it is draining while jobs
-    run there, then drained; DRAIN says by whom and why. VERSION is that of its beo. WALLS are how it holds a job's
-    processes together: pidns and userns leave nothing behind, subreaper does its best. LIMIT is how it keeps to memory
-    limits: by cgroups, or by looking (poll). CRIU is yes where programs can be moved that know nothing of it. What is
-    wrong with a node tells 'beo doctor'.
+    A node is up, silent or lost, and WHY says so, or for whom it is reserved. One that was drained gets no new work: it
+    is draining while jobs run there, then drained; DRAIN says by whom and why. VERSION is that of its beo. WALLS are
+    how it holds a job's processes together: pidns and userns leave nothing behind, subreaper does its best. LIMIT is
+    how it keeps to memory limits: by cgroups, or by looking (poll). CRIU is yes where programs can be moved that
+    know nothing of it. What is wrong with a node tells 'beo doctor'.
     """
     show(list(map(_node_row, Cluster().nodes())), NODE_COLUMNS, fields, as_json, quiet, NODE_JSON_ONLY)
 
@@ -64,11 +64,12 @@ def _node_row(node: m.NodeView) -> dict[str, object]:
         "walls": node.facts.get("contain"),
         "limit": node.facts.get("memory"),
         "criu": _moves(node.facts.get(m.CRIU)),
-        "why": node.why or None,
+        "why": node.why or node.reserved or None,
         "clock": node.clock_s,
         "findings": [{"check": f.check, "what": f.what, "cure": f.cure} for f in node.findings],
         "incarnation": node.incarnation,
         "moving": node.moving,
+        "reserved": node.reserved or None,
     }
 
 

@@ -71,6 +71,7 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
             is_flag=True,
             help="It takes no checkpoints: let CRIU move it, when its node is drained (one process and its children).",
         ),
+        option("--reservation", default="", metavar="RESERVATION", help="Run on its nodes, while it is on."),
         option("--priority", type=int, default=0, metavar="N", help="Higher goes first."),
         option("--key", default="", metavar="KEY", help="Submitting again under a key gives the same job."),
         click.argument("command", nargs=-1, metavar="CMD...", type=click.UNPROCESSED),
@@ -125,6 +126,7 @@ def spec_of(
         signal=asked["notice"],
         goes_on=asked["goes_on"],
         movable=asked["movable"],
+        reservation=asked["reservation"],
     )
 
 

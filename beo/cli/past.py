@@ -217,17 +217,25 @@ def sums(jobs: Iterable[m.JobRecord]) -> list[dict[str, object]]:
 _FORMS = "write it as 2026-11-25, '2026-11-25 17:30', today, or 2h for two hours ago"
 
 
+def parse_date(text: str) -> float | None:
+    """Return the seconds since 1970 of a date, with a time or without; None for what doesn't begin like one."""
+    if not re.match(r"\d{4}-", text):
+        return None
+    for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
+        try:
+            return time.mktime((*time.strptime(text, form)[:8], -1))
+        except (ValueError, OverflowError):
+            continue
+    raise UsageError(f"{text[:80]!r} is no moment", "", _FORMS)
+
+
 def parse_moment(text: str, now_s: float) -> float:
     """Return the seconds since 1970 that `text` means, in local time; a duration is so long ago."""
     if text in ("now", "today"):
         return now_s if text == "now" else time.mktime((*time.localtime(now_s)[:3], 0, 0, 0, 0, 0, -1))
-    if re.match(r"\d{4}-", text):
-        for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
-            try:
-                return time.mktime((*time.strptime(text, form)[:8], -1))
-            except (ValueError, OverflowError):
-                continue
-        raise UsageError(f"{text[:80]!r} is no moment", "", _FORMS)
+    date_s = parse_date(text)
+    if date_s is not None:
+        return date_s
     try:
         return now_s - units.parse_duration(text)
     except UsageError:

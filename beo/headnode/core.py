@@ -30,6 +30,7 @@ from beo.headnode import (
     moving,
     operate,
     permissions,
+    reservations,
     tokens,
     vaults,
     views,
@@ -51,6 +52,7 @@ from beo.headnode.acts import (
     Tick,
     Turn,
 )
+from beo.headnode.calendar import Calendar
 from beo.headnode.decide import User
 from beo.headnode.explain import Outlook
 from beo.headnode.inquiries import Inquiries, Inquiry
@@ -68,6 +70,7 @@ RHO = 0.01  # how wrong a machine's clock rate may be
 RESEND_S = 1.0  # a command that isn't answered is repeated after this
 READY_HEARTBEATS = 4.0  # a node silent for more heartbeats than this gets no new work
 PLAN_EVERY_S = 1.0
+KEEP_EVERY_S = 0.5  # between looks at what time has done to reservations
 FORGET_EVERY_S = 30.0
 ERRAND_KEEP_S = 60.0  # its client has all of it before it ends
 FORGET_BATCH = 10_000  # jobs per Forgotten entry
@@ -125,6 +128,7 @@ class Head:
         self._dirty = True
         self._planned_s = 0.0
         self._forget_s = 0.0
+        self._kept_s = 0.0  # reservations
         self._ready: frozenset[str] = frozenset()
 
     # ---- the frame
@@ -210,17 +214,27 @@ class Head:
                 if message.spec.attached and events:
                     self._attached_s[state.next_job] = now.boot_s
             case ms.Cancel():
-                return self._change(user, *decide.cancel(state, user, message.select, now.wall_s))
+                return self._change(now, user, *decide.cancel(state, user, message.select, now.wall_s))
             case ms.Hold() | ms.Release() | ms.Requeue() | ms.SetPriority() | ms.Migrate():
-                return self._change(user, *operate.jobs(state, user, message, self._config, now.wall_s))
+                return self._change(now, user, *operate.jobs(state, user, message, self._config, now.wall_s))
             case ms.Drain() | ms.Resume() | ms.ForgetNodes():
                 events, names = operate.nodes(state, user, message, self._config, now.wall_s)
                 for event in events:
                     self._append(event)
                 self._dirty = True
                 return self._nodes([name for name in names if name in state.nodes], now)
+            case ms.Reserve():
+                events, name = reservations.make(state, user, message, self._vaults(), self._moves, now.wall_s)
+                self._take(events)
+                return self._reservations([name], now)
+            case ms.ListReservations():
+                return self._reservations(message.names, now)
+            case ms.CancelReservations():
+                answer = self._reservations(message.names, now)
+                events = reservations.cancel(state, user, message.names, now.wall_s)
+                self._dirty = True
             case ms.AskRanks():
-                return self._ask_ranks(message, user)
+                return self._ask_ranks(message, user, now)
             case ms.Signal():
                 events, answer = decide.signal(state, user, message, now.wall_s)
             case ms.DeclareGone():
@@ -243,12 +257,12 @@ class Head:
                 who = (user.name, self._version, self._bulk, user.role, user.uid, heads.listed(state))
                 answer = ms.InfoIs(state.cluster, state.head, state.epoch, *who)
             case ms.ListJobs():
-                answer = self._list(message, user)
+                answer = self._list(message, user, now)
             case ms.ListHistory():
                 answer = ledger.page(state, user, message, lambda job: views.name_of(job, self._sight(user, job)))
             case ms.ShowJob():
                 jobs = decide.pick(state, user, message.select)[:DETAILS_MAX]
-                outlook = Outlook(state, self._ready, self._config.users, self._vaults())
+                outlook = self._outlook(now)
                 answer = ms.DetailsAre(
                     tuple(views.detail(job, outlook, self._sight(user, job), self._kept(job)) for job in jobs)
                 )
@@ -280,7 +294,7 @@ class Head:
             self._append(event)
         return answer
 
-    def _ask_ranks(self, message: ms.AskRanks, user: User) -> ms.JobsAre:
+    def _ask_ranks(self, message: ms.AskRanks, user: User, now: Now) -> ms.JobsAre:
         """Pass something on to the ranks of jobs that run. It is no fact of the cluster's: it changes no decision."""
         if message.do not in vaults.ASKS:
             raise UsageError(f"ranks can't be asked to {message.do[:20]!r}", "", f"ask for {' or '.join(vaults.ASKS)}")
@@ -292,16 +306,16 @@ class Head:
                     key = job.id, job.attempt_number
                     halt = ms.Halt(self.state.epoch, session.incarnation, *key, user.name, (), message.do)
                     self._send(session.peer, halt)
-        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user, now), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
 
-    def _change(self, user: User, events: list[ev.Event], jobs: list[Job]) -> ms.JobsAre:
+    def _change(self, now: Now, user: User, events: list[ev.Event], jobs: list[Job]) -> ms.JobsAre:
         """Take the events of a wish about jobs; the answer shows what became of those that were meant."""
         for event in events:
             self._append(event)
-        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
+        return ms.JobsAre(self._rows(jobs[: ms.LIST_LENGTH_MAX], user, now), max(0, len(jobs) - ms.LIST_LENGTH_MAX))
 
     def _nodes(self, names: Iterable[str], now: Now) -> ms.NodesAre:
-        nodes = self.state.nodes
+        nodes, calendar = self.state.nodes, self._calendar(now)
         return ms.NodesAre(
             tuple(
                 views.node_row(
@@ -310,10 +324,33 @@ class Head:
                     now.boot_s - self._heard_s(name),
                     name in self._ready,
                     *self._health(name),
+                    reservations.on_node(calendar, name, now.wall_s),
                 )
                 for name in names
             )
         )
+
+    @property
+    def _moves(self) -> bool:
+        return moving.can_leave_all(self._config)
+
+    def _calendar(self, now: Now) -> Calendar:
+        return Calendar(self.state, now.wall_s, self._vaults(), self._moves)
+
+    def _reservations(self, names: Collection[str], now: Now) -> ms.ReservationsAre:
+        calendar = self._calendar(now)
+        found = reservations.pick(self.state, tuple(names))
+        return ms.ReservationsAre(tuple(reservations.row(self.state, one, calendar, now.wall_s) for one in found))
+
+    def _take(self, events: Iterable[ev.Event]) -> None:
+        for event in events:
+            self._append(event)
+            self._dirty = True
+
+    def _keep_reservations(self, now: Now) -> None:
+        """Have reservations end, find other nodes for lost ones, and ask what is in their way to move."""
+        self._take(reservations.keep(self.state, self._vaults(), self._moves, now.wall_s))
+        self._take(moving.reserve(self.state, self._config, now.wall_s))
 
     def _vaults(self) -> dict[str, dict[int, ms.Kept]]:
         """Node -> job -> what its vault keeps, of the nodes that have told."""
@@ -328,14 +365,19 @@ class Head:
         session = self._sessions.get(node)
         return (session.clock_s, session.findings, session.vaults or ()) if session else (0.0, (), ())
 
-    def _rows(self, jobs: Iterable[Job], user: User) -> tuple[ms.JobView, ...]:
-        outlook = Outlook(self.state, self._ready, self._config.users, self._vaults())
+    def _outlook(self, now: Now) -> Outlook:
+        kept = self._vaults()
+        calendar = Calendar(self.state, now.wall_s, kept, self._moves)
+        return Outlook(self.state, self._ready, self._config.users, kept, calendar, now.wall_s)
+
+    def _rows(self, jobs: Iterable[Job], user: User, now: Now) -> tuple[ms.JobView, ...]:
+        outlook = self._outlook(now)
         return tuple(views.job_row(job, outlook, self._sight(user, job)) for job in jobs)
 
     def _sight(self, user: User, job: Job) -> views.Sight:
         return "own" if user.may(job) else "private" if self._config.head.private else "open"
 
-    def _list(self, message: ms.ListJobs, user: User) -> ms.JobsAre:
+    def _list(self, message: ms.ListJobs, user: User, now: Now) -> ms.JobsAre:
         if message.select:
             jobs = decide.pick(self.state, user, message.select)
         else:
@@ -343,7 +385,7 @@ class Head:
         limit = max(1, min(message.limit, ms.LIST_LENGTH_MAX))
         more = max(0, len(jobs) - limit)
         shown = jobs[-limit:] if message.ended else jobs[:limit]
-        return ms.JobsAre(self._rows(shown, user), more)
+        return ms.JobsAre(self._rows(shown, user, now), more)
 
     def _wait(self, item: Asked, message: ms.WaitJobs, user: User, now: Now) -> ms.HeadAnswer | None:
         if len(message.jobs) > ms.LIST_LENGTH_MAX:
@@ -361,7 +403,7 @@ class Head:
         waiter = Waiter(item.peer, item.request, tuple(job.id for job in jobs), left, now.boot_s + wait_s, known, user)
         if left and not changed and wait_s > 0 and self._waiters.add(waiter):
             return None
-        return ms.JobsAre(self._rows(jobs, user))
+        return ms.JobsAre(self._rows(jobs, user, now))
 
     # ---- questions that are passed on to nodes
 
@@ -401,10 +443,10 @@ class Head:
         for inquiry in found:
             self._send(inquiry.peer, inquiry.answer(), inquiry.request)
 
-    def _wake(self, waiters: Iterable[Waiter]) -> None:
+    def _wake(self, waiters: Iterable[Waiter], now: Now) -> None:
         for waiter in waiters:
             jobs = [self.state.jobs[number] for number in waiter.jobs if number in self.state.jobs]
-            self._send(waiter.peer, ms.JobsAre(self._rows(jobs, waiter.user)), waiter.request)
+            self._send(waiter.peer, ms.JobsAre(self._rows(jobs, waiter.user, now)), waiter.request)
 
     # ---- workers
 
@@ -617,7 +659,7 @@ class Head:
         if self.state.queue and now.boot_s - self._planned_s >= PLAN_EVERY_S:
             self._dirty = True  # for what depends on time alone: a job's back-off, the patience of a wide one
         self._look_at_nodes(now)
-        self._wake(self._waiters.late(now.boot_s))
+        self._wake(self._waiters.late(now.boot_s), now)
         self._tell(self._inquiries.late(now.boot_s))
         for number, seen_s in list(self._attached_s.items()):
             job = self.state.jobs.get(number)
@@ -625,6 +667,9 @@ class Head:
                 del self._attached_s[number]
             elif now.boot_s - seen_s > self._config.head.attached_grace_s and not job.cancel:
                 self._append(ev.CancelRequested(number, job.user, "its 'beo run' has gone", now.wall_s))
+        if self.state.reservations and now.boot_s - self._kept_s >= KEEP_EVERY_S:
+            self._kept_s = now.boot_s
+            self._keep_reservations(now)
         if now.boot_s - self._forget_s >= FORGET_EVERY_S:
             self._forget_s = now.boot_s
             self._forget(now)
@@ -666,7 +711,7 @@ class Head:
         self._look_at_nodes(now)
         awaited = moving.awaited(self.state, now.wall_s)
         users, kept = self._config.users, self._vaults()
-        for placement in plan(self.state, self._ready, now.wall_s, users, kept, awaited):
+        for placement in plan(self.state, self._ready, now.wall_s, users, kept, awaited, self._moves):
             job = self.state.jobs[placement.job]
             parts = tuple(
                 ev.Part(name, self.state.nodes[name].incarnation, first, ranks, more)
@@ -705,4 +750,4 @@ class Head:
                     self._deliver(session, job, attempt, now)
         if job.state != "running":
             self._dirty = True
-        self._wake(self._waiters.changed(job.id, views.progress(job), job.state in ENDED))
+        self._wake(self._waiters.changed(job.id, views.progress(job), job.state in ENDED), now)

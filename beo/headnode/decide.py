@@ -181,10 +181,28 @@ def submit(
         is_still = place(job, capacity(up)) and spec.movable
         still = "no node can move programs now: the job waits for one that can, see 'beo show'"
         warnings.append(still if is_still else has)
+    if spec.reservation:
+        warnings += _check_reservation(state, job)
     if spec.requeue == "auto" and up and not any(node.facts.get("contain") in LEASHABLE for node in up):
         warnings.append("no node can contain a job (no PID namespaces): --requeue auto acts as confirm")
     event = ev.Submitted(state.next_job, wish.key, owner, wish.uid, wish.gid, groups, spec, now_s, wish.hold)
     return [event], ms.SubmittedIs(event.job, tuple(warnings))
+
+
+def _check_reservation(state: State, job: Job) -> list[str]:
+    """Refuse a job of a reservation that isn't its owner's to use; return warnings."""
+    name = job.spec.reservation
+    one = state.reservations.get(name)
+    if not one:
+        raise NotFound.among("reservation", name, state.reservations, "see 'beo reserve list'")
+    if not one.has(job):
+        whose = f"it is for {', '.join(one.users[:NAMED_MAX])}"
+        raise Refused(f"{name} is not {job.user}'s to use", whose, "ask who made it, or submit without --reservation")
+    nodes = [state.nodes[node] for node in one.nodes if node in state.nodes]
+    if place(job, open_to(job, capacity(nodes), narrow(nodes))):
+        return []
+    slots = sum(node.slots for node in nodes)
+    return [f"reservation {name} has {slots} slots on {len(nodes)} nodes: the job waits until it is over"]
 
 
 def _placed(spec: JobSpec, config: Config) -> JobSpec:

@@ -9,8 +9,9 @@ from beo import events as ev
 from beo import messages as ms
 from beo import nodeset
 from beo.headnode.again import Vaults, keepers
+from beo.headnode.calendar import Calendar, span
 from beo.headnode.model import ENDED, WAITING, Attempt, Holding, Job, Node
-from beo.headnode.queue import Shape, shape_of
+from beo.headnode.queue import shape_of
 from beo.headnode.schedule import (
     ERRANDS_MAX,
     Narrow,
@@ -57,13 +58,20 @@ class Outlook:
         ready: Collection[str],
         users: UsersConfig | None = None,
         vaults: Vaults | None = None,
+        calendar: Calendar | None = None,
+        now_s: float = 0.0,
     ) -> None:
-        """Take the state as it is now, what users may have, and which nodes keep something of which job."""
+        """Take the state as it is now, what users may have, and which nodes keep something of which job or are whose.
+
+        now_s: the wall clock.
+        """
+        self._calendar = calendar or Calendar(state, now_s, vaults)
+        self._now_s = now_s
         self._vaults = vaults or {}
         self._state = state
         self._ready = frozenset(ready)
         self._users_may = users or UsersConfig()
-        self._placeable: dict[tuple[Shape, bool], bool] = {}
+        self._placeable: dict[tuple[object, ...], bool] = {}
 
     @cached_property
     def _up(self) -> list[Node]:
@@ -125,14 +133,19 @@ class Outlook:
 
     def _fits(self, job: Job, empty: bool) -> bool:
         """Whether a job fits into the cluster as it is, or as it would be with nothing in it."""
-        key = (shape_of(job), empty)
+        key: tuple[object, ...] = (shape_of(job), empty)
+        if self._calendar:  # it matters how long a job takes, and whether it can be moved
+            key = (*key, job.spec.time_limit_s, job.spec.notice_s, self._calendar.can_move(job))
         if key not in self._placeable:
-            room = open_to(job, self._capacity if empty else self._free, self._shut)
-            self._placeable[key] = place(job, room) is not None
+            free = self._capacity if empty else self._free
+            room = self._calendar.room(job, free) if self._calendar and not empty else free
+            self._placeable[key] = place(job, open_to(job, room, self._shut)) is not None
         return self._placeable[key]
 
     def _room(self, job: Job, name: str) -> int:
-        return ranks_that_fit(job, *self._free[name]) if name in self._free else 0
+        if name not in self._free or self._calendar.barring(job, name):
+            return 0
+        return ranks_that_fit(job, *self._free[name])
 
     def _at_limit(self, job: Job) -> str:
         limits, held = limits_of(self._state, self._users_may, job.user), self._state.holdings.get(job.user, Holding())
@@ -155,6 +168,33 @@ class Outlook:
             return f"runs in the tree of files, which {nodeset.fold(bare)} can't mount"
         whose = "its daemon doesn't run" if len(names) == 1 else "their daemons don't run"
         return f"{nodeset.fold(names)} can't run jobs of {job.user}: {whose} as root there"
+
+    def _why_reserved(self, job: Job) -> list[str]:
+        """Sentences on reservations that keep a job waiting: its own, and others'."""
+        own = self._calendar.of(job)
+        if own and not own.is_on(self._now_s):
+            return [f"its reservation {own.name} begins in {format_duration(int(own.start_s - self._now_s))}"]
+        where = own.nodes if own else sorted(self._free)
+        barred: dict[str, list[str]] = {}
+        for name in where:
+            one = self._calendar.barring(job, name)
+            if one:
+                barred.setdefault(one.name, []).append(name)
+        sentences = []
+        for name, nodes in list(barred.items())[:NAMED_MAX]:
+            one = self._state.reservations[name]
+            verb = "is" if len(nodes) == 1 else "are"
+            text = f"{nodeset.fold(nodes)} {verb} reserved {span(one, self._now_s)}"
+            limit_s = job.spec.time_limit_s
+            if not one.is_on(self._now_s):
+                text += f": its time limit of {format_duration(limit_s)} reaches so far" if limit_s else ""
+                text += ": it has no time limit (-t) that ends before" if not limit_s else ""
+            sentences.append(text)
+        if own and not place(job, {name: room for name, room in self._capacity.items() if name in own.nodes}):
+            sentences.append(f"needs {_wish(job)}: more than reservation {own.name} has")
+        elif own:
+            sentences.append(f"waits for {_wish(job)} on {nodeset.fold(own.nodes)}, reservation {own.name}")
+        return sentences
 
     def _why_queued(self, job: Job) -> list[str]:
         if job.spec.errand:
@@ -186,6 +226,9 @@ class Outlook:
             if slowed_s:
                 return [f"waits {format_duration(slowed_s)} before the next attempt: the last ones were lost at once"]
             return [f"waits behind {_counted(ahead, 'job')}" if ahead else "starts now"]
+        reserved = self._why_reserved(job) if self._calendar else []
+        if reserved and (self._calendar.of(job) or place(job, open_to(job, self._free, self._shut))):
+            return reserved
         sentences = []
         if self._users:
             named = ", ".join(map(str, self._users[:NAMED_MAX])) + (" …" if len(self._users) > NAMED_MAX else "")
@@ -198,7 +241,7 @@ class Outlook:
             sentences.append(self._why_shut(job, sorted(still)))
         if ahead:
             sentences.append(f"{_counted(ahead, 'job')} ahead of it in the queue")
-        sentences += filter(None, [self._drain_sentence()])
+        sentences += [*reserved, *filter(None, [self._drain_sentence()])]
         return sentences or [f"waits for {_wish(job)}"]
 
     def _drain_sentence(self) -> str:
@@ -282,6 +325,16 @@ def describe(event: ev.Event) -> tuple[str, int, str, str]:
             return kind, 0, event.node, f"resumed by {event.user}"
         case ev.NodeForgotten():
             return kind, 0, event.node, f"off the record by {event.user}"
+        case ev.Reserved():
+            whose = ", ".join(event.users[:NAMED_MAX]) + (" …" if len(event.users) > NAMED_MAX else "")
+            long = format_duration(int(event.end_s - event.start_s))
+            in_s = format_duration(max(0, int(event.start_s - event.time_s)))
+            text = f"{event.name}: {nodeset.fold(event.nodes)} for {whose}, in {in_s} for {long}, by {event.user}"
+            return kind, 0, "", text
+        case ev.ReservationMoved():
+            return kind, 0, "", f"{event.name} has {nodeset.fold(event.nodes)} now: others were lost or drained"
+        case ev.ReservationEnded():
+            return kind, 0, "", f"{event.name} was cancelled by {event.user}" if event.user else f"{event.name} is over"
         case ev.Forgotten():
             return kind, 0, "", f"records of {_counted(len(event.jobs), 'ended job')} dropped"
         case ev.KeyRevoked():

@@ -76,7 +76,8 @@ class Move(msgspec.Struct, array_like=True, frozen=True):
     def reason(self) -> str:
         """Why, in words."""
         drained = f"{nodeset.fold(self.leave)} is drained by {self.user}"
-        words = {"drain": drained, "preempt": f"made room for job {self.for_job}"}
+        reserved = f"{nodeset.fold(self.leave)} is reserved by {self.user}"
+        words = {"drain": drained, "preempt": f"made room for job {self.for_job}", "reserve": reserved}
         return words.get(self.why, f"moved by {self.user}")
 
 
@@ -199,6 +200,29 @@ class Token(msgspec.Struct, array_like=True, frozen=True):
     maker: str
     used: tuple[str, ...] = ()
     gone: bool = False
+
+
+class Reservation(msgspec.Struct, array_like=True, frozen=True):
+    """Nodes that from start_s to end_s run this reservation's jobs only, by these users. See events.Reserved."""
+
+    number: int
+    key: str
+    name: str
+    user: str
+    users: tuple[str, ...]
+    nodes: tuple[str, ...]
+    chosen: bool
+    start_s: float
+    end_s: float
+    kill: bool = False
+
+    def is_on(self, now_s: float) -> bool:
+        """Whether its time has come, and isn't over."""
+        return self.start_s <= now_s < self.end_s
+
+    def has(self, job: Job) -> bool:
+        """Whether a job belongs to it."""
+        return job.spec.reservation == self.name and job.user in self.users
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True):

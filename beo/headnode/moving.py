@@ -1,4 +1,4 @@
-"""Who is to go on elsewhere: what a drain, `beo migrate` and jobs of a higher priority ask of jobs. Pure.
+"""Who is to go on elsewhere: what a drain, `beo migrate`, reservations and jobs of a higher priority ask of jobs. Pure.
 
 Nothing is ended here. A job is *asked* to move: its ranks are told to take a checkpoint at their next safe point and to
 end with `EXIT_HALTED`, and only then is it queued again (state.py). One whose program knows nothing of checkpoints goes
@@ -16,6 +16,7 @@ from beo import nodeset
 from beo.errors import Conflict, NotFound
 from beo.headnode import again
 from beo.headnode.again import Vaults
+from beo.headnode.calendar import Calendar, asks_s, in_the_way, is_gone_by
 from beo.headnode.decide import User, find
 from beo.headnode.model import Job
 from beo.headnode.schedule import Quotas, capacity, free_of, narrow, open_to, place
@@ -35,14 +36,45 @@ def drain(state: State, user: User, names: Collection[str], config: Config, now_
         if not attempt or job.state != "running" or job.spec.errand:
             continue
         leave = tuple(part.node for part in attempt.parts if part.node in names or state.nodes[part.node].drain)
-        if len(leave) == len(attempt.parts) and not _can_leave_all(config):
-            continue
-        if not job.move or not set(leave) <= set(job.move.leave):
+        if _is_news(job, leave, config):
             found.append(ev.MoveRequested(job.id, attempt.number, leave, (), "drain", user.name, now_s))
     return found
 
 
-def _can_leave_all(config: Config) -> bool:
+def _is_news(job: Job, leave: Collection[str], config: Config) -> bool:
+    """Whether a running job is to be asked to leave these of its nodes: it can, and has not been asked before."""
+    attempt = job.attempts[-1]
+    if len(leave) == len(attempt.parts) and not can_leave_all(config):
+        return False
+    move = job.move if job.move and job.move.attempt == attempt.number else None
+    return not move or not set(leave) <= set(move.leave)
+
+
+def reserve(state: State, config: Config, now_s: float) -> list[ev.Event]:
+    """Ask what runs on nodes whose reservation is about to begin, or is on, to go on elsewhere.
+
+    How long before, a job's own notice says. One whose time is up by then anyway is left in peace.
+    """
+    leaves: dict[int, set[str]] = {}
+    whose: dict[int, str] = {}
+    for one in state.reservations.values():
+        if now_s < one.end_s:
+            for job, names in in_the_way(state, one).values():
+                is_due = now_s >= asks_s(job, one) and not is_gone_by(job, one)
+                if job.state == "running" and (is_due or now_s >= one.start_s):
+                    leaves.setdefault(job.id, set()).update(names)
+                    whose[job.id] = one.user
+    found: list[ev.Event] = []
+    for number, barred in sorted(leaves.items()):
+        job = state.jobs[number]
+        attempt = job.attempts[-1]
+        leave = tuple(part.node for part in attempt.parts if part.node in barred or state.nodes[part.node].drain)
+        if _is_news(job, leave, config):
+            found.append(ev.MoveRequested(number, attempt.number, leave, (), "reserve", whose[number], now_s))
+    return found
+
+
+def can_leave_all(config: Config) -> bool:
     """Whether a job can leave all its nodes at once: by way of the tree, where there is one."""
     return config.files.backend == "beo"
 
@@ -68,7 +100,7 @@ def migrate(
         leave = tuple(name for name in here if name not in to)
         if not leave:
             raise Conflict(f"job {number} runs on {nodeset.fold(here)} already", "", "name other nodes")
-        if len(leave) == len(here) and not _can_leave_all(config):
+        if len(leave) == len(here) and not can_leave_all(config):
             why = "its checkpoint would go by way of the tree, and files.backend is 'shared'"
             raise Conflict(f"job {number} can't leave all its nodes", why, "name nodes of which it has one already")
         _check_room(state, job, leave, to)
@@ -113,6 +145,7 @@ def preempt(
     for number in state.making_room:
         _give_back(state.jobs[number], free)
     quotas = Quotas(state, config.users)
+    calendar = Calendar(state, now_s, vaults, can_leave_all(config))
     walk = state.queue.walk(set(), quotas.closed, quotas.slots_of)
     for number, _ in islice(walk, PREEMPT_LOOKS):
         job = state.jobs[number]
@@ -121,11 +154,12 @@ def preempt(
         highest = job.spec.priority - config.head.preempt_above
         if not any(priority <= highest for priority in state.priorities):
             continue
-        if place(job, open_to(job, free, narrow(state.nodes.values()))):
+        room = calendar.room(job, free) if calendar else free
+        if place(job, open_to(job, room, narrow(state.nodes.values()))):
             return []  # it starts now, or when those have halted that were asked to
         apt = [one for one in _running(state) if _may_be_asked(one, highest, vaults)]
         apt.sort(key=lambda one: (one.spec.priority, -one.attempts[-1].started_s, -one.id))
-        chosen = _enough(state, job, apt, free)
+        chosen = _enough(state, job, apt, room)
         if chosen:
             return [_make_room(one, job, config, now_s) for one in chosen]
     return []
@@ -182,5 +216,5 @@ def _enough(state: State, job: Job, apt: list[Job], free: dict[str, tuple[int, i
 
 def _make_room(one: Job, job: Job, config: Config, now_s: float) -> ev.MoveRequested:
     attempt = one.attempts[-1]
-    leave = tuple(part.node for part in attempt.parts) if _can_leave_all(config) else ()
+    leave = tuple(part.node for part in attempt.parts) if can_leave_all(config) else ()
     return ev.MoveRequested(one.id, attempt.number, leave, (), again.PREEMPT, job.user, now_s, job.id)

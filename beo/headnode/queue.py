@@ -16,8 +16,8 @@ from heapq import heapify, heappop, heapreplace, merge
 
 from beo.headnode.model import Job
 
-# user, uid, ranks, nodes, cpus, mem_bytes, slots, movable, in_tree
-Shape = tuple[str, int, int, int, int, int, int, bool, bool]
+# user, uid, ranks, nodes, cpus, mem_bytes, slots, movable, in_tree, reservation
+Shape = tuple[str, int, int, int, int, int, int, bool, bool, str]
 Place = tuple[int, int]  # (-priority, job): sorts in the order of starting, within one user
 Walk = Iterator[tuple[int, Shape]]
 
@@ -26,7 +26,7 @@ def shape_of(job: Job) -> Shape:
     """What a job needs, as far as placing it goes. Whose it is counts: not every node may run everybody's jobs."""
     spec = job.spec
     size = (spec.ranks, spec.nodes, spec.cpus, spec.mem_bytes, spec.slots)
-    return (job.user, job.uid, *size, spec.movable, spec.in_tree)
+    return (job.user, job.uid, *size, spec.movable, spec.in_tree, spec.reservation)
 
 
 class Queue:

@@ -5,6 +5,8 @@ age. One whose user is at a limit of his is passed over and holds nobody up. Eac
 that are ready; one that doesn't fit is passed over by smaller ones, but only for PATIENCE_S: from then on nothing
 behind it starts before it, so that a steady stream of small jobs can't starve a wide one.
 
+Where nodes are reserved, the calendar (calendar.py) says which of them a job may have.
+
 An *errand* (a copy of files to or from a node) stands beside all that: it takes no slot, and starts on its node where
 not too many of them are under way.
 """
@@ -12,17 +14,20 @@ not too many of them are under way.
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import inf
 from typing import NamedTuple
 
 import msgspec
 
 from beo import messages as ms
 from beo.headnode.again import Vaults, allowed, keepers, patience_s, place_again
+from beo.headnode.calendar import Calendar
 from beo.headnode.model import Holding, Job, Node
 from beo.headnode.queue import Shape
 from beo.headnode.state import State
 from beo.settings import NO_LIMITS, Limits, UsersConfig
 
+SKIPS_MAX = 50_000  # jobs too long for what is free before a reservation, that one plan passes over
 LOOKS_MAX = 2_000  # jobs and hopeless shapes that one plan looks at: bounds its time
 PATIENCE_S = 600.0
 SHORT_S = 10.0  # an attempt that is lost sooner may be the job's (or its warden's) own doing
@@ -253,6 +258,39 @@ def go_on(
     return parts if parts or is_patient else place(job, free)
 
 
+class TooLong:
+    """Which jobs would reach into a reservation wherever there is room: of one shape, all that last as long."""
+
+    def __init__(self, calendar: Calendar) -> None:
+        """Know none."""
+        self._calendar = calendar
+        self._shortest_s: dict[tuple[Shape, bool, float], float] = {}
+        self.skips = 0
+
+    def _kind(self, shape: Shape, job: Job) -> tuple[Shape, bool, float]:
+        moves = self._calendar.can_move(job)
+        return shape, moves, job.spec.notice_s if moves else 0.0
+
+    def add(self, shape: Shape, job: Job) -> None:
+        """A job found no room for this reason alone."""
+        limit_s = job.spec.time_limit_s or inf
+        kind = self._kind(shape, job)
+        self._shortest_s[kind] = min(limit_s, self._shortest_s.get(kind, inf))
+
+    def covers(self, shape: Shape, job: Job) -> bool:
+        """Whether a job that has not run yet can be passed over."""
+        if not self._shortest_s or job.attempts:
+            return False
+        shortest_s = self._shortest_s.get(self._kind(shape, job))
+        is_covered = shortest_s is not None and (job.spec.time_limit_s or inf) >= shortest_s
+        self.skips += is_covered
+        return is_covered
+
+
+def _would_fit(job: Job, room: dict[str, tuple[int, int]], shut: Narrow) -> bool:
+    return place(job, open_to(job, room, shut)) is not None
+
+
 def plan(
     state: State,
     ready: Collection[str],
@@ -260,10 +298,12 @@ def plan(
     users: UsersConfig | None = None,
     vaults: Vaults | None = None,
     awaited: Collection[int] = (),
+    moves: bool = True,
 ) -> list[Placement]:
     """Return the starts to make now. `ready` names the nodes that may be given work; now_s is the wall clock.
 
-    vaults: which nodes keep something of which job. awaited: jobs for which others are making room.
+    vaults: which nodes keep something of which job. awaited: jobs for which others are making room. moves: whether
+    a job can leave all its nodes.
     """
     users = users or UsersConfig()
     ready = frozenset(ready)
@@ -274,10 +314,19 @@ def plan(
     placements = errands(state, ready)
     hopeless: set[Shape] = set()
     quotas = Quotas(state, users)
-    for looks, (number, shape) in enumerate(state.queue.walk(hopeless, quotas.closed, quotas.slots_of)):
+    calendar = Calendar(state, now_s, vaults, moves)
+    reserved = bool(calendar)
+    too_long = TooLong(calendar)
+    looks = 0
+    for number, shape in state.queue.walk(hopeless, quotas.closed, quotas.slots_of):
         if not free or looks >= LOOKS_MAX:
             break
         job = state.jobs[number]
+        if reserved and too_long.covers(shape, job):
+            if too_long.skips > SKIPS_MAX:
+                break
+            continue
+        looks += 1
         if back_off_s(job, now_s):
             continue
         if not quotas.allow(job):
@@ -285,15 +334,22 @@ def plan(
             continue
         parts = None
         if job.spec.slots_in_all <= free_slots:
-            room = open_to(job, free, shut)
+            room = open_to(job, calendar.room(job, free) if reserved else free, shut)
             parts = go_on(state, job, room, vaults or {}, now_s) if job.attempts else place(job, room)
         if parts is None:
             if number in awaited:
                 break
+            own = calendar.of(job) if reserved else None
             if not job.attempts:
-                hopeless.add(shape)
-            if now_s - job.submitted_s > PATIENCE_S and place(job, open_to(job, everything, shut)):
-                break
+                if reserved and not own and _would_fit(job, free, shut):
+                    too_long.add(shape, job)
+                else:
+                    hopeless.add(shape)
+            is_patient = now_s - job.submitted_s <= PATIENCE_S
+            if not is_patient and _would_fit(job, calendar.room(job, everything) if reserved else everything, shut):
+                if not own:
+                    break
+                free = {name: room for name, room in free.items() if name not in own.nodes}
             continue
         placements.append(Placement(number, divide(job, parts)))
         free_slots -= job.spec.slots_in_all

@@ -33,6 +33,7 @@ from beo.headnode.model import (
     Move,
     Node,
     PartState,
+    Reservation,
     Signal,
     Submission,
     Token,
@@ -90,6 +91,8 @@ class Image(msgspec.Struct, array_like=True):
     takeovers: int = 0
     parted: dict[str, list[str]] = {}
     lost: int = 0
+    reservations: list[Reservation] = []
+    next_reservation: int = 1
     machines: dict[str, Machine] = {}
 
 
@@ -123,6 +126,8 @@ class State:
         self.takeovers = 0  # how often another head has begun to act than the one before
         self.parted: dict[str, list[str]] = {}  # node that was forgotten -> its incarnations, the oldest first
         self.lost = 0  # how often a node was lost, since the cluster began
+        self.reservations: dict[str, Reservation] = {}  # by name, in the order of making
+        self.next_reservation = 1
         self.machines: dict[str, Machine] = {}  # that boot from the heads, by MAC address
         # Derived, rebuilt from the above:
         self.queue = Queue()
@@ -169,6 +174,8 @@ class State:
                 self.takeovers,
                 self.parted,
                 self.lost,
+                list(self.reservations.values()),
+                self.next_reservation,
                 self.machines,
             )
         )
@@ -191,7 +198,10 @@ class State:
         state.next_token, state._touched_from = image.next_token, image.index
         state.heads, state.pair = dict(sorted(image.heads.items())), image.pair
         state.born_s, state.down_s, state.takeovers = image.born_s, image.down_s, image.takeovers
-        state.parted, state.lost, state.machines = image.parted, image.lost, image.machines
+        state.parted, state.lost = image.parted, image.lost
+        state.reservations = {one.name: one for one in image.reservations}
+        state.next_reservation = image.next_reservation
+        state.machines = image.machines
         state.node_keys = {known.node: key for key, known in state.authorized.items() if known.node}
         state.nodes = {node.name: node for node in image.nodes}
         for job in image.jobs:
@@ -266,7 +276,8 @@ class State:
         """Take the digest of what the last entries have touched: cheap, and any difference is in what they touched."""
         jobs = [self.jobs[number] for number in sorted(self._touched[0]) if number in self.jobs]
         nodes = [self.nodes[name] for name in sorted(self._touched[1]) if name in self.nodes]
-        rest = (self.epoch, self.next_job, len(self.jobs), len(self.keys), self.running, self.held, self.pair)
+        rest: tuple[object, ...] = (self.epoch, self.next_job, len(self.jobs), len(self.keys), self.running, self.held)
+        rest = (*rest, self.pair, *self.reservations.values())
         if self._touched_from == self.index - DIGEST_ENTRIES:  # else it doesn't know all of them
             digest = blake2b(_encoder.encode((jobs, nodes, rest)), digest_size=16).digest()
             self.digests[self.index] = digest
@@ -622,7 +633,7 @@ class State:
         if event.hold:
             job.hold, job.held_by = event.hold, event.user
         self.changed.add(job.id)
-        reason = f"requeued by {event.user}"
+        reason = event.reason or f"requeued by {event.user}"
         if job.state not in ENDED:
             job.state, job.requeue = "ending", reason
             return
@@ -748,6 +759,35 @@ class State:
                 del self.parted[next(iter(self.parted))]
             self._revoke(self.node_keys.get(event.node, ""))
 
+    def _reserved(self, event: ev.Reserved) -> None:
+        if event.number != self.next_reservation or event.name in self.reservations:
+            return
+        self.next_reservation += 1
+        whose = (event.number, event.key, event.name, event.user, event.users)
+        self.reservations[event.name] = Reservation(
+            *whose, event.nodes, event.chosen, event.start_s, event.end_s, event.kill
+        )
+
+    def _reservation_moved(self, event: ev.ReservationMoved) -> None:
+        known = self.reservations.get(event.name)
+        if known:
+            self.reservations[event.name] = msgspec.structs.replace(known, nodes=event.nodes)
+
+    def _reservation_ended(self, event: ev.ReservationEnded) -> None:
+        """Its jobs are like any others then, ended ones too: another reservation may get the name."""
+        if not self.reservations.pop(event.name, None):
+            return
+        for job in self.jobs.values():
+            if job.spec.reservation != event.name:
+                continue
+            waits = job.state in WAITING
+            if waits:
+                self._await_no_more(job)
+            job.spec = msgspec.structs.replace(job.spec, reservation="")
+            if waits:
+                self._await(job)
+            self.changed.add(job.id)
+
     def _forgotten(self, event: ev.Forgotten) -> None:
         for number in event.jobs:
             job = self.jobs.get(number)
@@ -846,6 +886,9 @@ _APPLY: dict[type, Callable[[State, Any], None]] = {
     ev.PairSet: State._pair_set,
     ev.MoveRequested: State._move_requested,
     ev.VaultCopied: State._vault_copied,
+    ev.Reserved: State._reserved,
+    ev.ReservationMoved: State._reservation_moved,
+    ev.ReservationEnded: State._reservation_ended,
     ev.MachineLeased: State._machine_leased,
     ev.MachineOpened: State._machine_opened,
     ev.MachineAsked: State._machine_asked,

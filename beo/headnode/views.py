@@ -146,10 +146,11 @@ def node_row(
     clock_s: float = 0.0,
     findings: tuple[ms.Finding, ...] = (),
     kept: Collection[int] = (),
+    reserved: str = "",
 ) -> ms.NodeView:
     """One row of `beo nodes`; a node that is up is shown as silent if it isn't ready, and else by its drain.
 
-    kept: jobs of which its vault keeps something.
+    kept: jobs of which its vault keeps something. reserved: for whom it is.
     """
     jobs = tuple(sorted({job for job, _ in state.live_parts(node.name)}))
     shown = node.state if node.state != "up" or ready else "silent"
@@ -171,6 +172,7 @@ def node_row(
         round(clock_s, 3),
         findings,
         tuple(job for job in jobs if state.jobs[job].move and (job in kept or state.jobs[job].spec.movable)),
+        reserved,
     )
 
 

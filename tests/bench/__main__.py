@@ -15,7 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench import bulk, checkpoint, control, criu, files, inside, live, restart, stage, table, takeover, terminal
+from tests.bench import (
+    bulk,
+    checkpoint,
+    control,
+    criu,
+    files,
+    flush,
+    inside,
+    live,
+    restart,
+    stage,
+    table,
+    takeover,
+    terminal,
+)
 
 PAGE = stage.ROOT / "docs" / "performance.md"
 
@@ -39,6 +53,7 @@ MEASUREMENTS: dict[str, Callable[[Path], Iterator[table.Row]]] = {
     "files": files.files,
     "bulk": bulk.bulk,
     "checkpoint": checkpoint.checkpoint,
+    "flush": flush.flush,
     "criu": criu.criu,
     "restart": restart.restart,
 }

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from beo.checkpoints.combine import combine
-from beo.checkpoints.image import Image
+from beo.checkpoints.combine import SEGMENT_BYTES, combine
+from beo.checkpoints.image import Image, Writing
 from beo.checkpoints.manifest import sums
-from beo.checkpoints.parity import Bytes
+from beo.checkpoints.parity import Bytes, Scratch
 from beo.checkpoints.plan import parity_sizes, stripes
 from beo.checkpoints.store import Store, encoding
 from tests.bench import stage, table
@@ -130,15 +130,16 @@ class Ranks:
         image = Image(b"", [self._own])
         made = stripes(nodes, (image.size,) * RANKS, level)
         parity = np.zeros(parity_sizes(RANKS, made)[comm.rank], np.uint8)
+        scratch = Scratch(SEGMENT_BYTES)
         for step in range(1, ROUNDS + 1):
             self._own[:: 1 << 12] += 1
             self.measure("memcpy", lambda: np.copyto(self._other[:SIZE], self._own))
             self.measure("tmpfs", self._write)
             if made:
-                self.measure(f"encode {level}", lambda: encode(comm, image, made, parity))
+                self.measure(f"encode {level}", lambda: encode(comm, self._other, made, parity, scratch))
             self.measure(f"save {level}", lambda step=step: store.save(step, [self._own]))  # type: ignore[misc]
             if level == "raid5":
-                self.measure("summed", lambda: image.write(self._other[: image.size]))
+                self.measure("summed", lambda: Writing(image, self._other).finish())
                 self.measure("unsummed", lambda: np.copyto(self._other[:SIZE], self._own))
                 self.measure("parity summed", lambda: sums(parity))
                 sealed = Store(comm, folder, level, node)
@@ -168,14 +169,15 @@ class Ranks:
         os.close(fd)
 
 
-def encode(comm: Intracomm, image: Image, made: object, parity: Bytes) -> None:
+def encode(comm: Intracomm, image: Bytes, made: object, parity: Bytes, scratch: Scratch) -> None:
     """Make all parity of the images, as `Store.save` does, into memory."""
     combine(
         comm,
         encoding(made, comm.rank),  # type: ignore[arg-type]
-        lambda piece, length: image.piece(piece.start, length),
+        lambda piece, length: image[piece.start : piece.start + length],
         lambda piece, length: parity[piece.start : piece.start + length],
         lambda piece, total: None,
+        scratch,
     )
 
 
