@@ -701,13 +701,15 @@ def new_spec(
     goes_on: bool = False,
     movable: bool = False,
     reservation: str = "",
+    migratable: bool = False,
 ) -> spec.JobSpec:
     """Return a checked spec for `argv`, run in `cwd` (default: here) with this process's environment and `env` on top.
 
     `mem` is bytes per rank or a text like "4GiB", `time_limit` seconds or a text like "1h30m". Paths are taken relative
     to `cwd`. With a `terminal` of (rows, columns), one process has it and all the slots. `outputs` are patterns of the
     files that are kept when it ends. `signal` is what its ranks get before their time is up, like "USR1@60" (seconds).
-    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. What is `movable` is moved by CRIU.
+    With `goes_on` it halts then at a checkpoint, and goes on as another attempt. What is `movable` is moved by CRIU,
+    and what is `migratable` too: the ranks of an MPI program (experimental).
     With a `reservation` it runs on its nodes, while that is on.
     Raises `UsageError` that names the option at fault.
     """
@@ -756,7 +758,8 @@ def new_spec(
             signal=number,
             notice_s=notice_s,
             goes_on=goes_on,
-            movable=movable,
+            movable=movable or migratable,
             reservation=reservation,
+            migratable=migratable,
         )
     )

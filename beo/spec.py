@@ -70,6 +70,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     movable: bool = False  # it knows nothing of checkpoints, and is moved by CRIU
     goes_on: bool = False  # when its time is up it halts at a checkpoint, and is queued again
     reservation: str = ""  # whose nodes it runs on, while that is on; see headnode/calendar.py
+    migratable: bool = False  # as movable, but of several ranks, each of which is moved as a machine of its own
     in_tree: bool = False  # it runs in a folder that nodes have by mounting the tree: the head says so
     errand: str = ""  # the node that is to run no program but its copier (worker/copier.py), on top of its slots
 
@@ -171,9 +172,18 @@ def pattern(text: str) -> str:
     )
 
 
+MIGRATABLE_MAX = 256
+"""Most ranks: each node gets the ends of all, and each rank a port of the node."""
+
+
 def _check_movable(spec: JobSpec) -> None:
     """Refuse what CRIU can't take apart: more than one tree of processes, or one that something outside holds on to."""
-    if spec.ranks > 1 or spec.slots > spec.cpus:
+    if spec.migratable:
+        _bounded("the number of ranks that can be moved", spec.ranks, 2, MIGRATABLE_MAX, "-n")
+        if spec.batch or spec.slots > spec.ranks * spec.cpus:
+            why = "the ranks themselves are moved, not what a script or a step has started"
+            raise UsageError("--migratable with a shell script or --slots", why, "submit the MPI program itself")
+    elif spec.ranks > 1 or spec.slots > spec.cpus:
         why = "its processes on one node are moved, and MPI's ranks are connected"
         raise UsageError("--movable with several ranks", why, "let it take checkpoints: see docs/checkpoint.md")
     if spec.stdin or spec.attached or spec.terminal is not None:

@@ -398,3 +398,23 @@ def test_where_files_are_shared_no_job_is_moved_off_all_its_nodes(world: World) 
     assert "can't leave all its nodes" in refused(world.answer(ms.Migrate(((number, 1),))))["what"]
     world.answer(ms.Drain("n1", ""), "root")
     assert world.job(number).move is None
+
+
+def test_ranks_that_are_moved_get_what_all_nodes_of_the_halted_attempt_have_of_them_or_none(world: World) -> None:
+    nodes = {name: able(world.node(name, slots=2)) for name in ("n1", "n2", "n3")}
+    number = world.submit(ranks=4, movable=True, migratable=True)
+    assert [part.node for part in world.job(number).attempts[0].parts] == ["n1", "n2"]
+    world.answer(ms.Migrate(((number, 1),), "n1,n3"))
+    for name, bundle in (("n1", "a" * 64), ("n2", "b" * 64)):
+        nodes[name].tell(ms.VaultCopied(name, f"{name}-1", number, 1, bundle, 5))
+        nodes[name].end(number, EXIT_HALTED)
+    second = world.job(number).attempts[1]
+    told, anew = vaults.copies(world.job(number), second, {})
+    ranks = {part.node: range(part.first_rank, part.first_rank + part.ranks) for part in second.parts}
+    assert (set(ranks), anew) == ({"n1", "n3"}, False)
+    assert dict(told) == {name: "a" * 64 if 0 in ranks[name] else "b" * 64 for name in ranks}
+    nodes["n1"].tell(ms.VaultCopied("n1", "n1-1", number, 2, "c" * 64, 5))
+    nodes["n3"].tell(ms.VaultCopied("n3", "n3-1", number, 2, "d" * 64, 5))
+    second.moved = False  # a node was lost while they were halting
+    third = replace(second, number=3)
+    assert vaults.copies(world.job(number), third, {}) == ((), False)

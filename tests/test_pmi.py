@@ -274,3 +274,12 @@ def test_nodes_agree_behind_every_barrier_however_the_fences_travel(schedule: li
         for other in names:
             for k in range(barriers):
                 assert "rc=0" in say(machines[name], rank, f"cmd=get kvsname=s key={other}{k}")
+
+
+def test_ranks_that_come_back_from_elsewhere_meet_at_barriers_and_say_goodbye() -> None:
+    machine = Pmi([0, 1], 2, (), "kvs")
+    machine.resume()
+    assert machine.handle(0, b"cmd=barrier_in") == []
+    assert len(machine.handle(1, b"cmd=barrier_in")) == 2
+    assert machine.handle(0, b"cmd=init pmi_version=1 pmi_subversion=1") == [Bad(0, "rank 0 called PMI init twice")]
+    assert say(machine, 1, "cmd=finalize") == "cmd=finalize_ack rc=0"

@@ -12,8 +12,8 @@ import pytest
 from beo.ha import arp
 from beo.ha.address import ServiceAddress
 from beo.ha.duties import ADDRESS_WAIT_S, FALL_S, RECOVER_S, Duties, Duty
-from beo.ha.netlink import FOREVER_S, Found
 from beo.ha.standing import ANNOUNCE_S, GRANT_S, PROBE_S, RETRY_S, VALID_S, Act, Standing
+from beo.netlink import FOREVER_S, Found
 from tests.cluster import wait_for
 
 OURS, THEIRS = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")

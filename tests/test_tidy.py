@@ -43,12 +43,12 @@ FLOORS = {
     "reader snapshots upgrade compaction headnode.clerk ha.keep ha.orphans "
     "tree.tie tree.store tree.segments tree.orphans tree.volume tree.fetching tree.wiped "
     "tree.session tree.files tree.mount "
-    "worker.criu worker.carried "
+    "worker.criu worker.carried worker.apart "
     "worker.processes worker.disk worker.bounds worker.remains worker.copier worker.errand worker.carrying "
     "bulk.snapshot bulk.unpacking bulk.results "
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
-    "ha.netlink ha.address ha.programs ha.resources ha.sources",
+    "netlink ha.address ha.programs ha.resources ha.sources",
     3: "pairing ha.witness bulk.store bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "

@@ -71,6 +71,11 @@ def job_options(requeue: spec.Requeue) -> Callable[[Decorated], Decorated]:
             is_flag=True,
             help="It takes no checkpoints: let CRIU move it, when its node is drained (one process and its children).",
         ),
+        option(
+            "--migratable",
+            is_flag=True,
+            help="Experimental: as --movable, but for an MPI program of several ranks.",
+        ),
         option("--reservation", default="", metavar="RESERVATION", help="Run on its nodes, while it is on."),
         option("--priority", type=int, default=0, metavar="N", help="Higher goes first."),
         option("--key", default="", metavar="KEY", help="Submitting again under a key gives the same job."),
@@ -127,6 +132,7 @@ def spec_of(
         goes_on=asked["goes_on"],
         movable=asked["movable"],
         reservation=asked["reservation"],
+        migratable=asked["migratable"],
     )
 
 

@@ -18,8 +18,8 @@ from typing import Protocol
 from beo.address import interface_of
 from beo.errors import reason
 from beo.ha import arp
-from beo.ha.netlink import Found, Netlink
 from beo.ha.standing import NEVER, VALID_S, Act, Standing
+from beo.netlink import Found, Netlink
 
 ETHERNET = 1  # ARPHRD_ETHER: what has ARP
 FRAMES_MAX = 10_000  # read at a time when listening for others: a flood is not read to its end

@@ -18,7 +18,7 @@ from beo.headnode import again
 from beo.headnode.again import Vaults
 from beo.headnode.calendar import Calendar, asks_s, in_the_way, is_gone_by
 from beo.headnode.decide import User, find
-from beo.headnode.model import Job
+from beo.headnode.model import Attempt, Job
 from beo.headnode.schedule import Quotas, capacity, free_of, narrow, open_to, place
 from beo.headnode.state import State
 from beo.settings import Config
@@ -44,7 +44,7 @@ def drain(state: State, user: User, names: Collection[str], config: Config, now_
 def _is_news(job: Job, leave: Collection[str], config: Config) -> bool:
     """Whether a running job is to be asked to leave these of its nodes: it can, and has not been asked before."""
     attempt = job.attempts[-1]
-    if len(leave) == len(attempt.parts) and not can_leave_all(config):
+    if _needs_tree(job, attempt, leave) and not can_leave_all(config):
         return False
     move = job.move if job.move and job.move.attempt == attempt.number else None
     return not move or not set(leave) <= set(move.leave)
@@ -74,6 +74,11 @@ def reserve(state: State, config: Config, now_s: float) -> list[ev.Event]:
     return found
 
 
+def _needs_tree(job: Job, attempt: Attempt, leave: Collection[str]) -> bool:
+    """Whether what a job keeps goes by way of the tree: it leaves all its nodes at once, or its ranks move."""
+    return job.spec.migratable or len(leave) == len(attempt.parts)
+
+
 def can_leave_all(config: Config) -> bool:
     """Whether a job can leave all its nodes at once: by way of the tree, where there is one."""
     return config.files.backend == "beo"
@@ -100,9 +105,10 @@ def migrate(
         leave = tuple(name for name in here if name not in to)
         if not leave:
             raise Conflict(f"job {number} runs on {nodeset.fold(here)} already", "", "name other nodes")
-        if len(leave) == len(here) and not can_leave_all(config):
+        if _needs_tree(job, attempt, leave) and not can_leave_all(config):
             why = "its checkpoint would go by way of the tree, and files.backend is 'shared'"
-            raise Conflict(f"job {number} can't leave all its nodes", why, "name nodes of which it has one already")
+            cure = "set files.backend to 'beo'" if job.spec.migratable else "name nodes of which it has one already"
+            raise Conflict(f"job {number} can't leave {'its' if job.spec.migratable else 'all its'} nodes", why, cure)
         _check_room(state, job, leave, to)
         events.append(ev.MoveRequested(number, attempt.number, leave, to, "migrate", user.name, now_s))
     return events, meant

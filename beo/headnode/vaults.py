@@ -49,6 +49,8 @@ def copies(job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[tuple[str, s
     is missing is made again from the others' memory, and nothing is read from the head. Anew: the ranks of the attempt
     before have said that they can't go on from that, so it is to go first.
     """
+    if job.spec.migratable:
+        return _of_ranks(job, attempt), False
     nodes = [part.node for part in attempt.parts]
     before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
     anew = bool(before and before.void)
@@ -57,6 +59,22 @@ def copies(job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[tuple[str, s
         return (), False
     found = sorted((copy.node, copy.bundle) for copy in bundles.complete(job.copies))
     return tuple((nodes[n % len(nodes)], bundle) for n, (_, bundle) in enumerate(found)), anew
+
+
+def _of_ranks(job: Job, attempt: Attempt) -> tuple[tuple[str, str], ...]:
+    """Return what each node of an attempt gets of those of the one before, so that it has its ranks; all, or none."""
+    before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
+    if not before or not before.moved:  # what it has left isn't all, and then it is nothing
+        return ()
+    kept = {copy.node: copy.bundle for copy in job.copies if copy.attempt == before.number}
+    if any(part.node not in kept for part in before.parts):
+        return ()
+    return tuple(
+        (new.node, kept[old.node])
+        for new in attempt.parts
+        for old in before.parts
+        if max(new.first_rank, old.first_rank) < min(new.first_rank + new.ranks, old.first_rank + old.ranks)
+    )
 
 
 def mtbf_s(state: State, nodes: int, now_s: float) -> float:

@@ -35,12 +35,13 @@ from beo.door import PATIENCE_S as VISITOR_S
 from beo.door import Door
 from beo.errors import BeoError, Conflict
 from beo.worker import acts, core, launch, mpienv, probe, process, remains
+from beo.worker.frames import LOST
 from beo.worker.heads import Heads
 from beo.worker.health import Checkup
 from beo.worker.inspector import Inspector
 from beo.worker.keeping import Keeping
 from beo.worker.memory import Memory
-from beo.worker.moving import hold
+from beo.worker.moving import PLACES, hold
 from beo.worker.shipper import Shipper
 
 MOUNTS_S = 20.0  # for the tree to be mounted, before the node joins without it: a head that starts takes some seconds
@@ -424,6 +425,12 @@ class Agent:
             self._tell(health)
         self._tell_kept()
         self._keeping.tick(self._core.held.values())
+        lost, self._keeping.lost = self._keeping.lost, []
+        for key, why in lost:
+            held = self._core.held.get(key)
+            if held and held.alive and held.warden in self._links:
+                end = {"op": "end", "job": key[0], "attempt": key[1], "reason": f"{LOST}{why}", "grace_s": 0.0}
+                self._links[held.warden].send(end)
         self._look_into_limbo()
         self._memory.compact(self._core.seen)
         for link in self._links.values():
@@ -458,7 +465,7 @@ class Agent:
                     self._ship(effect)
                 case acts.Say():
                     held = self._core.held.get((effect.job, effect.attempt))
-                    self._keeping.say(effect, held.order if held else None)
+                    self._keeping.say(effect, held.order if held else None, self._core.node.name)
                 case acts.Copy():
                     self._keeping.copy(effect.order)
                 case acts.Empty():
@@ -594,6 +601,7 @@ class Agent:
             notice_s=spec.notice_s,
             goes_on=spec.goes_on,
             movable=spec.movable,
+            migratable=spec.migratable,
             mem_bytes=spec.mem_bytes * places or None,
             uid=None if spec.errand else order.uid,  # a copier becomes the user itself: he may not reach our Python
             gid=None if spec.errand else order.gid,
@@ -685,7 +693,7 @@ class Agent:
         By a thread of its own: a million files, or a cgroup that the kernel holds on to, must not delay a heartbeat.
         """
         tmp, cgroup = self._tmp(job, attempt), self._cgroup(job, attempt)
-        for name in (SCRIPT, ENVIRONMENT):
+        for name in (SCRIPT, ENVIRONMENT, f"{ENVIRONMENT}{PLACES}"):
             if os.path.lexists(f"{tmp}{name}"):
                 os.unlink(f"{tmp}{name}")
         left = [path for path in (tmp, f"{tmp}{WORK}") if os.path.exists(path)]

@@ -15,6 +15,7 @@ import signal
 import time
 
 from beo import word
+from beo.errors import EXIT_HALTED
 from beo.worker import contain, door, pmi, ranks
 from beo.worker.bounds import OOM_SCORE, Bounds
 from beo.worker.carrying import Carrying
@@ -107,6 +108,8 @@ class Attempt:
             self._own.pmi = Pmi(
                 order.ranks, order.size, nodes, order.pmi["kvsname"], universe, space=space, services=services
             )
+            if order.pmi["back"]:
+                self._own.pmi.resume()
             self._own.peers = nodes
         self._services = services
         stage = Stage(
@@ -458,7 +461,7 @@ class Attempt:
             if killed_by == signal.SIGKILL and self._bounds.for_want_of_memory():
                 why += f" when {self.order.node} had no memory left: say with --mem how much it needs"
             self._lose(why, rank.number, rank.status)
-        if self._own.pmi:
+        if self._own.pmi and not (self.order.is_once and rank.status == EXIT_HALTED):
             self._carry_out(self._own, self._own.pmi.left(rank.number))
 
     def _lose(

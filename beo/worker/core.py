@@ -354,7 +354,8 @@ class Worker:
                 self._do(Say(*held.key, message.do, message.why))
         elif held and held.alive:
             held.halts = True
-            held.leaves = set(held.peers) <= set(message.leaving)
+            # Ranks that are moved may change places, so what each node has of them goes by the tree.
+            held.leaves = held.order.spec.migratable or set(held.peers) <= set(message.leaving)
             if held.order.spec.signal and held.warden:
                 self._to_warden(held, "halt", grace_s=held.order.spec.notice_s)
             self._do(Say(*held.key, "halt", message.why, message.leaving, held.leaves))
@@ -444,7 +445,8 @@ class Worker:
             self._at.pop(held.warden, None)
             self._to_warden(held, "committed")
         self._do(Drop(*held.key))
-        if held.leaves and held.copied:  # all of it is in the tree: what is here would only grow old
+        # All of it is in the tree, and what is here would only grow old. Ranks that are moved may be back here already.
+        if held.leaves and held.copied and not held.order.spec.migratable:
             self._do(Empty((held.order.job,)))
 
     # ---- wardens

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import xxhash
 
 from beo.errors import EXIT_CONFLICT, EXIT_INTERNAL, BeoError, reason
+from beo.worker import ranks
 
 FORMAT = 1
 SEAL = "beo.json"
@@ -32,7 +33,10 @@ DUMPED = "dumped"
 """Written when all images are, an instant before the program is ended: its holder then knows that it was halted."""
 CARRIED = "carried.tar"
 UNREAD = "stdin.unread"
-_BESIDE = (DUMPED, CARRIED, UNREAD)
+TALK = "pmi.talk"
+"""Of a rank: who has spoken last on its PMI socket, and by the file's age when."""
+ASKED, ANSWERED = b"?", b"."
+_BESIDE = (DUMPED, CARRIED, UNREAD, TALK)
 
 CHECK_S = 30.0
 DUMP_MAX_S = 600.0
@@ -154,14 +158,14 @@ def dump(
         root = held(holder)
         _prepare(folder)
         inner = numbers_of(root)[-1]
-        pipes = pipes_of(root)
+        pipes = pipes_of(root) | (lines_of(root) if tcp else {})
         _write(folder / "hook", _hook(folder, inner, carry), 0o700)
         argv = [criu, "dump", "--tree", str(inner), "--images-dir", str(folder), "--log-file", "dump.log", "-v2"]
         argv += ["--ghost-limit", GHOST_MAX, "--manage-cgroups=ignore", "--file-locks", "--link-remap"]
         argv += ["--action-script", str(folder / "hook"), "--network-lock", "nftables"]
         argv += ["--tcp-established"] if tcp else []
         for pipe in sorted(set(pipes.values())):
-            argv += ["--external", pipe]
+            argv += ["--external", pipe.replace("socket:", "unix")]
         words = _run([*words_into(root), *argv], folder / "dump.log")
         if words:
             raise CannotDump("the program can't be moved", words, "it runs on; see docs/criu.md for what can travel")
@@ -175,11 +179,12 @@ def dump(
         raise
 
 
-def restore(folder: Path, descriptors: tuple[int, int, int] = (0, 1, 2), criu: str = "") -> int:
+def restore(folder: Path, descriptors: tuple[int, ...] = (0, 1, 2), criu: str = "") -> int:
     """Let the dumped program go on as a child of this process, which must be a subreaper; its number.
 
-    descriptors: what becomes its stdin, stdout and stderr where these were a warden's pipes. In the namespaces of this
-    process, where the numbers of its processes must be free. Raises NoCriu, SpoiltDump, CannotRestore.
+    descriptors: what becomes its stdin, stdout and stderr where these were a warden's pipes, and its PMI socket. In the
+    namespaces of this process, where the numbers of its processes must be free. Raises NoCriu, SpoiltDump,
+    CannotRestore.
     """
     criu = find(criu)
     folder = folder.resolve()
@@ -299,6 +304,15 @@ def pipes_of(pid: int) -> dict[str, str]:
         if target.startswith("pipe:"):
             found[str(number)] = target
     return found
+
+
+def lines_of(pid: int) -> dict[str, str]:
+    """A rank's socket to its holder, through which its PMI goes: number -> `socket:[inode]`; none where it has none."""
+    try:
+        target = os.readlink(f"/proc/{pid}/fd/{ranks.PMI_FD}")
+    except FileNotFoundError:
+        return {}
+    return {str(ranks.PMI_FD): target} if target.startswith("socket:") else {}
 
 
 # -- the folder ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from beo.settings import WorkerConfig
 from beo.worker import acts
 from beo.worker.copies import Copied, Copies, Wish
 from beo.worker.core import Held
-from beo.worker.moving import Ability, Moving
+from beo.worker.moving import Ability, Moving, Ranks
 from beo.worker.vaults import Vaults
 
 VAULT_PART = 2  # of the memory for jobs, this part may be in the vault where nothing else is set
@@ -45,6 +45,8 @@ class Keeping:
         self._moving = Moving()
         self._ability = Ability()
         self._told_ability = ""
+        self.lost: list[tuple[tuple[int, int], str]] = []
+        """Attempts of which a part can't be dumped, and why: for the agent to end."""
         self._unsealed: list[ms.Start] = []  # ended, and to be copied when their dumps are sealed
         self._looked_s = time.time()
 
@@ -124,15 +126,21 @@ class Keeping:
 
     # ---- words, dumps and copies
 
-    def say(self, said: acts.Say, order: ms.Start | None) -> None:
-        """Tell a job's ranks what to do. A program that knows nothing of it is dumped."""
+    def say(self, said: acts.Say, order: ms.Start | None, node: str) -> None:
+        """Tell a job's ranks what to do. A program that knows nothing of it is dumped. node: this one."""
         is_halt = said.do == "halt"
         if self._copies and is_halt:
             self._copies.cancel(said.job)
         if self._vaults:
             if is_halt and order and order.spec.movable:
-                self._moving.dump(said.job, self._vaults.dump(said.job))
+                ranks = self._ranks(order, node) if order.spec.migratable else None
+                self._moving.dump(said.job, self._vaults.dump(said.job), ranks)
             self._vaults.say(said.job, said.do, said.why, said.leaving, said.is_all)
+
+    def _ranks(self, order: ms.Start, node: str) -> Ranks:
+        key, here = (order.job, order.attempt), next(part for part in order.parts if part.node == node)
+        ranks = range(here.first_rank, here.first_rank + here.ranks)
+        return Ranks(ranks, lambda why: self.lost.append((key, why)))
 
     def copy(self, order: ms.Start) -> None:
         """Copy a job's vault at once, where the tree is ours."""

@@ -37,7 +37,7 @@ class Attempt:
     whose it is (None: the worker's own). cpus: cores per rank. batch: its rank is a script that needs no slot.
     terminal: (rows, columns) of rank 0's, None: it has pipes. bundle: the files that it has along, "" none; outputs:
     patterns of what is kept of its files. copies: node -> bundles with which its vault is to begin, `anew`
-    where it isn't empty, too. signal, notice_s, goes_on, movable: as its spec has them.
+    where it isn't empty, too. signal, notice_s, goes_on, movable, migratable: as its spec has them.
     """
 
     job: int
@@ -68,6 +68,7 @@ class Attempt:
     notice_s: float = 0.0
     goes_on: bool = False
     movable: bool = False
+    migratable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,12 @@ def process_management(attempt: Attempt, cluster: str, nonce: str) -> dict[str, 
     return {
         # Unique for ever: segments in shared memory are named after it, and a name used before corrupts MPI_Init.
         "kvsname": f"{_world(attempt, cluster)}_0_{nonce}",
-        "mapping": process_mapping([(node, len(part.ranks)) for node, part in enumerate(attempt.parts)]),
+        "mapping": process_mapping(
+            [(rank, 1) for rank in range(attempt.size)]  # each is a machine of its own, and shares no memory
+            if attempt.migratable
+            else [(node, len(part.ranks)) for node, part in enumerate(attempt.parts)]
+        ),
+        "back": attempt.migratable and bool(attempt.copies),
         "universe": _places(attempt),
     }
 

@@ -51,6 +51,15 @@ def environment(folder: str, rsh: str, python: str) -> dict[str, str]:
     }
 
 
+APART = {
+    "MPIR_CVAR_CH4_NETMOD": "ofi",
+    "MPIR_CVAR_NOLOCAL": "1",
+    "FI_PROVIDER": "tcp",
+    "FI_TCP_IFACE": "beo0",
+    "BEO_INTERFACE": "beo0",
+}
+"""For ranks that are machines of their own (apart.py): TCP is what CRIU can take along."""
+
 FOREIGN = frozenset({*STALE, *environment("", "", "")})
 """Variables of a submitter that would lead a job's mpirun elsewhere."""
 

@@ -136,6 +136,7 @@ def _pmi(value: Any) -> dict[str, Any] | None:
         "mapping": _text(value, "mapping"),
         "universe": _whole_or_none(value, "universe"),
         "space": _environment(value.get("space") or {}),
+        "back": bool(value.get("back")),
     }
 
 

@@ -204,6 +204,10 @@ class Pmi:
         self._puts_bytes = 0
         self._fences: dict[int, dict[str, dict[str, str]]] = {}
 
+    def resume(self) -> None:
+        """All its ranks were elsewhere before, and are between MPI_Init and MPI_Finalize. What they put is gone."""
+        self._inside = set(self._ranks)
+
     def handle(self, rank: int, line: bytes) -> list[Effect]:
         """What one line of one rank means; `line` comes without its newline."""
         if rank not in self._ranks or len(line) > LINE_BYTES_MAX:

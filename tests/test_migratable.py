@@ -1,0 +1,144 @@
+"""A running MPI program that knows nothing of checkpoints goes on on other nodes: `beo submit --migratable`."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beo import nodeset
+from beo.errors import BeoError
+from beo.worker import criu
+from tests.cluster import Cluster, running, wait_for
+
+RING = """
+import sys, time
+from mpi4py import MPI
+import numpy as np
+
+world = MPI.COMM_WORLD
+rank, size, wrong = world.rank, world.size, 0
+for step in range(int(sys.argv[1])):
+    wrong += world.allreduce(rank * step + 1) != step * size * (size - 1) // 2 + size
+    got = np.empty(1000)
+    world.Sendrecv(np.arange(1000.0) + rank + step, (rank + 1) % size, recvbuf=got, source=(rank - 1) % size)
+    wrong += not (got == np.arange(1000.0) + (rank - 1) % size + step).all()
+    much = np.empty(50_000)
+    world.Allreduce(np.full(50_000, float(rank + step)), much)
+    wrong += not (much == size * step + size * (size - 1) / 2).all()
+    if rank == 0:
+        print("step", step, flush=True)
+    time.sleep(0.02)
+print("rank", rank, "of", size, "wrong", wrong, flush=True)
+"""
+STEPS = 300
+MOVES = 3
+
+
+def _why_not() -> str:
+    """Why programs with TCP can't be moved here: tried, since 'criu check' doesn't tell."""
+    code = "import socket, time; held = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
+    try:
+        place = criu.find()
+    except BeoError as error:
+        return str(error)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "r+") as null:
+        argv = [sys.executable, "-c", code]
+        program = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
+        try:
+            wait_for(lambda: "socket:" in str(_open_files(program.pid)), "it listens")
+            words = [place, "dump", "--tree", str(program.pid), "--images-dir", folder, "--tcp-established"]
+            words += ["--manage-cgroups=ignore", "--network-lock", "skip"]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            return "" if done.returncode == 0 else f"this criu can't take network sockets: {done.stderr[-100:]}"
+        finally:
+            program.kill()
+            program.wait()
+
+
+def _open_files(pid: int) -> list[str]:
+    return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def able() -> None:
+    if why := _why_not():
+        pytest.skip(f"{why[:200]}: make criu CRIU_SUITE=sid")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("migratable") / "beo", workers=3, slots=2) as cluster:
+        yield cluster
+
+
+def submit(cluster: Cluster, steps: int = STEPS, **options: Any) -> int:
+    return cluster.submit([sys.executable, "-c", RING, str(steps)], ranks=4, migratable=True, **options)
+
+
+def prints_on(cluster: Cluster, job: int) -> None:
+    shown = len(cluster.output(job).splitlines())
+    wait_for(lambda: len(cluster.output(job).splitlines()) > shown + 10, "it prints")
+
+
+def expect_whole(output: str) -> None:
+    lines = output.splitlines()
+    assert [line for line in lines if line.startswith("step")] == [f"step {n}" for n in range(STEPS)]
+    assert sorted(lines[STEPS:]) == [f"rank {n} of 4 wrong 0" for n in range(4)]
+
+
+def test_ranks_of_a_running_mpi_program_are_moved_and_no_sum_is_wrong(cluster: Cluster) -> None:
+    job = submit(cluster)
+    for attempt in range(1, MOVES + 1):
+        nodes = nodeset.expand(cluster.wait_for_state(job, "running", attempt).nodes)
+        prints_on(cluster, job)
+        assert f"job {job} goes on elsewhere" in cluster.beo("drain", nodes[-1]).stdout
+        moved = nodeset.expand(cluster.wait_for_state(job, "running", attempt + 1).nodes)
+        assert (nodes[-1] in moved, len(moved)) == (False, 2)
+        cluster.beo("resume", nodes[-1])
+    (view,) = cluster.wait(job)
+    assert (view.state, view.attempt) == ("done", MOVES + 1), view
+    expect_whole(cluster.output(job))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["a rank", "a node's part"])
+def test_a_kill_while_they_move_costs_the_attempt_but_never_a_wrong_sum(cluster: Cluster, whole: bool) -> None:
+    job = submit(cluster, steps=100, requeue="auto")
+    view = cluster.wait_for_state(job, "running")
+    prints_on(cluster, job)
+    victim = cluster.ranks(job)[3]
+    cluster.beo("drain", nodeset.expand(view.nodes)[0])
+    wait_for(lambda: len(cluster.ranks(job)) < 4, "a rank is dumped")
+    with suppress(ProcessLookupError):
+        os.kill(warden_of(victim) if whole else victim, signal.SIGKILL)
+    (view,) = cluster.wait(job)
+    cluster.beo("resume", "node[01-03]")
+    output = cluster.output(job)
+    assert "wrong" not in output.replace("wrong 0", "")
+    if view.state == "done":  # it went on, or was begun anew
+        assert sorted(output.splitlines()[-4:]) == [f"rank {n} of 4 wrong 0" for n in range(4)]
+    else:
+        assert (view.state, view.exit_code, whole) == ("failed", 128 + signal.SIGKILL, False), view
+    assert not cluster.ranks(job)
+
+
+def warden_of(pid: int) -> int:
+    """The process above that is a warden's, if there still is one; else the process itself."""
+    above = pid
+    while above > 1:
+        try:
+            if b"warden.py" in Path(f"/proc/{above}/cmdline").read_bytes():
+                return above
+            above = int(Path(f"/proc/{above}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return pid
