@@ -14,9 +14,11 @@ LINKS_MAX = 8  # cables between two machines
 MOUNTS_MAX = 32  # folders at which one machine shows the tree: each is a process
 RANGE_MAX = 4_096  # addresses for machines that boot from the heads: as many as a cluster has nodes
 PREFIX_LENGTH_MAX = 32
+DNS_MAX = 8  # servers of names that a machine is told of
 INTERFACE_LENGTH_MAX = 15  # of a name: the kernel's IFNAMSIZ, less its end
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+BootMode = Literal["auto", "dhcp", "proxy", "off"]
 BootPolicy = Literal["lan", "approve", "asset"]
 Level = Literal["A", "B", "C"]  # docs/replication.md says what each promises
 
@@ -216,11 +218,20 @@ class FilesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class BootConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[boot]: machines without a disk that boot from the heads.
 
+    interface: the network interface by which they ask; "": none may ("beo boot serve" says it, too). mode: whether this
+    head gives them addresses ("dhcp"), leaves that to another server and only says what to boot ("proxy"), or looks
+    which it is to be ("auto"). router, dns, domain: what they are told with their addresses.
+
     policy: how such a machine is known, where `beo node set` says nothing else of it: docs/boot.md tells what each is
     worth.
     """
 
+    interface: str = ""
+    mode: BootMode = "auto"
     range: str = ""  # addresses for them: "10.77.0.100-10.77.0.199"; "": another DHCP server gives them
+    router: str = ""
+    dns: Annotated[tuple[str, ...], msgspec.Meta(max_length=DNS_MAX)] = ()
+    domain: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.\-]{0,200}$")] = ""
     policy: BootPolicy = "approve"
     prefix: str = "pc"  # of their names: pc01, pc02, ...
     port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] = 7425  # where machines ask the heads, by HTTP
@@ -233,6 +244,19 @@ class BootConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"`prefix` is {self.prefix!r}: write some letters, like pc")
         if self.range:
             _check_range(self.range)
+        if "/" in self.interface or " " in self.interface or len(self.interface) > INTERFACE_LENGTH_MAX:
+            raise ValueError(f"`interface` is {self.interface!r}: 'ip link' lists their names")
+        for address in (*filter(None, (self.router,)), *self.dns):
+            _check_plain(address)
+
+
+def _check_plain(text: str) -> None:
+    from ipaddress import IPv4Address  # here: every verb imports this file
+
+    try:
+        IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"`router` and `dns` are IPv4 addresses, like 10.77.0.1, not {text!r}") from None
 
 
 def _check_range(text: str) -> None:

@@ -70,6 +70,11 @@ def key_of_bytes(key: bytes) -> str:
     return z85.encode(key).decode()
 
 
+def bytes_of_key(key: str) -> bytes:
+    """Return a key as its 32 bytes."""
+    return bytes(z85.decode(key.encode()))
+
+
 def _tune(socket: zmq.Socket[bytes], queue_length: int = QUEUE_LENGTH_MAX) -> None:
     socket.linger = 0
     socket.sndhwm = queue_length

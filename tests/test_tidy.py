@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # floor -> the files on it, without the leading "beo."; a file imports from its own floor and from those below.
 FLOORS = {
     0: "version token proof account errors nodeset units spec settings results events entries messages records "
-    "selector table votes bulk.words tree.words",
-    1: "ha.telling "
+    "selector table votes bulk.words tree.words "
+    "boot.request boot.book boot.dhcp boot.tftp boot.solicit boot.http",
+    1: "ha.telling boot.answers boot.script boot.storm "
     "headnode.mirror headnode.readers "
     "headnode.heads headnode.replay "
     "headnode.model headnode.acts headnode.state headnode.queue headnode.decide headnode.schedule headnode.explain "
@@ -35,6 +36,7 @@ FLOORS = {
     "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child word "
+    "boot.ether boot.web boot.clerk boot.switch boot.firmware boot.shelf boot.peer boot.giving boot.loading "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.consoles headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "
@@ -55,9 +57,10 @@ FLOORS = {
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "
     "worker.warden worker.shipper worker.heads worker.health worker.vaults worker.copies worker.rsh "
     "local supervisor machines doctor "
-    "worker.inspector worker.keeping worker.moving worker.holder headnode.link headnode.alive headnode.sight",
+    "worker.inspector worker.keeping worker.moving worker.holder headnode.boots "
+    "headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
-    "boot.request boot.book boot.records boot.fitness boot.desk boot.runtime boot.console boot.join "
+    "boot.records boot.fitness boot.desk boot.runtime boot.console boot.join boot.pages boot.serve "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

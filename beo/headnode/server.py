@@ -39,6 +39,7 @@ from beo.ha.log import Log
 from beo.ha.resources import Resources, missing_programs
 from beo.headnode import acts, booting, consoles, decide, permissions, views
 from beo.headnode.alive import Alive
+from beo.headnode.boots import Boots
 from beo.headnode.clerk import Clerk
 from beo.headnode.link import Link
 from beo.headnode.model import ENDED, HeadInfo
@@ -101,6 +102,7 @@ class Server:
             )
         self._keys = self._public_keys()
         self._tree = Tree(where)
+        self._boots = Boots(where)
         self._sweeping = Sweeping(where, self._config.files)
         self._server = self._listen(self._who.control)
         self._link = self._open_link()
@@ -290,7 +292,9 @@ class Server:
         self._note_heads()
         self._tell_facts()
         self._tree.tick(self.state)
-        serves = self._replica.pair.role == "primary" and self._tree.is_there
+        leads = self._replica.pair.role == "primary"
+        self._boots.tick(leads, time.monotonic())
+        serves = leads and self._tree.is_there
         self._sweeping.tick(serves, lambda: needed(self.state, time.time()), now_s)
 
     def _lag(self, is_pair: bool) -> tuple[int, float]:
@@ -316,7 +320,8 @@ class Server:
 
     def _tell_facts(self) -> None:
         facts, standings = self._replica.facts, self._resources.standings()
-        troubles = (self._link.why, self._streams.lag().trouble, self._tree.trouble, *standings.troubles)
+        own = (self._link.why, self._streams.lag().trouble, self._tree.trouble)
+        troubles = (*own, *self._boots.troubles, *standings.troubles)
         facts.findings = tuple(trouble for trouble in troubles if trouble)
         if changes := self._file_orphans.now():
             facts.findings += (f"{changes} changes of files were here alone: see 'beo ha orphans' there",)
@@ -400,6 +405,7 @@ class Server:
         self._resources.close()
         self._streams.stop()
         self._sweeping.stop()
+        self._boots.close()
         self._tree.close()
         self._clerk.close()
         self._server.close()
