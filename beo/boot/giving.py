@@ -68,7 +68,7 @@ class Giver:
         self.part: Part | None = "dhcp" if mode == "dhcp" else None if mode == "auto" and pool else "proxy"
         self.other = ""  # who else gives addresses here
         self._other_s = 0.0
-        self._listen_until_s = self._ask_s = -1.0
+        self._listen_until_s = self._ask_s = self._asked_s = -1.0
         self.notes: OrderedDict[str, float] = OrderedDict()
         self.answered = self.refused = 0
         self._xid = int.from_bytes(os.urandom(4), "big")
@@ -103,7 +103,7 @@ class Giver:
         if self.other and now_s - self._other_s > HEARD_S:
             self.other = ""
         if now_s >= self._ask_s:
-            self._ask_s = now_s + (ASK_EVERY_S if self.part is None else LOOK_EVERY_S)
+            self._asked_s, self._ask_s = now_s, now_s + (ASK_EVERY_S if self.part is None else LOOK_EVERY_S)
             self._ask_around()
 
     def troubles(self, now_s: float) -> tuple[str, ...]:
@@ -146,7 +146,12 @@ class Giver:
         if packet.xid == self._xid and packet.op == dhcp.REQUEST:
             return  # our own question
         if other := answers.is_other_server(packet, self._site.server):
-            self._found_other(other)
+            # Only who answers our own question is believed to be there: of a packet of any other, nobody knows whose it
+            # is, and one would be enough to end all boots. But it is a reason to ask now.
+            if packet.xid == self._xid and packet.op == dhcp.REPLY:
+                self._found_other(other)
+            else:
+                self._ask_s = min(self._ask_s, self._asked_s + ASK_EVERY_S)
         if port == dhcp.CLIENT_PORT or packet.op != dhcp.REQUEST:
             return
         kind, note = self._talks.hear(packet, self._now_s)
