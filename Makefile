@@ -16,7 +16,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files test-net test-real test-real-long test-all demo bench openmpi criu clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files sim-boot test-net test-real test-real-long test-all demo bench openmpi criu clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ sim: venv ## two heads, workers and trouble in virtual time: SEEDS=10000 of them
 
 sim-files: venv ## how long chunks take to reach 200 nodes, in virtual time, as a table and docs/files-peers.svg
 	nice $(BIN)/python -m tests.sim.spread_plot --plot docs/files-peers.svg
+
+sim-boot: venv ## how long 200 machines take that are switched on together, as a table and docs/boot-storm.svg
+	nice $(BIN)/python -m tests.sim.storm_plot --plot docs/boot-storm.svg
 
 test-net: venv ## only the tests of several machines, made out of network namespaces (as root)
 	@for program in ip nft; do command -v $$program >/dev/null || \

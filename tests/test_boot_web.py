@@ -415,6 +415,11 @@ def test_a_head_that_fails_or_is_overrun_fails_only_who_asks(running: Running, m
     clerk.ask(fail, heard.append)
     assert isinstance(heard[0], Conflict) and "too many" in str(heard[0])
     done.set()
-    wait_for(lambda: (clerk.hear(), len(heard) == 3)[1], "both to be done")
+
+    def both() -> bool:
+        clerk.hear()
+        return len(heard) == 3
+
+    wait_for(both, "both to be done")
     assert heard[1] is True and isinstance(heard[2], BeoError) and "RuntimeError" in str(heard[2])
     clerk.close()

@@ -2,7 +2,8 @@
 
 GET  /boot.ipxe            a script that asks again and says which machine it is
 GET  /boot.ipxe?mac=MAC    that machine's script
-GET  /kernel/SHA  /initrd/SHA  /firmware/NAME
+GET  /kernel/SHA           when it is one's turn; and /initrd/SHA
+GET  /firmware/NAME
 GET  /image/SHA.sqfs       by the head itself, or 302 to a machine that has it, or 503 until there is one;
                            ?direct=1: by the head alone, for whoever got something else elsewhere
 POST /have/SHA?port=PORT   a machine says that it serves that image
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from beo.boot.answers import FIRMWARE_PATH, SCRIPT_PATH
 from beo.boot.book import Book, Machine, Shelf
 from beo.boot.clerk import Clerk
 from beo.boot.request import Request, Response
-from beo.boot.storm import Here, Later, Storm, There
+from beo.boot.storm import TURN_S, TURNS, Here, Later, Storm, There
 from beo.boot.web import Exchange
 from beo.errors import BeoError, NotFound
 from beo.proof import HEX, mac_of
@@ -59,6 +61,8 @@ class Pages:
         self._boots, self._others = asking
         self._book, self._shelf, self._desk, self._storm = book, shelf, desk, storm
         self._firmware, self._http, self._write = firmware, http, write
+        self._waiting: deque[tuple[Exchange, Response]] = deque()
+        self._turns = 0
         self.sent = 0
 
     def route(self, ask: Exchange) -> None:
@@ -71,7 +75,7 @@ class Pages:
             if reads and path == SCRIPT_PATH:
                 self._script(ask)
             elif reads and first in ("kernel", "initrd"):
-                ask.answer(self._file(first, rest))
+                self._in_turn(ask, self._file(first, rest))
             elif reads and path.startswith(f"{FIRMWARE_PATH}/"):
                 ask.answer(self._ipxe(rest))
             elif reads and first == "image" and rest.endswith(".sqfs"):
@@ -90,6 +94,27 @@ class Pages:
 
     def _file(self, kind: str, sha256: str) -> Response:
         return Response(200, kind="application/octet-stream", file=self._shelf.path(kind, sha256))
+
+    def _in_turn(self, ask: Exchange, response: Response) -> None:
+        """Send a few at a time, in the order in which they came: firmware waits, and 200 at once would all be late."""
+        assert ask.head
+        if ask.head.method == "HEAD":
+            ask.answer(response)
+            return
+        ask.due_s = time.monotonic() + TURN_S
+        self._waiting.append((ask, response))
+        self._next_turns()
+
+    def _next_turns(self) -> None:
+        while self._waiting and self._turns < TURNS:
+            ask, response = self._waiting.popleft()
+            if not ask.closed:
+                self._turns += 1
+                ask.answer(response, ended=self._turn_over)
+
+    def _turn_over(self) -> None:
+        self._turns -= 1
+        self._next_turns()
 
     def _script(self, ask: Exchange) -> None:
         assert ask.head

@@ -35,4 +35,3 @@ def advertisement(mac: str = "") -> bytes:
     """Return one that offers nothing: lifetime 0, no prefix. Its checksum is 0: a raw socket's kernel fills it in."""
     head = _HEAD.pack(ADVERTISEMENT, 0, 0, 0, 0, 0, 0, 0)
     return head + (bytes((_SOURCE_LINK, 1)) + bytes.fromhex(mac.replace(":", "")) if mac else b"")
-

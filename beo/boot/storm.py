@@ -13,11 +13,13 @@ from collections.abc import Callable
 
 import msgspec
 
-SLOTS = 8  # images that the head itself sends at one time
-PEER_SLOTS = 2  # and each machine that has it: of more, each would get its part later
+SLOTS = 4  # images that the head itself sends at one time
+PEER_SLOTS = 4  # and each machine that has it: of more, each would get its part later
 HOLDERS_MAX = 4_096  # as many as a cluster has nodes
 HELD_S = 900.0  # a holder that hasn't said it again is taken for gone
 SENT_S = 60.0  # for somebody who was sent elsewhere to say that he has it; his slot there is free then
+TURNS = 8  # kernels and initrds that are sent at one time, so that some machines have theirs early, and go on
+TURN_S = 300.0  # for whoever waits for his turn: 200 machines take 30 s
 LUCKLESS_S = 120.0  # a sender with which somebody had no luck is left alone for so long
 WAIT_MIN_S, WAIT_MAX_S = 1.0, 4.0  # before who finds all busy asks again, each another time
 

@@ -5,6 +5,7 @@ python -m tests.net.booter tftp SERVER NAME [OPTION VALUE]...     SHA-256 and si
 python -m tests.net.booter http URL                               status, SHA-256 and the beginning
 python -m tests.net.booter router                                 who answers a solicitation, and its bytes
 python -m tests.net.booter serve ADDRESS                          another DHCP server: until it is killed
+python -m tests.net.booter all SERVER                             boots as each kind of client
 python -m tests.net.booter noise                                  spoilt packets to every port
 """
 
@@ -18,6 +19,8 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -27,6 +30,8 @@ from tests.clients import Client, samples
 
 INTERFACE = "eth0"
 ANSWER_S = 1.2
+ADDRESS_S = 8.0  # for an interface to have found out that its IPv6 address is nobody else's
+ASK_EVERY_S = 0.3
 OTHERS = "10.77.0.77"  # what the other server offers
 
 
@@ -58,7 +63,7 @@ def _told(packet: Packet) -> dict[str, Any]:
     return {"kind": dhcp.NAMES[packet.kind], "yiaddr": packet.yiaddr, "options": options, **names}
 
 
-def boot(kind: str, mac: str, at: str = "", wanted: str = "") -> list[dict[str, Any]]:
+def boot(kind: str, mac: str, at: str = "", wanted: str = "", enough: int = 9) -> list[dict[str, Any]]:
     """Ask as a client of this kind; with `wanted`, for that address and no other, as after a restart."""
     client = Client(kind, mac, int.from_bytes(os.urandom(4), "big"))
     to = ("255.255.255.255", dhcp.SERVER_PORT)
@@ -68,7 +73,7 @@ def boot(kind: str, mac: str, at: str = "", wanted: str = "") -> list[dict[str, 
         return [
             _told(p) for p in _exchange(link, client.packet(dhcp.ASK, options={dhcp.WANTED_ADDRESS: packed}), to, 1)
         ]
-    offers = _exchange(link, client.discover(), to)
+    offers = _exchange(link, client.discover(), to, enough)
     replies = list(offers)
     for offer in offers:
         if offer.yiaddr != dhcp.NONE:
@@ -127,22 +132,37 @@ def fetch(url: str) -> dict[str, Any]:
     return {"status": answer.status, "sha256": sha256, "text": text}
 
 
-def router() -> list[dict[str, Any]]:
+def router(enough: int = 9) -> list[dict[str, Any]]:
     """Look for an IPv6 router, as iPXE does."""
     link = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, INTERFACE.encode())
     link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
     link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
-    link.sendto(bytes.fromhex("8500000000000000"), (solicit.ALL_ROUTERS, 0, 0, socket.if_nametoindex(INTERFACE)))
-    found, end_s = [], time.monotonic() + ANSWER_S
-    while (left_s := end_s - time.monotonic()) > 0:
-        link.settimeout(left_s)
+    target = (solicit.ALL_ROUTERS, 0, 0, socket.if_nametoindex(INTERFACE))
+    found: list[dict[str, Any]] = []
+    end_s = time.monotonic() + (ANSWER_S if enough > 1 else ADDRESS_S)
+    link.settimeout(ASK_EVERY_S)
+    while len(found) < enough and time.monotonic() < end_s:
+        with suppress(OSError):  # an interface that has just come up has no address of its own yet
+            link.sendto(bytes.fromhex("8500000000000000"), target)
         try:
             data, more, _, sender = link.recvmsg(2_048, 64)
         except TimeoutError:
-            break
+            continue
         if data[0] == solicit.ADVERTISEMENT:
             found.append({"from": sender[0], "hops": more[0][2][0], "data": data.hex()})
+    return found
+
+
+def every(server: str) -> dict[str, Any]:
+    """Boot as each kind of client, as far as the script, one after the other."""
+    found: dict[str, Any] = {"router": router(enough=1)}
+    for number, kind in enumerate((*Client.ARCHES, "plain")):
+        replies = boot(kind, f"52:54:00:00:00:{number:02x}", enough=1)
+        file = replies[-1]["file"]
+        loads = fetch(file) if file.startswith("http") else tftp(server, file, "tsize", "0") if file else {}
+        found[kind] = {"replies": replies, "loads": loads}
+    found["script"] = fetch(f"http://{server}:7425/boot.ipxe?mac=52-54-00-00-00-04")
     return found
 
 
@@ -183,8 +203,15 @@ def main() -> None:
     what, *words = sys.argv[1:]
     if what == "serve":
         serve(*words)
-    done = {"dhcp": boot, "tftp": tftp, "http": fetch, "router": router, "noise": noise}[what](*words)
-    print(json.dumps(done))
+    deeds: dict[str, Callable[..., Any]] = {
+        "dhcp": boot,
+        "tftp": tftp,
+        "http": fetch,
+        "router": router,
+        "all": every,
+        "noise": noise,
+    }
+    print(json.dumps(deeds[what](*words)))
 
 
 if __name__ == "__main__":
