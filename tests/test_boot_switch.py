@@ -145,7 +145,7 @@ def test_it_runs_where_the_head_leads_and_the_switch_is_on_and_nowhere_else(
 def test_what_ails_it_is_a_finding_of_the_head(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boots, "SILENT_S", 0.2)
     head = FakeHeads(home, monkeypatch, "raise SystemExit(1)")
-    assert head.boots.troubles == ()
+    assert not head.boots.troubles
     switch.write(home, Switch("eth0", "proxy"))
 
     def troubles() -> tuple[str, ...]:
