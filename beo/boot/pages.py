@@ -101,6 +101,7 @@ class Pages:
         if ask.head.method == "HEAD":
             ask.answer(response)
             return
+        log.info("%s asks for %s", ask.peer[0], ask.head.path)
         ask.due_s = time.monotonic() + TURN_S
         self._waiting.append((ask, response))
         self._next_turns()
@@ -133,6 +134,8 @@ class Pages:
             if isinstance(found, BeoError):
                 log.warning("%s can't boot: %s", mac, found)
                 found = script.wait(str(found))
+            else:
+                log.info("%s has its script", mac)
             ask.answer(Response(200, found.encode(), SCRIPT_KIND))
 
         self._boots.ask(find, told)

@@ -66,7 +66,7 @@ def boot(machine: Machine, image: Image, heads: tuple[str, ...], boots: tuple[st
         lines += [f"kernel --name kernel {base}/kernel/{image.kernel} {words} || goto {other}"]
         lines += [f"initrd --name initrd {base}/initrd/{image.initrd} || goto {other}"]
         lines += [f"boot || goto {other}"]
-    lines += [":retry", "imgfree", f"echo beo: no head has answered, again in {wait_s} s", f"sleep {wait_s}"]
+    lines += [":retry", "imgfree", f"echo beo: no head has booted this machine, again in {wait_s} s", f"sleep {wait_s}"]
     lines += ["goto head0"]
     return _checked("\n".join(lines) + "\n")
 

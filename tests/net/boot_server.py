@@ -14,5 +14,8 @@ from tests.boot_site import Book, Desk
 if __name__ == "__main__":
     home = Home(Path(sys.argv[1]))
     mode = sys.argv[2]
+    import logging
+
+    logging.basicConfig(level=logging.INFO)
     assert mode in ("auto", "dhcp", "proxy")
     Server(home, Switch("eth0", mode), Book(), Folder(home), Desk()).run()  # type: ignore[arg-type]
