@@ -11,7 +11,7 @@ import os
 import time
 
 from beo.boot import switch
-from beo.boot.switch import Switch
+from beo.boot.switch import Status, Switch
 from beo.child import Child
 from beo.config import Home
 from beo.errors import BeoError
@@ -32,6 +32,7 @@ class Boots:
         self._child = Child("the server of boots", home, ARGV, log)
         self._look_s = 0.0
         self._switch = Switch()
+        self._status: Status | None = None
         self._why = ""
         self._since_s = 0.0  # when it was wanted
         self._stamp: tuple[int, int] | None = None
@@ -41,6 +42,7 @@ class Boots:
         if now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
             self._look()
+            self._status = switch.ask(self._home) if self._since_s else None
         if leads and self._switch.is_on:
             self._since_s = self._since_s or now_s
             self._child.keep(now_s)
@@ -55,7 +57,7 @@ class Boots:
             return (self._why,)
         if not self._since_s:
             return ()
-        status, boot_s = switch.ask(self._home), time.clock_gettime(time.CLOCK_BOOTTIME)
+        status, boot_s = self._status, time.clock_gettime(time.CLOCK_BOOTTIME)
         if status and boot_s - status.said_s < SILENT_S:
             return status.troubles
         is_late = time.monotonic() - self._since_s > SILENT_S
