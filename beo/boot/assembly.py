@@ -81,10 +81,12 @@ class Files:
                     left = [*(piece for piece in target.split("/") if piece and piece != "."), *left]
                     at = "" if target.startswith("/") else posixpath.dirname(at)
                     break
-                if found and found[0].islnk():
-                    at = found[0].linkname
             else:
-                return self._members[at] and at
+                seen = {at}
+                while (info := self._members[at][0]).islnk() and info.linkname not in seen:
+                    at = info.linkname
+                    seen.add(at)
+                return at
         raise KeyError(name)
 
     # ---- adding
@@ -222,18 +224,20 @@ class Files:
                         whole.pax_headers = body.pax_headers
                         archive.addfile(whole, _Reader(source.pieces(body.size)))
                     else:
-                        info.linkname = first
-                        archive.addfile(info)
+                        archive.addfile(self._hard_link(info, first))
                 elif info.isreg():
                     first = written.setdefault(name, name)
                     if first != name:  # a hard link came before it
-                        again = self._info(name, tarfile.LNKTYPE, info.mode)
-                        again.linkname = first
-                        archive.addfile(again)
+                        archive.addfile(self._hard_link(info, first))
                     else:
                         archive.addfile(info, _Reader(source.pieces(info.size)))
                 else:
                     archive.addfile(info)
+
+    def _hard_link(self, info: tarfile.TarInfo, first: str) -> tarfile.TarInfo:
+        again = self._info(info.name, tarfile.LNKTYPE, info.mode)
+        again.linkname = first
+        return again
 
     def write_cpio(self, out: BinaryIO) -> None:
         """Write them as the kernel wants an initrd: a cpio archive of the form "newc"."""

@@ -25,8 +25,15 @@ ROOT_OUT = (
     "kernel/fs/orangefs/ kernel/fs/ubifs/ kernel/fs/jffs2/ kernel/fs/nilfs2/ kernel/fs/ufs/ kernel/fs/hfs/ "
     "kernel/fs/hfsplus/ kernel/fs/bcachefs/ kernel/fs/smb/server/ kernel/net/batman-adv/ kernel/net/tipc/ "
     "kernel/net/dccp/ kernel/net/ax25/ kernel/net/rds/ kernel/net/atm/ kernel/drivers/atm/ kernel/drivers/net/hamradio/ "
-    "kernel/drivers/net/wan/ kernel/drivers/net/arcnet/ kernel/drivers/net/ieee802154/ kernel/net/ieee802154/"
+    "kernel/drivers/net/wan/ kernel/drivers/net/arcnet/ kernel/drivers/net/ieee802154/ kernel/net/ieee802154/ "
+    "kernel/drivers/md/ kernel/drivers/hwmon/ kernel/drivers/i2c/ kernel/drivers/edac/ kernel/arch/x86/kvm/ "
+    "kernel/fs/btrfs/ kernel/fs/f2fs/ kernel/fs/nfsd/ kernel/net/netfilter/ipset/"
 ).split()
+# Cards of large servers and switches, which no PC has.
+SERVERS = tuple(
+    f"kernel/drivers/net/ethernet/{vendor}/"
+    for vendor in "chelsio netronome pensando cavium huawei fungible qlogic sfc emulex brocade cisco mellanox/mlxsw".split()
+)
 INITRD_IN = (
     "kernel/drivers/net/ethernet/ kernel/drivers/net/phy/ kernel/drivers/net/mdio/ kernel/drivers/net/pcs/"
 ).split()
@@ -50,13 +57,14 @@ def is_module(path: str) -> bool:
 
 def for_root(paths: Iterable[str]) -> list[str]:
     """Those of the modules (kernel/…/NAME.ko.xz) that an image has."""
-    return [path for path in paths if is_module(path) and not path.startswith(tuple(ROOT_OUT))]
+    return [path for path in paths if is_module(path) and not path.startswith((*ROOT_OUT, *SERVERS))]
 
 
 def for_initrd(paths: Iterable[str], needs: dict[str, list[str]]) -> list[str]:
     """Those that its initrd has, with all that they need; `needs` is what modules.dep says."""
     names = {name.replace("-", "_") for name in INITRD_NAMES}
-    return with_needs((path for path in paths if path.startswith(tuple(INITRD_IN)) or name_of(path) in names), needs)
+    cards = [path for path in paths if path.startswith(tuple(INITRD_IN)) and not path.startswith(SERVERS)]
+    return with_needs([*cards, *(path for path in paths if name_of(path) in names)], needs)
 
 
 def with_needs(paths: Iterable[str], needs: dict[str, list[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from beo.errors import NotFound, UsageError
 WHEELS = ("click", "cloudpickle", "mpi4py", "mpich", "msgspec", "numpy", "pyzmq", "xxhash")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 _OLD = ("manylinux_2_27_x86_64", "manylinux_2_26_x86_64", "manylinux_2_12_x86_64", "manylinux_2_5_x86_64")
-_NEEDLESS = re.compile(r"(^|/)(tests?|testing/tests|_pyinstaller)/|\.(pyi|pyx|pxd|a|c|h|cpp|pyc)$|(^|/)include/")
+_NEEDLESS = re.compile(r"(^|/)(tests?|testing/tests|_pyinstaller)/|\.(pyi|pyx|pxd|a|c|h|cpp|pyc)$|(^|/)include/|/libmpi_abi\.so")
 _WHEEL = re.compile(r"([^-]+)-([^-]+)-.*\.whl")
 
 
@@ -55,6 +55,8 @@ def add(files: Files, wheel: Path, site: str, prefix: str) -> tuple[str, str]:
             if info.is_dir() or not name:
                 continue
             mode = 0o755 if (info.external_attr >> 16) & 0o100 or ".so" in name.rpartition("/")[2] else 0o644
+            if _NEEDLESS.search(name):
+                continue
             first, _, rest = name.partition("/")
             if first.endswith(".data"):
                 kind, _, rest = rest.partition("/")
@@ -66,8 +68,6 @@ def add(files: Files, wheel: Path, site: str, prefix: str) -> tuple[str, str]:
                     name = f"{prefix}/{rest}"
                 else:
                     continue
-            elif _NEEDLESS.search(name):
-                continue
             else:
                 name = f"{site}/{name}"
             files.add(name, archive.read(info), mode)
