@@ -126,7 +126,9 @@ def test_the_kernels_own_form_is_read_by_another_program(tmp_path: Path) -> None
         files.write_cpio(out)
     if not Path("/usr/bin/cpio").exists() and not Path("/bin/cpio").exists():
         pytest.skip("no cpio here: apt-get install -y cpio")
-    told = subprocess.run(["cpio", "-tv"], stdin=(tmp_path / "x.cpio").open("rb"), capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["cpio", "-tv"], stdin=(tmp_path / "x.cpio").open("rb"), capture_output=True, text=True, check=True
+    )
     lines = told.stdout.splitlines()
     assert any(line.startswith("-rwxr-xr-x") and line.endswith(" init") for line in lines), lines
     assert any(line.endswith("bin/sh -> busybox") for line in lines)
@@ -215,7 +217,8 @@ def test_a_digest_that_is_a_path_is_refused(tmp_path: Path) -> None:
 def test_a_base_tells_nothing_of_where_it_was_made(tmp_path: Path) -> None:
     files = gathered(
         tmp_path, ("etc/apt/sources.list", b"deb http://mirror.example/"), ("etc/apt/auth.conf.d/x", b"secret"),
-        ("etc/resolv.conf", b"nameserver 10.9.8.7"), ("etc/machine-id", b"1"), ("var/lib/apt/lists/x", b"1"), ("etc/passwd", b"1"),
+        ("etc/resolv.conf", b"nameserver 10.9.8.7"), ("etc/machine-id", b"1"),
+        ("var/lib/apt/lists/x", b"1"), ("etc/passwd", b"1"),
     )  # fmt: skip
     building.strip(files)
     assert [name for name in files.names() if not files.member(name).isdir()] == ["etc/passwd"]
@@ -249,16 +252,22 @@ def test_a_wish_that_cant_be_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize("said", ["E: Unable to locate package nosuch", "No space left on device", "Failed to fetch x"])
-def test_a_build_that_fails_leaves_nothing_half_made(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_fails_leaves_nothing_half_made(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in debian.NEEDS:
-        text = 'echo "Debian http://mirror.example/"' if name == "apt-get" else f'echo half >"$TMPDIR"/x; echo "{said}" >&2; exit 25'
+        text = (
+            'echo "Debian http://mirror.example/"'
+            if name == "apt-get"
+            else f'echo half >"$TMPDIR"/x; echo "{said}" >&2; exit 25'
+        )
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     store = Store(Home(tmp_path / "home"))
-    with pytest.raises(BeoError, match="nosuch|space|fetch"):
+    with pytest.raises(BeoError, match=r"nosuch|space|fetch"):
         building.build(store, building.Wish("vm", ("nosuch",)), store.folder / ".cache", lambda text: None)
     assert [path.name for path in store.folder.rglob("*")] == [".cache"]
 

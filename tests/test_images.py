@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_an_image_that_was_used_is_current_and_the_one_before_is_previous(store: Store) -> None:
     first, second = make(store, "first"), make(store, "second", "2026-01-02T00:00:00Z")
-    assert [image.sha256 for image in store.list()] == [second.sha256, first.sha256]
+    assert [image.sha256 for image in store.every()] == [second.sha256, first.sha256]
     assert store.marked("current") == ""
     store.use(first.sha256)
     store.use(second.sha256)
@@ -66,7 +66,7 @@ def test_a_damaged_image_is_told(store: Store) -> None:
     manifest = make(store, "one")
     store.check(manifest)
     store.path("initrd", manifest.initrd).write_bytes(b"initrd of onf")
-    with pytest.raises(BeoError, match="initrd .* is damaged"):
+    with pytest.raises(BeoError, match=r"initrd .* is damaged"):
         store.check(manifest)
     store.path("initrd", manifest.initrd).unlink()
     with pytest.raises(NotFound):
@@ -100,7 +100,7 @@ def test_another_heads_image_is_taken_only_as_what_its_name_says(store: Store, t
     assert other.take(manifest, lambda kind, sha: [files[kind, sha][:3], files[kind, sha][3:]]) == total
     assert other.take(manifest, lambda kind, sha: pytest.fail("it is there")) == 0
     other.check(manifest)
-    assert other.list() == [manifest]
+    assert other.every() == [manifest]
 
 
 def test_an_image_comes_from_another_heads_server(store: Store, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ FLOORS = {
     "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child word "
-    "boot.images boot.assembly boot.modules boot.debian boot.oci boot.wheels boot.building "
+    "notice boot.images boot.assembly boot.modules boot.debian boot.oci boot.wheels boot.building "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "

@@ -125,7 +125,9 @@ class Files:
         name = clean(info.name)
         if not name:
             return
-        one = self._info(name, info.type if info.type != tarfile.GNUTYPE_SPARSE else tarfile.REGTYPE, info.mode & 0o7777)
+        one = self._info(
+            name, info.type if info.type != tarfile.GNUTYPE_SPARSE else tarfile.REGTYPE, info.mode & 0o7777
+        )
         one.uid, one.gid, one.mtime = info.uid, info.gid, min(int(info.mtime), self._epoch_s)
         one.devmajor, one.devminor = info.devmajor, info.devminor
         if info.isreg():
@@ -184,7 +186,9 @@ class Files:
                     self._members[at] = self._info(at, tarfile.DIRTYPE, 0o755), Source(None, 0)
                 elif found[0].issym():
                     target = found[0].linkname
-                    joined = target.lstrip("/") if target.startswith("/") else posixpath.join(posixpath.dirname(at), target)
+                    joined = (
+                        target.lstrip("/") if target.startswith("/") else posixpath.join(posixpath.dirname(at), target)
+                    )
                     at = clean(joined)
                     if at and at not in self._members:
                         at = self._open(at)
@@ -250,8 +254,8 @@ class Files:
                 data = info.linkname.encode() if info.issym() else b"".join(source.pieces(info.size))
                 mode = info.mode | _CPIO_TYPES[info.type]
             raw = name.encode() + b"\0"
-            fields = (number, mode, info.uid, info.gid, 2 if info.isdir() else 1, int(info.mtime), len(data))
-            fields = (*fields, 0, 0, info.devmajor, info.devminor, len(raw), 0)
+            fields = [number, mode, info.uid, info.gid, 2 if info.isdir() else 1, int(info.mtime), len(data)]
+            fields += [0, 0, info.devmajor, info.devminor, len(raw), 0]
             head = b"070701" + b"".join(b"%08x" % field for field in fields) + raw
             out.write(head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4))
 

@@ -24,6 +24,7 @@ import beo
 from beo.boot import debian, modules, wheels
 from beo.boot.assembly import Files
 from beo.boot.images import Manifest, Store
+from beo.boot.modules import words
 from beo.boot.oci import Layout
 from beo.errors import BeoError, Conflict, NotFound, UsageError, reason
 
@@ -35,20 +36,21 @@ COMPILE_S = 600.0
 BOOT = "usr/lib/beo/boot"  # where the machine finds what it starts with
 PROFILES = tuple(debian.KERNELS)
 WORDS = {"vm": "console=ttyS0 quiet", "lab": "console=tty0 console=ttyS0,115200 quiet"}
-APPLETS = (
-    "sh awk cat chmod cut echo find grep head ip ls mkdir mknod modprobe mount nc od printf ps rm sed sha256sum sleep "
-    "sort switch_root tail tr udhcpc umount uname wc wget xargs losetup"
-).split()
+APPLETS = words(
+    "sh awk cat chmod cut echo find grep head ip ls mkdir mknod modprobe mount nc od printf ps rm sed sha256sum "
+    "sleep sort switch_root tail tr udhcpc umount uname wc wget xargs losetup"
+)
 # Of a base, what machines have no use for, or what says where it was made.
-DROPPED = (
+DROPPED = words(
     "boot dev proc sys run tmp var/cache var/log var/lib/apt var/lib/dpkg/info var/tmp usr/share/doc usr/share/man "
     "usr/share/locale usr/share/info usr/share/zoneinfo/right usr/share/zoneinfo/posix usr/share/lintian "
     "usr/share/bash-completion etc/apt/sources.list.d etc/apt/apt.conf.d etc/apt/trusted.gpg.d etc/apt/auth.conf.d"
-).split()
-REMOVED = (
-    "etc/apt/sources.list etc/apt/auth.conf etc/machine-id etc/hostname etc/resolv.conf etc/.pwd.lock var/lib/dpkg/status-old .dockerenv"
-).split()
-FOLDERS = "boot dev proc sys run tmp var/cache var/log var/tmp var/lib/beo root home".split()
+)
+REMOVED = words(
+    "etc/apt/sources.list etc/apt/auth.conf etc/machine-id etc/hostname etc/resolv.conf etc/.pwd.lock "
+    "var/lib/dpkg/status-old .dockerenv"
+)
+FOLDERS = ["boot", "dev", "proc", "sys", "run", "tmp", "var/cache", "var/log", "var/tmp", "var/lib/beo", "root", "home"]
 _PYTHON = re.compile(r"python3\.(\d+)")
 _PROGRAMS = ("mksquashfs", "zstd", "depmod", "dpkg-deb", "apt-get")
 
@@ -100,7 +102,9 @@ def check(wish: Wish) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9+.\-]{1,120}", name):
             raise UsageError(f"{name[:80]!r} is no package of Debian", "", "look for it with 'apt-cache search'")
     if wish.added and wish.oci:
-        raise UsageError("--add goes with Debian's packages only", "--from-oci has its own", "add them to the container")
+        raise UsageError(
+            "--add goes with Debian's packages only", "--from-oci has its own", "add them to the container"
+        )
 
 
 class _Build:
@@ -260,7 +264,9 @@ class _Build:
         packed = self._scratch / "image.out"
         words = ["mksquashfs", "-", str(packed), "-tar", "-comp", "zstd", "-Xcompression-level", str(LEVEL)]
         words += ["-noappend", "-quiet", "-no-progress", "-processors", str(min(2, os.cpu_count() or 1))]
-        environment = dict(os.environ, SOURCE_DATE_EPOCH=str(self._epoch_s), PATH=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        environment = dict(
+            os.environ, SOURCE_DATE_EPOCH=str(self._epoch_s), PATH=f"{os.environ.get('PATH', '')}:/usr/sbin"
+        )
         with tempfile.TemporaryFile(dir=self._scratch) as said:
             packer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment)
             assert packer.stdin

@@ -25,7 +25,15 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = ("python3", "iproute2", "kmod", "mount", "procps", "fuse3", "libfuse3-4", "criu", "netbase")
 """Besides the essential ones: what a worker's agent, its verbs and its programs take for given."""
 KERNELS = {"vm": "linux-image-cloud-amd64", "lab": "linux-image-amd64"}
-LEFT_OUT = ("doc", "man", "locale", "info", "lintian", "bash-completion", "doc-base")  # of usr/share: nobody reads there
+LEFT_OUT = (
+    "doc",
+    "man",
+    "locale",
+    "info",
+    "lintian",
+    "bash-completion",
+    "doc-base",
+)  # of usr/share: nobody reads there
 AGE_MAX_S = 7 * 86_400.0  # of what is kept: Debian mends its packages meanwhile
 BASE_S = 1_200.0  # for all the packages to be brought and set up, on a slow line
 ASK_S = 300.0
@@ -45,7 +53,9 @@ def check_programs(names: Sequence[str]) -> None:
     missing = [name for name in names if not shutil.which(name, path=path)]
     if missing:
         packages = " ".join(sorted({NEEDS[name] for name in missing}))
-        raise NotFound(f"there is no {' nor '.join(missing)} here", "an image is built by it", f"apt-get install -y {packages}")
+        raise NotFound(
+            f"there is no {' nor '.join(missing)} here", "an image is built by it", f"apt-get install -y {packages}"
+        )
 
 
 def mirror() -> str:
@@ -154,7 +164,11 @@ class _Apt:
 
 
 def run(
-    words: Sequence[str], what: str, limit_s: float, environment: dict[str, str] | None = None, folder: Path | None = None
+    words: Sequence[str],
+    what: str,
+    limit_s: float,
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
 ) -> str:
     """Run a program and return what it has written; raises the BeoError that its words come to."""
     try:
@@ -170,7 +184,9 @@ def run(
             cwd=folder,
         )
     except subprocess.TimeoutExpired:
-        raise Conflict(f"can't {what}", f"{words[0]} took more than {limit_s:.0f} s", "see the network, try again") from None
+        raise Conflict(
+            f"can't {what}", f"{words[0]} took more than {limit_s:.0f} s", "see the network, try again"
+        ) from None
     except OSError as error:
         raise BeoError(f"can't {what}", reason(error), f"install {NEEDS.get(words[0], words[0])}") from None
     if done.returncode:
@@ -189,7 +205,9 @@ def understand(what: str, program: str, told: str) -> BeoError:
         if "No space left on device" in line or "enough free space" in line:
             return Conflict(f"can't {what}", "no space left on the disk", "free space, or set --cache to another disk")
     for line in lines:
-        if any(word in line for word in ("Could not resolve", "Could not connect", "Failed to fetch", "Connection failed")):
+        if any(
+            word in line for word in ("Could not resolve", "Could not connect", "Failed to fetch", "Connection failed")
+        ):
             return Conflict(f"can't {what}", line[:300], "see whether this machine reaches the mirror, and try again")
     said = next((line for line in lines if line.startswith("E: ")), lines[-1] if lines else "it says nothing")
     return BeoError(f"can't {what}", f"{program}: {said[:300]}", "see what it says, and try again")

@@ -76,7 +76,7 @@ class Store:
         """Where the file of that kind and SHA-256 is, or would be; raises NotFound where that's no SHA-256."""
         return self.folder / f"{_checked(sha256)}{SUFFIXES[kind]}"
 
-    def list(self) -> list[Manifest]:
+    def every(self) -> list[Manifest]:
         """All images, the newest first."""
         names = [path.stem for path in self.folder.glob("*.json") if _is_sha256(path.stem)]
         found = []
@@ -97,10 +97,10 @@ class Store:
         """Return an image by `current`, `previous`, its SHA-256 or the beginning of that; raises NotFound."""
         name = self.marked(word) if word in ("current", "previous") else word
         if not _is_sha256(name):
-            every = [image.sha256 for image in self.list()]
+            names = [image.sha256 for image in self.every()]
             if not name and word in ("current", "previous"):
                 raise NotFound(f"there is no {word} image", "", "'beo image build' makes one")
-            fitting = [sha256 for sha256 in every if name and sha256.startswith(name)]
+            fitting = [sha256 for sha256 in names if name and sha256.startswith(name)]
             if len(fitting) != 1:
                 why = f"{len(fitting)} begin with that" if fitting else "none here begins with that"
                 raise NotFound(f"no image {word[:DIGITS]}", why, "'beo image list' tells what there is")
@@ -221,12 +221,14 @@ class Store:
     def prune(self, kept: int = KEPT) -> list[Manifest]:
         """Take all old images away but so many, the current and the previous one; return what was taken."""
         marked = {self.marked("current"), self.marked("previous")}
-        old = [image for image in self.list() if image.sha256 not in marked][kept:]
+        old = [image for image in self.every() if image.sha256 not in marked][kept:]
         return [self.remove(image.sha256) for image in old]
 
     def _sweep(self) -> None:
         """Take away the files that no manifest names any more."""
-        named = {path for image in self.list() for kind, (sha, _) in image.files().items() if (path := self.path(kind, sha))}
+        named = {
+            path for image in self.every() for kind, (sha, _) in image.files().items() if (path := self.path(kind, sha))
+        }
         for suffix in SUFFIXES.values():
             for path in self.folder.glob(f"*{suffix}"):
                 if path not in named and _is_sha256(path.stem):

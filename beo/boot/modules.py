@@ -10,34 +10,43 @@ from collections.abc import Iterable
 
 from beo.errors import BeoError
 
+
+def words(text: str) -> list[str]:
+    """The words of a text, where a list of them reads better so."""
+    return text.split()
+
+
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
-ROOT_OUT = (
+ROOT_OUT = words(
     "kernel/sound/ kernel/drivers/gpu/ kernel/drivers/media/ kernel/drivers/staging/ kernel/drivers/net/wireless/ "
     "kernel/net/wireless/ kernel/net/mac80211/ kernel/net/bluetooth/ kernel/drivers/bluetooth/ kernel/drivers/iio/ "
-    "kernel/drivers/infiniband/ kernel/drivers/scsi/ kernel/drivers/isdn/ kernel/drivers/input/ kernel/drivers/video/ "
-    "kernel/drivers/accel/ kernel/drivers/hid/ kernel/drivers/usb/gadget/ kernel/drivers/usb/serial/ kernel/net/can/ "
-    "kernel/drivers/net/can/ kernel/drivers/target/ kernel/drivers/comedi/ kernel/drivers/power/ kernel/drivers/leds/ "
-    "kernel/drivers/platform/ kernel/drivers/mtd/ kernel/drivers/misc/ kernel/drivers/message/ kernel/drivers/pcmcia/ "
-    "kernel/drivers/parport/ kernel/drivers/firewire/ kernel/drivers/ssb/ kernel/drivers/bcma/ kernel/net/nfc/ "
-    "kernel/drivers/nfc/ kernel/drivers/mmc/ kernel/drivers/memstick/ kernel/drivers/rtc/ kernel/drivers/regulator/ "
-    "kernel/drivers/mfd/ kernel/drivers/gpio/ kernel/drivers/soundwire/ kernel/drivers/thunderbolt/ kernel/drivers/w1/ "
-    "kernel/fs/ocfs2/ kernel/fs/gfs2/ kernel/fs/jfs/ kernel/fs/reiserfs/ kernel/fs/afs/ kernel/fs/coda/ "
-    "kernel/fs/orangefs/ kernel/fs/ubifs/ kernel/fs/jffs2/ kernel/fs/nilfs2/ kernel/fs/ufs/ kernel/fs/hfs/ "
-    "kernel/fs/hfsplus/ kernel/fs/bcachefs/ kernel/fs/smb/server/ kernel/net/batman-adv/ kernel/net/tipc/ "
-    "kernel/net/dccp/ kernel/net/ax25/ kernel/net/rds/ kernel/net/atm/ kernel/drivers/atm/ kernel/drivers/net/hamradio/ "
+    "kernel/drivers/infiniband/ kernel/drivers/scsi/ kernel/drivers/isdn/ kernel/drivers/input/ "
+    "kernel/drivers/video/ kernel/drivers/accel/ kernel/drivers/hid/ kernel/drivers/usb/gadget/ "
+    "kernel/drivers/usb/serial/ kernel/net/can/ kernel/drivers/net/can/ kernel/drivers/target/ "
+    "kernel/drivers/comedi/ kernel/drivers/power/ kernel/drivers/leds/ kernel/drivers/platform/ kernel/drivers/mtd/ "
+    "kernel/drivers/misc/ kernel/drivers/message/ kernel/drivers/pcmcia/ kernel/drivers/parport/ "
+    "kernel/drivers/firewire/ kernel/drivers/ssb/ kernel/drivers/bcma/ kernel/net/nfc/ kernel/drivers/nfc/ "
+    "kernel/drivers/mmc/ kernel/drivers/memstick/ kernel/drivers/rtc/ kernel/drivers/regulator/ kernel/drivers/mfd/ "
+    "kernel/drivers/gpio/ kernel/drivers/soundwire/ kernel/drivers/thunderbolt/ kernel/drivers/w1/ kernel/fs/ocfs2/ "
+    "kernel/fs/gfs2/ kernel/fs/jfs/ kernel/fs/reiserfs/ kernel/fs/afs/ kernel/fs/coda/ kernel/fs/orangefs/ "
+    "kernel/fs/ubifs/ kernel/fs/jffs2/ kernel/fs/nilfs2/ kernel/fs/ufs/ kernel/fs/hfs/ kernel/fs/hfsplus/ "
+    "kernel/fs/bcachefs/ kernel/fs/smb/server/ kernel/net/batman-adv/ kernel/net/tipc/ kernel/net/dccp/ "
+    "kernel/net/ax25/ kernel/net/rds/ kernel/net/atm/ kernel/drivers/atm/ kernel/drivers/net/hamradio/ "
     "kernel/drivers/net/wan/ kernel/drivers/net/arcnet/ kernel/drivers/net/ieee802154/ kernel/net/ieee802154/ "
     "kernel/drivers/md/ kernel/drivers/hwmon/ kernel/drivers/i2c/ kernel/drivers/edac/ kernel/arch/x86/kvm/ "
     "kernel/fs/btrfs/ kernel/fs/f2fs/ kernel/fs/nfsd/ kernel/net/netfilter/ipset/"
-).split()
+)
 # Cards of large servers and switches, which no PC has.
 SERVERS = tuple(
     f"kernel/drivers/net/ethernet/{vendor}/"
-    for vendor in "chelsio netronome pensando cavium huawei fungible qlogic sfc emulex brocade cisco mellanox/mlxsw".split()
+    for vendor in words(
+        "chelsio netronome pensando cavium huawei fungible qlogic sfc emulex brocade cisco mellanox/mlxsw"
+    )
 )
-INITRD_IN = (
+INITRD_IN = words(
     "kernel/drivers/net/ethernet/ kernel/drivers/net/phy/ kernel/drivers/net/mdio/ kernel/drivers/net/pcs/"
-).split()
-INITRD_NAMES = "virtio_net virtio_pci virtio_mmio vmxnet3 hv_netvsc xen-netfront loop squashfs overlay af_packet".split()
+)
+INITRD_NAMES = words("virtio_net virtio_pci virtio_mmio vmxnet3 hv_netvsc xen-netfront loop squashfs overlay af_packet")
 # Of a PC's on-board network, and of a virtual machine's; a profile without one of these isn't what its name says.
 EXPECTED = {
     "lab": "e1000 e1000e igb igc r8169 8139too tg3 bnx2 forcedeth atlantic alx sky2 virtio_net loop squashfs overlay",

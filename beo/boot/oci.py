@@ -66,7 +66,11 @@ class Layout:
         if not isinstance(digest, str):
             raise UsageError("the layout names something without a digest", "", _CURE)
         method, _, value = digest.partition(":")
-        if method not in ("sha256", "sha512") or not value.isalnum() or len(value) != (64 if method == "sha256" else 128):
+        if (
+            method not in ("sha256", "sha512")
+            or not value.isalnum()
+            or len(value) != (64 if method == "sha256" else 128)
+        ):
             raise UsageError(f"{digest[:100]!r} is no digest that is known here", "sha256 and sha512 are", _CURE)
         return self._folder / "blobs" / method / value, digest
 
@@ -93,7 +97,7 @@ class Layout:
                 file.seek(0)
                 start = file.read(4)
                 file.seek(0)
-                out = cast(BinaryIO, tempfile.TemporaryFile(dir=scratch))
+                out = cast(BinaryIO, tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115 - it is returned
                 if start[:2] == b"\x1f\x8b":
                     with gzip.open(file) as packed:
                         shutil.copyfileobj(packed, out, 1 << 20)
@@ -106,7 +110,9 @@ class Layout:
         except (gzip.BadGzipFile, EOFError, subprocess.CalledProcessError) as error:
             raise UsageError(f"the layer {digest[:19]} can't be unpacked", str(error), _CURE) from None
         except OSError as error:
-            raise Conflict(f"can't unpack the layer {digest[:19]}", reason(error), "free space, or set --cache") from None
+            raise Conflict(
+                f"can't unpack the layer {digest[:19]}", reason(error), "free space, or set --cache"
+            ) from None
         out.flush()
         out.seek(0)
         return out

@@ -1,4 +1,4 @@
-"""The libraries of a worker, as wheels: brought for the Python of the image, in the versions that this head has itself."""
+"""The libraries of a worker, as wheels: for the Python of the image, in the versions that this head has itself."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from beo.errors import NotFound, UsageError
 WHEELS = ("click", "cloudpickle", "mpi4py", "mpich", "msgspec", "numpy", "pyzmq", "xxhash")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 _OLD = ("manylinux_2_27_x86_64", "manylinux_2_26_x86_64", "manylinux_2_12_x86_64", "manylinux_2_5_x86_64")
-_NEEDLESS = re.compile(r"(^|/)(tests?|testing/tests|_pyinstaller)/|\.(pyi|pyx|pxd|a|c|h|cpp|pyc)$|(^|/)include/|/libmpi_abi\.so")
+_NEEDLESS = re.compile(
+    r"(^|/)(tests?|testing/tests|_pyinstaller)/|\.(pyi|pyx|pxd|a|c|h|cpp|pyc)$|(^|/)include/|/libmpi_abi\.so"
+)
 _WHEEL = re.compile(r"([^-]+)-([^-]+)-.*\.whl")
 
 
 def bring(cache: Path, python: str) -> list[Path]:
     """Return the wheels for a Python like 3.13, brought where they aren't kept; raises BeoError."""
     if importlib.util.find_spec("pip") is None:
-        raise NotFound("this Python has no pip", "it brings the libraries of a worker", "apt-get install -y python3-pip")
+        raise NotFound(
+            "this Python has no pip", "it brings the libraries of a worker", "apt-get install -y python3-pip"
+        )
     folder = cache / f"wheels-{python}"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [_pinned(name) for name in WHEELS]
@@ -45,7 +49,7 @@ def bring(cache: Path, python: str) -> list[Path]:
 
 
 def add(files: Files, wheel: Path, site: str, prefix: str) -> tuple[str, str]:
-    """Put a wheel into an image: its modules to `site`, its programs and data below `prefix`; return name and version."""
+    """Put a wheel into an image, modules to `site`, programs and data below `prefix`; return name and version."""
     match = _WHEEL.fullmatch(wheel.name)
     if not match:
         raise UsageError(f"{wheel.name} is no wheel", "", "remove it from the cache")

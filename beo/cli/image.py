@@ -114,7 +114,7 @@ def _row(store: Store, made: Manifest) -> dict[str, object]:
 def list_images(fields: str, as_json: bool, quiet: bool) -> None:
     """List the images of this head, the newest first."""
     store = Store(config.home())
-    show([_row(store, made) for made in store.list()], COLUMNS, fields, as_json, quiet)
+    show([_row(store, made) for made in store.every()], COLUMNS, fields, as_json, quiet)
 
 
 @click.command(cls=Verb, examples=[("beo image show", "the current one"), ("beo image show 3f9a --json", "as JSON")])
