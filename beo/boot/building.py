@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import beo
+from beo import __version__
 from beo.boot import debian, modules, wheels
 from beo.boot.assembly import Files
 from beo.boot.images import Manifest, Store
@@ -28,6 +28,7 @@ from beo.boot.modules import words
 from beo.boot.oci import Layout
 from beo.errors import BeoError, Conflict, NotFound, UsageError, reason
 
+TOP = Path(__file__).resolve().parent.parent  # beo itself
 EPOCH_S = 1_735_689_600  # 2025-01-01: of all files that have no older date, unless SOURCE_DATE_EPOCH says another
 SIZE_AIM_BYTES = 100_000_000  # more is told: 200 machines fetch it at once
 LEVEL = 9  # of zstd
@@ -136,7 +137,7 @@ class _Build:
         self._own(python, busybox)
         self._modules(kernel)
         _compile(self._files, python, self._scratch)
-        self._step(f"beo {beo.__version__} and {len(libraries)} libraries, compiled")
+        self._step(f"beo {__version__} and {len(libraries)} libraries, compiled")
         image = self._pack()
         vmlinuz = self._scratch / "kernel.out"
         vmlinuz.write_bytes(kernel.image.read_bytes())
@@ -154,7 +155,7 @@ class _Build:
             profile=self._wish.profile,
             kernel_version=kernel.version,
             python=python.version,
-            beo=beo.__version__,
+            beo=__version__,
             made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             packages=packages,
             wheels=libraries,
@@ -239,7 +240,7 @@ class _Build:
     def _own(self, python: Interpreter, busybox: Path) -> None:
         """Beo itself, and what a machine starts with."""
         files = self._files
-        top = Path(beo.__file__).parent
+        top = TOP
         for where, folders, names in os.walk(top):
             folders[:] = sorted(name for name in folders if name != "__pycache__")
             for name in sorted(names):
@@ -300,7 +301,7 @@ class Kernel(NamedTuple):
 
 def own(name: str) -> bytes:
     """What a machine starts with, from the folder worker/boot."""
-    return (Path(beo.__file__).parent / "worker" / "boot" / name).read_bytes()
+    return (TOP / "worker" / "boot" / name).read_bytes()
 
 
 def _depmod(source: Path, base: Path, version: str, chosen: Sequence[str]) -> str:
