@@ -71,7 +71,7 @@ def test_a_supervisor_is_ready_when_its_daemons_are(tmp_path: Path, systemd: soc
         env = {**os.environ, "BEO_DIR": str(cluster.home.path), "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "1000000"}
         env["PYTHONPATH"] = str(UNITS.parents[2])
         with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            told = set()
+            told: set[bytes] = set()
             while told != {b"READY=1", b"WATCHDOG=1"}:
                 told.add(systemd.recv(99))
             process.send_signal(signal.SIGTERM)
