@@ -5,6 +5,7 @@ What is brought is kept in build/boot. The figures are printed: make test-boot s
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tarfile
@@ -106,6 +107,27 @@ def test_the_same_packages_make_the_same_image_and_no_mirror_is_in_it(
         path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and mirror in path.read_bytes()
     ]
     assert (folder / "usr/lib/beo/boot/start").exists() and not (folder / "etc/machine-id").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot")
+def test_what_a_worker_imports_is_in_the_image(store: Store, image: Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    words = ["unsquashfs", "-q", "-n", "-d", str(folder), str(store.path("image", image.sha256))]
+    debian.run(words, "unpack it", 120)
+    code = (
+        "import zmq, msgspec, numpy, click, cloudpickle, xxhash, mpi4py.MPI, beo.worker.agent, beo.client, sqlite3, ssl"
+    )
+    # In namespaces of its own, so that nothing stays mounted; MPI looks into /proc.
+    inside = [
+        "unshare",
+        "-mpf",
+        "sh",
+        "-c",
+        'mount -t proc proc "$0"/proc && mount --rbind /dev "$0"/dev && exec chroot "$0" "$@"',
+        str(folder),
+    ]
+    debian.run([*inside, "/usr/bin/python3", "-P", "-c", code], "import", 120)
+    assert "beo" in debian.run([*inside, "/usr/bin/beo", "--help"], "run beo", 60)
 
 
 def test_a_base_of_a_container_makes_an_image(store: Store, image: Manifest, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from beo.errors import BeoError, Conflict, NotFound, UsageError, reason
 SUITE = "trixie"
 ARCHITECTURE = "amd64"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-PACKAGES = ("python3", "iproute2", "kmod", "mount", "procps", "fuse3", "libfuse3-4", "criu", "netbase")
+PACKAGES = ("python3", "iproute2", "kmod", "mount", "procps", "fuse3", "libfuse3-4", "criu", "netbase", "libstdc++6")
 """Besides the essential ones: what a worker's agent, its verbs and its programs take for given."""
 KERNELS = {"vm": "linux-image-cloud-amd64", "lab": "linux-image-amd64"}
 LEFT_OUT = (
