@@ -16,7 +16,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files sim-boot test-net test-real test-real-long test-all demo bench openmpi criu clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files sim-boot test-net test-real test-real-long boot-packages test-boot test-all demo bench openmpi criu clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,14 +48,14 @@ format: venv ## put the code into the project's form
 	$(BIN)/ruff format .
 
 test: lint ## what to run before every commit: lint, the fast tests, the MPI tests on two ranks
-	$(LIMIT) 600 $(PYTEST) $(PARALLEL) -m "not slow and not real and not mpi" $(NONE_IS_FINE)
+	$(LIMIT) 600 $(PYTEST) $(PARALLEL) -m "not slow and not real and not mpi and not boot" $(NONE_IS_FINE)
 	@$(MAKE) --no-print-directory test-mpi
 
 test-mpi: venv ## only the tests that run inside MPI, on two ranks
 	test ! -d tests/mpi || $(LIMIT) 300 $(BIN)/mpiexec -n 2 $(PYTEST) --no-header -p no:cacheprovider --with-mpi --only-mpi tests/mpi </dev/null
 
 test-slow: venv ## only the slow tests; BEO_DOSE=0.5: half as many kills and faults
-	$(LIMIT) 1800 $(PYTEST) $(PARALLEL) -m "slow and not real" $(NONE_IS_FINE)
+	$(LIMIT) 1800 $(PYTEST) $(PARALLEL) -m "slow and not real and not boot" $(NONE_IS_FINE)
 
 fuzz: venv ## feed everything that reads bytes with spoilt ones, for minutes and with another seed each time
 	BEO_FUZZ=30 BEO_FUZZ_SEED=$${BEO_FUZZ_SEED:-$$(date +%s)} $(LIMIT) 1800 $(PYTEST) $(PARALLEL) --timeout 900 tests/fuzz
@@ -111,6 +111,18 @@ test-real: venv openmpi ## only other people's programs, run unmodified
 
 test-real-long: venv ## file systems' tests that take a quarter of an hour on the tree
 	$(LIMIT) 3000 $(PYTEST) -m "real and long" $(NONE_IS_FINE)
+
+BOOT_PACKAGES := mmdebstrap squashfs-tools busybox-static zstd kmod qemu-system-x86 shellcheck cpio
+BOOT_PROGRAMS := mmdebstrap mksquashfs busybox zstd depmod qemu-system-x86_64 shellcheck cpio
+
+boot-packages: ## install what builds images, and what tries them on emulated machines
+	@for program in $(BOOT_PROGRAMS); do PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null && continue; \
+	  echo "make: no $$program here: apt-get install -y $(BOOT_PACKAGES)"; \
+	  { apt-get install -y -qq $(BOOT_PACKAGES) || { apt-get update -qq && apt-get install -y -qq $(BOOT_PACKAGES); }; } \
+	    >/dev/null || exit 1; break; done
+
+test-boot: venv boot-packages ## build an image, and boot machines without a disk from it, in QEMU
+	$(LIMIT) 1800 $(PYTEST) -s -m boot $(NONE_IS_FINE)
 
 test-all: test test-slow test-real test-real-long ## every test there is
 

@@ -26,7 +26,8 @@ import msgspec
 
 from beo.config import Home, write_durably
 from beo.errors import BeoError
-from beo.lockfile import Process, holding
+from beo.lockfile import Process, holder, holding
+from beo.notice import Notice
 from beo.worker import remains
 
 HEALTHY_S = 10.0  # who lived for so long begins with no delay again
@@ -293,6 +294,7 @@ class Supervisor:
     def run(self) -> None:
         """Start what isn't running and restart what ends, until `stop`; then end it all."""
         looked_s = time.monotonic()
+        notice = Notice()
         cluster = ""
         with suppress(OSError, BeoError):
             cluster = self._home.cluster().cluster  # while it can be read: `end` can't when the folder is gone
@@ -318,15 +320,23 @@ class Supervisor:
                     bound(path)
             running = {watch.process.fileno(): watch for watch in self._watches if watch.process}
             due_s = [watch.due_s for watch in self._watches if watch.process is None or watch.ends.count]
-            ready = self._wait([*running], min([looked_s + LOOK_S, *due_s]) - time.monotonic())
+            told_s = notice.look(self._is_up)
+            ready = self._wait([*running], min(told_s, min([looked_s + LOOK_S, *due_s]) - time.monotonic()))
             if self._stop in ready:
                 self._log.info("told to stop: ending everything")
                 break
             for fd in ready:
                 self._ended(running[fd])
+        notice.tell("STOPPING=1")
         self._end()
         if cluster and not self._home.cluster_file.exists():
             remains.remove(cluster, [watch.daemon.name for watch in self._agents])
+
+    def _is_up(self) -> bool:
+        """Whether all that is to run does, and has its lock: it listens soon, and is told if it doesn't."""
+        with suppress(BeoError):  # a lock that is held by whom we can't name
+            return all(watch.process and holder(watch.daemon.lock) for watch in self._watches)
+        return True
 
     def _wait(self, fds: list[int], timeout_s: float) -> list[int]:
         poll = select.poll()

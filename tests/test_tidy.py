@@ -37,6 +37,7 @@ FLOORS = {
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",
     2: "question line child word "
     "boot.ether boot.web boot.clerk boot.switch boot.firmware boot.shelf boot.peer boot.giving boot.loading "
+    "notice boot.images boot.assembly boot.modules boot.debian boot.oci boot.wheels boot.building "
     "bulk.holdings bulk.serving bulk.fetching bulk.held "
     "headnode.consoles headnode.copies "
     "address accounts door keyring config log wire journal mark lockfile birth worker.memory worker.process "

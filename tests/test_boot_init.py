@@ -1,0 +1,173 @@
+"""The scripts with which a machine without a disk starts, run by busybox: what they do where something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beo.boot.images import Store
+from beo.config import Home
+from tests.machine import Server
+from tests.test_images import make
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "beo" / "worker" / "boot"
+BUSYBOX = shutil.which("busybox")
+needs_busybox = pytest.mark.skipif(not BUSYBOX, reason="no busybox here: apt-get install -y busybox-static")
+
+
+# A static busybox's wget and nc may crash on a system whose C library is another: here Python does what they do. The
+# machines of test_boot_image.py run busybox's own.
+WGET = """
+import os, sys, http.client, urllib.error, urllib.request
+path, url = sys.argv[6], sys.argv[7]
+at = os.path.getsize(path)
+request = urllib.request.Request(url, headers={"Range": f"bytes={at}-"} if at else {})
+try:
+    with urllib.request.urlopen(request, timeout=5) as answer, open(path, "ab") as file:
+        while piece := answer.read1(65536):
+            file.write(piece)
+        if answer.length:
+            sys.exit("wget: connection closed prematurely")
+except (OSError, http.client.HTTPException) as error:
+    sys.exit(f"wget: {error}")
+"""
+NC = """
+import socket, sys
+with socket.create_connection((sys.argv[3], int(sys.argv[4])), 2) as link:
+    link.sendall(sys.stdin.buffer.read())
+    print(link.recv(4096).decode())
+"""
+
+
+def run(tmp_path: Path, words: str, limit_s: float = 20) -> str:
+    """Run words of shell after the init script was read, without its main; return all that is said."""
+    script = (SCRIPTS / "init").read_text().replace('  sleep "$pause"', '  echo "slept"')
+    for name, text in (("wget", WGET), ("nc", NC)):
+        (tmp_path / name).write_text(text)
+        script += f'\n{name}() {{ {sys.executable} -I -S {tmp_path}/{name} "$@"; }}\n'
+    (tmp_path / "init").write_text(script)
+    text = f"BEO_TEST=1 BEO_LOG={tmp_path}/log; . {tmp_path}/init\nPATH=\n{words}"
+    done = subprocess.run(
+        [str(BUSYBOX), "sh", "-c", text], capture_output=True, text=True, timeout=limit_s, check=False, cwd=tmp_path
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker"])
+def test_the_scripts_are_clean(name: str) -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck here: apt-get install -y shellcheck")
+    done = subprocess.run(["shellcheck", "-s", "sh", str(SCRIPTS / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker"])
+def test_a_posix_shell_understands_the_scripts(name: str) -> None:
+    done = subprocess.run(["sh", "-n", str(SCRIPTS / name)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_busybox
+def test_the_words_of_the_command_line_are_read(tmp_path: Path) -> None:
+    said = run(tmp_path, 'CMDLINE="quiet beo.mac=aa:bb beo.ip=10.0.0.9/24 beo.gateway= xbeo.name=no"; '
+               'echo "[$(word mac)][$(word ip)][$(word gateway)][$(word name)]"')  # fmt: skip
+    assert said == "[aa:bb][10.0.0.9/24][][]\n"
+
+
+@needs_busybox
+def test_the_card_is_found_by_its_address(tmp_path: Path) -> None:
+    for name, mac in (("lo", "00:00:00:00:00:00"), ("eth0", "52:54:00:00:00:01"), ("eth1", "52:54:00:00:00:02")):
+        (tmp_path / "net" / name).mkdir(parents=True)
+        (tmp_path / "net" / name / "address").write_text(f"{mac}\n")
+    said = run(tmp_path, f"BEO_NET={tmp_path}/net; card 52:54:00:00:00:02; card 52:54:00:00:00:09 || cards")
+    assert said == "eth1\neth0=52:54:00:00:00:01 eth1=52:54:00:00:00:02 "
+
+
+@needs_busybox
+def test_a_pause_is_never_shorter_and_at_most_twice_as_long(tmp_path: Path) -> None:
+    said = [int(word) for word in run(tmp_path, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do jitter 100; done").split()]
+    assert min(said) >= 100 and max(said) <= 200 and len(set(said)) > 3
+
+
+@needs_busybox
+def test_too_little_memory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 200000 kB\nMemAvailable: 150000 kB\n")
+    said = run(tmp_path, f"BEO_MEMINFO={tmp_path}/meminfo; size=100000000; room; echo $?; size=1000; room; echo $?")
+    assert said == "beo: too little memory: 146 MiB are free, and the image needs 191 MiB\n1\n0\n"
+
+
+def brought(tmp_path: Path, servers: list[Server], size: int | None = None) -> tuple[str, bytes]:
+    """Let the script bring an image from these servers; return what it says, and the image."""
+    store = servers[0].store
+    manifest = store.every()[0]
+    boots = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+    words = f"boots={boots} image={manifest.sha256} size={size or manifest.size_bytes} mac=52:54:00:00:00:01; "
+    words += f"mkdir() {{ :; }}; room() {{ :; }}; image {tmp_path}/image"
+    said = run(tmp_path, words)
+    return said, (tmp_path / "image").read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with one small image."""
+    store = Store(Home(tmp_path / "home"))
+    make(store, "one " * 50_000)
+    return store
+
+
+def is_whole(store: Store, data: bytes) -> bool:
+    """Whether that is the image."""
+    return hashlib.sha256(data).hexdigest() == store.every()[0].sha256
+
+
+@needs_busybox
+def test_an_image_is_brought(tmp_path: Path, store: Store) -> None:
+    with Server(store) as server:
+        said, data = brought(tmp_path, [server])
+    assert is_whole(store, data) and server.asked == [""]
+    assert f"beo: image: {store.every()[0].sha256[:12]} from 127.0.0.1" in said and "slept" not in said
+
+
+@needs_busybox
+def test_a_cut_download_goes_on_where_it_was_cut(tmp_path: Path, store: Store) -> None:
+    with Server(store) as server:
+        server.cut_after = [70_000, 30_000]
+        said, data = brought(tmp_path, [server])
+    assert is_whole(store, data)
+    assert server.asked == ["", "bytes=70000-", "bytes=100000-"]
+    assert "sent 70000 of" in said and "beo: again in" in said
+    assert b"sent 70000 of" in server.consoles["52:54:00:00:00:01"]
+
+
+@needs_busybox
+def test_a_wrong_image_is_refused_and_brought_from_the_other_head(tmp_path: Path, store: Store) -> None:
+    with Server(store) as bad, Server(store) as good:
+        bad.spoil = 9
+        said, data = brought(tmp_path, [bad, good])
+    assert is_whole(store, data)
+    assert f"beo: WRONG IMAGE from 127.0.0.1:{bad.port}" in said and "refused" in said
+    assert good.asked == [""], "what was refused must not be gone on with"
+
+
+@needs_busybox
+def test_a_machine_that_is_sent_elsewhere_goes_there(tmp_path: Path, store: Store) -> None:
+    with Server(store) as head, Server(store) as peer:
+        head.redirect = f"127.0.0.1:{peer.port}"
+        _, data = brought(tmp_path, [head])
+    assert is_whole(store, data) and peer.asked == [""]
+
+
+@needs_busybox
+def test_a_head_that_is_gone_costs_nothing_but_the_other_ones_turn(tmp_path: Path, store: Store) -> None:
+    with Server(store) as dead:
+        pass
+    dead.store = store
+    with Server(store) as good:
+        said, data = brought(tmp_path, [dead, good])
+    assert is_whole(store, data)
+    assert f"127.0.0.1:{dead.port} sent 0 of" in said
