@@ -32,7 +32,7 @@ from beo.child import end_with_parent
 from beo.config import Home, home
 from beo.errors import BeoError, Conflict, NotFound, UsageError
 from beo.tree import words as w
-from beo.tree.locate import session
+from beo.tree.locate import node_session
 from beo.tree.session import ROOT_CALLER
 from beo.worker import probe
 
@@ -86,7 +86,7 @@ class Node:
         host, _, port = free_address(address.own(where.cluster().heads[0].rpartition(":")[0])).rpartition(":")
         listener = listen_near(host, int(port))
         self._serving = Serving(listener, self._look, lambda: self._keys, lambda: time.monotonic() + self._ahead_s)
-        self._session = session(where, where.secret("worker"))
+        self._session = node_session(where)
         self._poller = wire.Poller()
         self._session.register(self._poller)
         self._poller.register(self._waker.fileno(), wire.POLLIN)

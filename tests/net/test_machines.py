@@ -89,6 +89,15 @@ def test_a_job_runs_on_both_machines_and_its_output_comes_back(machines: Machine
     assert sorted(out.splitlines()) == ["pc2 pc2", "pc3 pc3"]
 
 
+def test_a_job_takes_its_files_along_to_machines_that_have_no_admins_key(machines: Machines, tmp_path: Path) -> None:
+    (tmp_path / "steps").write_text("42\n")
+    assert not (machines.one.beo_dir / "keys" / "admin.secret").exists()
+    printed = said(
+        machines.head, "run", "-n", "2", "-N", "2", "--chdir", str(tmp_path), "--in", "steps", "cat", "steps"
+    )
+    assert printed == "42\n42\n"
+
+
 def test_an_mpi_job_crosses_the_network_in_spite_of_the_decoy(machines: Machines) -> None:
     out = said(machines.head, "run", "-n", "2", sys.executable, "jobs/ring.py")
     assert out.count("laps of 2 ranks") == 4, "four sizes of message, up to 8 MiB"
