@@ -16,7 +16,7 @@ LIMIT := timeout --kill-after=10
 NONE_IS_FINE := || test $$? -eq 5
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files sim-boot test-net test-real test-real-long boot-packages test-boot test-all demo bench openmpi criu clean
+.PHONY: help venv lint format test test-mpi test-slow fuzz sim sim-files sim-boot test-net test-real test-real-long boot-packages test-boot test-machine test-all demo bench openmpi criu clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,7 +112,7 @@ test-real: venv openmpi ## only other people's programs, run unmodified
 test-real-long: venv ## file systems' tests that take a quarter of an hour on the tree
 	$(LIMIT) 3000 $(PYTEST) -m "real and long" $(NONE_IS_FINE)
 
-BOOT_PACKAGES := mmdebstrap squashfs-tools busybox-static zstd kmod qemu-system-x86 shellcheck cpio
+BOOT_PACKAGES := mmdebstrap squashfs-tools busybox-static zstd kmod qemu-system-x86 ipxe ipxe-qemu ovmf shellcheck cpio
 BOOT_PROGRAMS := mmdebstrap mksquashfs busybox zstd depmod qemu-system-x86_64 shellcheck cpio
 
 boot-packages: ## install what builds images, and what tries them on emulated machines
@@ -123,6 +123,9 @@ boot-packages: ## install what builds images, and what tries them on emulated ma
 
 test-boot: venv boot-packages ## build an image, and boot machines without a disk from it, in QEMU
 	$(LIMIT) 1800 $(PYTEST) -s -m boot $(NONE_IS_FINE)
+
+test-machine: venv boot-packages ## boot one such machine, from its firmware to a job's rank (as root)
+	$(LIMIT) 600 $(PYTEST) -s tests/net/test_diskless.py -k comes_back
 
 test-all: test test-slow test-real test-real-long ## every test there is
 

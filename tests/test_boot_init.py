@@ -58,7 +58,7 @@ def run(tmp_path: Path, words: str, limit_s: float = 20) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["init", "lease", "start", "worker"])
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer"])
 def test_the_scripts_are_clean(name: str) -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck here: apt-get install -y shellcheck")
@@ -66,7 +66,7 @@ def test_the_scripts_are_clean(name: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["init", "lease", "start", "worker"])
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer"])
 def test_a_posix_shell_understands_the_scripts(name: str) -> None:
     done = subprocess.run(["sh", "-n", str(SCRIPTS / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

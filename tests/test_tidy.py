@@ -61,7 +61,7 @@ FLOORS = {
     "worker.inspector worker.keeping worker.moving worker.holder headnode.boots "
     "headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
-    "boot.records boot.fitness boot.desk boot.runtime boot.console boot.join boot.pages boot.serve "
+    "boot.sharing boot.records boot.fitness boot.desk boot.runtime boot.console boot.join boot.pages boot.serve "
     "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
 }
 PURE_FLOORS = {0, 1}

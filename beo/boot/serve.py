@@ -27,6 +27,7 @@ from beo.boot.loading import Loader
 from beo.boot.pages import Desk as AnyDesk
 from beo.boot.pages import Pages
 from beo.boot.records import Records
+from beo.boot.sharing import keep_up
 from beo.boot.shelf import Folder
 from beo.boot.storm import Storm
 from beo.boot.switch import Status, Switch
@@ -199,6 +200,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT, or until the head ends; 0 for a clean end."""
     if not end_with_parent():
         return 1
+    keep_up(home())
     return daemon.main("boot", lambda: make(home()))
 
 

@@ -14,6 +14,7 @@ from beo import config, table, units
 from beo.boot.images import Manifest, Store
 from beo.cli.group import Actions, Verb, option
 from beo.cli.tables import listing, show
+from beo.errors import BeoError
 
 COLUMNS = (
     table.Column("image", lambda value: str(value)[:12]),
@@ -92,7 +93,20 @@ def build(profile: str, added: tuple[str, ...], oci: str, fresh: bool, cache: st
     if not keep_current:
         store.use(made.sha256)
         store.prune()
+        _share(store)
     print(made.sha256)
+
+
+def _share(store: Store) -> None:
+    """Have the other head's machines get the current image as well."""
+    from beo.boot import sharing
+
+    try:
+        sharing.share(config.home(), store)
+    except BeoError as error:
+        print(
+            f"beo: only this head has the image so far: {error}; 'beo image use current' tries again", file=sys.stderr
+        )
 
 
 def _row(store: Store, made: Manifest) -> dict[str, object]:
@@ -151,13 +165,17 @@ def use(image: str) -> None:
     store = Store(config.home())
     made = store.find(image)
     store.use(made.sha256)
+    _share(store)
     print(f"{made.sha256[:12]} is the current image")
 
 
 @click.command(cls=Verb, examples=[("beo image revert", "and once more, to undo it")])
 def revert() -> None:
     """Let machines get the previous image from their next boot on."""
-    print(f"{Store(config.home()).revert().sha256[:12]} is the current image")
+    store = Store(config.home())
+    made = store.revert()
+    _share(store)
+    print(f"{made.sha256[:12]} is the current image")
 
 
 @click.command(cls=Verb, examples=[("beo image remove 3f9a", "this one"), ("beo image remove", "all old ones")])
