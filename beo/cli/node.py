@@ -108,7 +108,7 @@ def list_machines(fields: str, as_json: bool, quiet: bool) -> None:
 @listing
 def pending(fields: str, as_json: bool, quiet: bool) -> None:
     """List the machines that wait to be approved. The words are their keys': the same stand on their own consoles."""
-    waiting = [view for view in Cluster().machines() if view.state == "pending"]
+    waiting = [view for view in Cluster().machines() if view.state == "pending" and view.key]  # which has asked
     show(list(map(_row, waiting)), PENDING_COLUMNS, fields, as_json, quiet, (*JSON_ONLY, "state", "policy", "image"))
 
 
