@@ -34,6 +34,7 @@ HERE = frozenset(
     {
         *("doctor", "down", "gone", "ha", "head", "login", "man", "mount", "resident", "token", "top", "umount", "up"),
         *("ckpt", "reserve", "witness", "worker"),
+        *("boot", "console", "image", "node"),
         *("cat", "cp", "df", "get", "ls", "mkdir", "mv", "put", "rm"),
     }
 )

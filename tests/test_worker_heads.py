@@ -379,7 +379,7 @@ def test_where_a_machine_stands_is_said_once_and_kept(tmp_path: Path, monkeypatc
         local.write_plan(home, plan)
         raise InterruptedError
 
-    monkeypatch.setattr(machines, "_stay", stay)
+    monkeypatch.setattr(machines, "stay", stay)
     for rack in (None, "r7", None, ""):
         with pytest.raises(InterruptedError):
             machines.join(home, "", "", "", None, print, True, rack)

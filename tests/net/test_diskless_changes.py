@@ -1,0 +1,128 @@
+"""Machines without a disk, and what changes meanwhile: the head that they boot from, the image, who gives addresses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from beo.boot import building
+from beo.boot.images import Manifest, Store
+from beo.config import Home
+from tests.cluster import wait_for
+from tests.net.hosts import Host, network
+from tests.net.site import SETTINGS, Site, said
+from tests.net.test_diskless import BOOT_S, CABLES, MISSING, Machine
+from tests.test_boot_image import CACHE
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.net,
+    pytest.mark.boot,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
+]
+
+RANGE = "\n[boot]\nrange = '10.77.0.100-10.77.0.120'\npolicy = 'lan'\n"
+DISK_BYTES = 2 << 30  # of a head: an image, and the same in the tree
+UDHCPD = """start 10.77.0.200
+end 10.77.0.209
+interface eth0
+option subnet 255.255.255.0
+lease_file {0}/leases
+pidfile {0}/pid
+"""
+
+
+class Place:
+    """Two heads, a worker, and a host with the machines' cables."""
+
+    def __init__(self, site: Site, cable: Host, image: Manifest) -> None:
+        self.site, self.image = site, image
+        self.one, self.other = Machine(cable, 7), Machine(cable, 8)
+
+    def state(self, name: str) -> str:
+        """A node's state, "" where there is none."""
+        done = self.site.client.beo("nodes", "--json")
+        rows = msgspec.json.decode(done.stdout) if done.returncode == 0 else []
+        return next((row["state"] for row in rows if row["name"] == name), "")
+
+    def wait_for_up(self, name: str, machine: Machine) -> None:
+        """Wait until a machine computes."""
+        try:
+            wait_for(lambda: self.state(name) == "up", f"{name} is up", BOOT_S)
+        except AssertionError:
+            print(machine.screen[-3_000:], said(self.site.primary, "boot", "status"), sep="\n")
+            raise
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("changes")
+    store = Store(Home(folder / "built"))
+    image = building.build(store, building.Wish("vm"), CACHE, print)
+    store.use(image.sha256)
+    (folder / "net").mkdir()
+    with network(folder / "net", 0) as net:
+        site = Site(net, folder / "net", 2, 1, settings=lambda _: SETTINGS + RANGE, disk_bytes=DISK_BYTES)
+        cable = net.add()
+        done = cable.run("sh", "-c", CABLES)
+        assert done.returncode == 0, done.stderr
+        site.await_step()
+        first = site.heads[0]
+        shutil.copytree(store.folder, first.beo_dir / "images", symlinks=True)
+        said(first, "image", "use", "current")
+        for head in site.heads:
+            said(head, "boot", "serve", "--interface", "eth0", "--mode", "dhcp")
+        here = Place(site, cable, image)
+        yield here
+        for machine in (here.one, here.other):
+            machine.lose_power()
+    shutil.rmtree(folder)
+
+
+def test_a_machine_whose_head_dies_in_the_middle_of_its_boot_goes_on_at_the_other_one(place: Place) -> None:
+    site = place.site
+    before = site.primary
+    assert before is site.heads[0]
+    place.one.turn_on()
+    wait_for(lambda: "beo: network after" in place.one.screen, "it fetches its image", BOOT_S)
+    before.crash()
+    place.wait_for_up("pc01", place.one)
+    assert "from 10.77.0.2:7425" in place.one.screen, "an image that was only in the tree"
+    before.boot()
+    site.up(before)
+    site.await_step()
+
+
+def test_another_image_reaches_machines_one_after_the_other_and_is_taken_back(place: Place) -> None:
+    head = place.site.primary
+    new = building.build(Store(Home(head.beo_dir)), building.Wish("vm", ("hello",)), CACHE, print)
+    assert new.sha256 != place.image.sha256
+    for image, words in ((new, ("use", new.sha256[:12])), (place.image, ("revert",))):
+        said(head, "image", *words)
+        said(head, "drain", "pc01")
+        place.one.lose_power()
+        wait_for(lambda: place.state("pc01") == "lost", "it is off")
+        place.one.turn_on()
+        told = f"image: {image.sha256[:12]}"
+        wait_for(lambda told=told: told in place.one.screen, "it has that image", BOOT_S)  # type: ignore[misc]
+        wait_for(lambda: place.state("pc01") == "drained", "it is back", BOOT_S)
+        said(head, "resume", "pc01")
+        place.wait_for_up("pc01", place.one)
+
+
+def test_where_another_server_gives_the_addresses_machines_boot_by_a_proxy(place: Place, tmp_path: Path) -> None:
+    head, plain = place.site.primary, place.site.workers[0]
+    (tmp_path / "conf").write_text(UDHCPD.format(tmp_path))
+    (tmp_path / "leases").touch()
+    server = plain.start("busybox", "udhcpd", "-f", str(tmp_path / "conf"))
+    said(head, "boot", "serve", "--interface", "eth0", "--mode", "auto")
+    wait_for(lambda: plain.address in said(head, "boot", "status"), "it sees the other server", 30)
+    place.other.turn_on()
+    place.wait_for_up("pc02", place.other)
+    assert "10.77.0.20" in place.other.screen
+    server.kill()
