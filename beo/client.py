@@ -319,9 +319,9 @@ class Cluster:
         """Put a machine on record that asks for something to boot with, if it isn't yet; return it."""
         return self._ask(m.LeaseMachine(mac, hostname), m.MachineIs, patience_s).machine
 
-    def open_machine(self, mac: str, patience_s: float | None = PATIENCE_S) -> m.MachineView:
-        """A machine fetches its boot script: it is expected to join within the next minutes."""
-        return self._ask(m.OpenMachine(mac), m.MachineIs, patience_s).machine
+    def open_machine(self, mac: str, address: str = "", patience_s: float | None = PATIENCE_S) -> m.MachineView:
+        """A machine fetches its boot script, from this address: it is expected to join within the next minutes."""
+        return self._ask(m.OpenMachine(mac, address), m.MachineIs, patience_s).machine
 
     def approve_machine(self, mac: str, key: str) -> m.MachineView:
         """Say that this key, whose words were compared, is that machine's."""

@@ -403,10 +403,11 @@ class MachineLeased(_Event, frozen=True):
 
 
 class MachineOpened(_Event, frozen=True):
-    """A machine has fetched its boot script: it is expected to join within the next minutes, once."""
+    """A machine has fetched its boot script, from this address: it is expected to join soon, once."""
 
     mac: str
     time_s: float
+    address: str = ""
 
 
 class MachineAsked(_Event, frozen=True):

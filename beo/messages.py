@@ -440,9 +440,10 @@ class LeaseMachine(_Message, frozen=True):
 
 
 class OpenMachine(_Message, frozen=True):
-    """This machine fetches its boot script: it is expected to join soon. → MachineIs"""
+    """This machine fetches its boot script, from this address: it is expected to join soon. → MachineIs"""
 
     mac: str
+    address: str = ""
 
 
 class JoinMachine(_Message, frozen=True):

@@ -32,7 +32,7 @@ class Book:
             made = Machine(mac, f"pc{number + 1:02d}", f"{self.prefix}{100 + number}")
             return self.machines.setdefault(mac, made)
 
-    def open(self, mac: str) -> Machine:
+    def open(self, mac: str, address: str) -> Machine:
         """It fetches its script."""
         if mac not in self.machines:
             raise NotFound(f"no machine {mac}")

@@ -76,7 +76,7 @@ def up(cluster: Cluster, name: str) -> None:
 def fetch(cluster: Cluster, one: Machine) -> None:
     """What the server of boots does when a machine wants its address, and then its script."""
     book: Book = (records := Records(cluster.home))
-    assert book.lease(one.mac) == book.open(one.mac)
+    assert book.lease(one.mac) == book.open(one.mac, "")
     records.close()
 
 

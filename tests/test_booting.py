@@ -205,6 +205,16 @@ def test_a_worker_with_a_token_gets_no_machines_name(world: World) -> None:
 # ---- lan
 
 
+def test_where_another_server_gives_addresses_a_machine_joins_from_that_by_which_it_fetched_its_script(
+    world: World,
+) -> None:
+    lease(world)
+    assert isinstance(world.answer(ms.OpenMachine(MAC, "10.77.0.200"), "root"), ms.MachineIs)
+    assert "its address is 10.77.0.200" in refusal(join(world)), "and not what is on record"
+    assert join(world, peer="10.77.0.200:700").state == "joined"
+    assert world.replays()
+
+
 def test_a_machine_that_has_fetched_its_script_joins_once(world: World) -> None:
     lease(world)
     assert "fetched no boot script" in refusal(join(world))

@@ -42,8 +42,8 @@ class Book(Protocol):
         """Return the machine with that MAC address, which is on record from then on, durably."""
         ...
 
-    def open(self, mac: str) -> Machine:
-        """The machine fetches its boot script: it is expected to join soon."""
+    def open(self, mac: str, address: str) -> Machine:
+        """The machine fetches its boot script, from this address: it is expected to join soon."""
         ...
 
 

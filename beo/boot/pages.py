@@ -128,7 +128,7 @@ class Pages:
 
         def find() -> str:
             self._book.lease(mac)
-            return self._write(self._book.open(mac))
+            return self._write(self._book.open(mac, ask.peer[0]))
 
         def told(found: str | BeoError) -> None:
             if isinstance(found, BeoError):

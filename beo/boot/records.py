@@ -25,10 +25,10 @@ class Records:
         with self._lock:
             return _machine(self._cluster.lease_machine(mac, hostname, PATIENCE_S))
 
-    def open(self, mac: str) -> Machine:
-        """The machine fetches its boot script: it is expected to join soon."""
+    def open(self, mac: str, address: str) -> Machine:
+        """The machine fetches its boot script, from this address: it is expected to join soon."""
         with self._lock:
-            return _machine(self._cluster.open_machine(mac, PATIENCE_S))
+            return _machine(self._cluster.open_machine(mac, address, PATIENCE_S))
 
     def close(self) -> None:
         """Close the connection to the head."""

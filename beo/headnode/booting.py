@@ -26,6 +26,7 @@ from beo.settings import BootConfig, Config, WorkerConfig
 MACHINES_MAX = 4_096  # as many as a cluster has nodes
 POLICIES = ("lan", "approve", "asset")
 CURRENT = "current"
+ADDRESS_LENGTH_MAX = 45  # of IPv6, as text
 POWER_LENGTH_MAX = 500  # of the command that turns a machine on and off
 OPEN_AGAIN_S = 5.0  # a script that is fetched again sooner is the same boot's
 STALE_S = 86_400.0  # who never joined and was silent for so long makes room for others
@@ -45,7 +46,7 @@ def decide(
         case ms.LeaseMachine():
             events, machine = lease(state, config, wish, now_s)
         case ms.OpenMachine():
-            events, machine = opened(state, wish.mac, now_s)
+            events, machine = opened(state, wish.mac, wish.address[:ADDRESS_LENGTH_MAX], now_s)
         case ms.ApproveMachine():
             events, machine = approve(state, user, wish, now_s)
         case ms.SetMachine():
@@ -142,12 +143,13 @@ def find(state: State, mac: str) -> Machine:
     return known
 
 
-def opened(state: State, mac: str, now_s: float) -> tuple[list[ev.Event], Machine]:
-    """A machine fetches its boot script."""
+def opened(state: State, mac: str, address: str, now_s: float) -> tuple[list[ev.Event], Machine]:
+    """A machine fetches its boot script, from this address."""
     known = find(state, mac)
-    if 0 <= now_s - known.opened_s < OPEN_AGAIN_S:
+    if 0 <= now_s - known.opened_s < OPEN_AGAIN_S and known.opened_from == address:
         return [], known
-    return [ev.MachineOpened(known.mac, now_s)], msgspec.structs.replace(known, opened_s=now_s, seen_s=now_s)
+    new = msgspec.structs.replace(known, opened_s=now_s, seen_s=now_s, opened_from=address)
+    return [ev.MachineOpened(known.mac, now_s, address)], new
 
 
 def policy_of(known: Machine, config: BootConfig) -> str:

@@ -154,8 +154,9 @@ def _by_lan(known: Machine, config: BootConfig, moments: Moments, wish: ms.JoinM
     if not port.isdecimal() or not 0 < int(port) < PRIVILEGED:
         cure = "start the join as root there, or 'beo node set --policy approve'"
         raise Refused(f"{known.name} asks from port {port[:8]}", f"only root's, below {PRIVILEGED}, are believed", cure)
-    if known.address and host != known.address:
-        why = f"its address is {known.address}"
+    own = known.opened_from or known.address
+    if own and host != own:
+        why = f"its address is {own}"
         raise Refused(f"{known.name} asks from {host[:40]}", why, "start it anew, so that it takes its own")
     return _grant(known, wish, now_s)
 

@@ -238,7 +238,8 @@ class Machine(msgspec.Struct, array_like=True, frozen=True):
 
     address: its own for good; "": another DHCP server gives it one. image: a sha256, or "current". policy: "": as
     beo.toml says. tag: what its asset tag was made into (proof.tag_key), never the tag. power: the command that turns
-    it on and off. opened_s: when it was last seen to fetch its boot script; 0: it has joined since. asked: its boot
+    it on and off. opened_s: when it was last seen to fetch its boot script; 0: it has joined since. opened_from: the
+    address that it had then, which is another server's where that one gives addresses. asked: its boot
     that waits for the operator. approved: the key that he has said yes to. key and boots: by which it has joined last,
     and its boots that have, the present one at the end.
     """
@@ -257,6 +258,7 @@ class Machine(msgspec.Struct, array_like=True, frozen=True):
     key: str = ""
     boots: tuple[str, ...] = ()
     joined_s: float = 0.0
+    opened_from: str = ""
 
 
 class HeadInfo(msgspec.Struct, array_like=True, frozen=True):

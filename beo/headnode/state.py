@@ -376,7 +376,7 @@ class State:
 
     def _machine_opened(self, event: ev.MachineOpened) -> None:
         if known := self.machines.get(event.mac):
-            self._put_machine(known, opened_s=event.time_s, seen_s=event.time_s)
+            self._put_machine(known, opened_s=event.time_s, seen_s=event.time_s, opened_from=event.address)
 
     def _machine_asked(self, event: ev.MachineAsked) -> None:
         if known := self.machines.get(event.mac):
