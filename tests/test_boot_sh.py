@@ -260,8 +260,8 @@ def test_a_user_without_root_becomes_a_worker_for_his_own_jobs_and_says_what_it_
             assert isinstance(answer, m.SubmittedIs) and isinstance(others, m.SubmittedIs)
             assert cluster.wait(answer.job)[0].state == "done"
             assert cluster.output(answer.job).split() == [str(NOBODY), "plain"]
-            why = own.show([str(others.job)])[0].why
-            assert why[0] == "plain can't run jobs of root: its daemon doesn't run as root there"
+            told = "plain can't run jobs of root: its daemon doesn't run as root there"
+            wait_for(lambda: own.show([str(others.job)])[0].why[0] == told, "it is told why root's job waits")
             own.cancel([str(others.job)])
             own.resume("node01")
         down = subprocess.run(
