@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from beo.boot.book import Image, Machine
+from beo.boot.images import Manifest
 from beo.boot.request import Request, Response
 from beo.errors import BeoError, Conflict, NotFound
 
@@ -65,10 +66,13 @@ def fill(folder: Path, size: int = 3_000_000) -> Image:
         data = bytes((number + at) % 251 for at in range(1_000)) * (size // 1_000 if kind == "image" else 200)
         names[kind] = hashlib.sha256(data).hexdigest()
         (images / f"{names[kind]}.{suffix}").write_bytes(data)
-    made = Image(names["image"], size // 1_000 * 1_000, names["kernel"], names["initrd"], "console=ttyS0,115200")
+    size_bytes = size // 1_000 * 1_000
+    hashes = names["image"], size_bytes, names["kernel"], names["initrd"], 200_000, 200_000
+    words = "console=ttyS0,115200"
+    made = Manifest(*hashes, "trixie", "vm", "6.12", "3.13", "0.1.0", "2026-11-26T20:15:00Z", {}, {}, words)
     (images / f"{made.sha256}.json").write_bytes(msgspec.json.encode(made))
     (images / "current.json").symlink_to(f"{made.sha256}.json")
-    return made
+    return Image(made.sha256, size_bytes, made.kernel, made.initrd, words)
 
 
 def ask(address: str, text: str, timeout_s: float = 10.0) -> tuple[int, dict[str, str], bytes]:

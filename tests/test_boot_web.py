@@ -119,8 +119,8 @@ def test_a_machine_that_cannot_boot_now_is_told_why_and_asks_again(running: Runn
     assert status == 200 and body.startswith(b"#!ipxe\necho beo: no head ?acts??") and b"exit 1" in body
     assert get(running.address, "/boot.ipxe?mac=zz")[0] == 400
     running.book.trouble = None
-    (running.shelf._folder / "current.json").unlink()
-    assert b"no image current" in get(running.address, f"/boot.ipxe?mac={MAC}")[2]
+    (running.shelf._store.folder / "current.json").unlink()
+    assert b"no current image" in get(running.address, f"/boot.ipxe?mac={MAC}")[2]
 
 
 def test_what_could_be_understood_otherwise_never_stands_in_a_script() -> None:
