@@ -88,7 +88,7 @@ class _Session:
         self.heard_s = heard_s  # last PING that was answered
         self.clock_s = 0.0  # how far its wall clock is ahead of ours
         self.findings: tuple[ms.Finding, ...] = ()
-        self.vaults: dict[int, ms.Kept] | None = None  # job -> bytes that its vault keeps; None: it hasn't told
+        self.vaults: dict[int, ms.Kept] | None = None  # job -> what its vault keeps; None: it hasn't told
         self.told = False  # it has said what it runs, so starts may be sent
         self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
         self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
