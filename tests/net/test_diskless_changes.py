@@ -44,14 +44,24 @@ class Place:
         self.site, self.image = site, image
         self.one, self.other = Machine(cable, 7), Machine(cable, 8)
 
+    def name(self, machine: Machine) -> str:
+        """What a machine is called, once it has asked for something to boot."""
+
+        def found() -> str:
+            rows = msgspec.json.decode(said(self.site.primary, "node", "list", "--json"))
+            return next((row["name"] for row in rows if row["mac"] == machine.mac), "")
+
+        return wait_for(found, f"{machine.mac} is on record", BOOT_S)
+
     def state(self, name: str) -> str:
         """A node's state, "" where there is none."""
         done = self.site.client.beo("nodes", "--json")
         rows = msgspec.json.decode(done.stdout) if done.returncode == 0 else []
         return next((row["state"] for row in rows if row["name"] == name), "")
 
-    def wait_for_up(self, name: str, machine: Machine) -> None:
+    def wait_for_up(self, machine: Machine) -> None:
         """Wait until a machine computes."""
+        name = self.name(machine)
         try:
             wait_for(lambda: self.state(name) == "up", f"{name} is up", BOOT_S)
         except AssertionError:
@@ -91,7 +101,7 @@ def test_a_machine_whose_head_dies_in_the_middle_of_its_boot_goes_on_at_the_othe
     place.one.turn_on()
     wait_for(lambda: "beo: network after" in place.one.screen, "it fetches its image", BOOT_S)
     before.crash()
-    place.wait_for_up("pc01", place.one)
+    place.wait_for_up(place.one)
     assert "from 10.77.0.2:7425" in place.one.screen, "an image that was only in the tree"
     before.boot()
     site.up(before)
@@ -112,7 +122,7 @@ def test_another_image_reaches_machines_one_after_the_other_and_is_taken_back(pl
         wait_for(lambda told=told: told in place.one.screen, "it has that image", BOOT_S)  # type: ignore[misc]
         wait_for(lambda: place.state("pc01") == "drained", "it is back", BOOT_S)
         said(head, "resume", "pc01")
-        place.wait_for_up("pc01", place.one)
+        place.wait_for_up(place.one)
 
 
 def test_where_another_server_gives_the_addresses_machines_boot_by_a_proxy(place: Place, tmp_path: Path) -> None:
@@ -123,6 +133,6 @@ def test_where_another_server_gives_the_addresses_machines_boot_by_a_proxy(place
     said(head, "boot", "serve", "--interface", "eth0", "--mode", "auto")
     wait_for(lambda: plain.address in said(head, "boot", "status"), "it sees the other server", 30)
     place.other.turn_on()
-    place.wait_for_up("pc02", place.other)
+    place.wait_for_up(place.other)
     assert "10.77.0.20" in place.other.screen
     server.kill()
