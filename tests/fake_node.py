@@ -72,6 +72,7 @@ class Node:
         self.answers: list[ms.AgentWord] = []
         self.shipping: dict[Key, acts.Ship] = {}
         self.stdin: list[acts.StdinTaken] = []
+        self.emptied: list[int] = []  # jobs of which nothing is kept any more
         self.memory = Memory(self.folder, self.boot, next(self.names))
         about = acts.Node("n1", self.boot, "10.0.0.1:7", "k1", 4, 1 << 30, {"contain": self.contain})
         self.worker = core.Worker(about, self.config, lambda: next(self.names))
@@ -131,6 +132,8 @@ class Node:
                 self.shipping[effect.job, effect.attempt] = effect
             case acts.StdinTaken():
                 self.stdin.append(effect)
+            case acts.Empty():
+                self.emptied += effect.jobs
             case acts.Remember():
                 self.memory.remember(effect.order)
             case acts.Seen():

@@ -144,6 +144,24 @@ def test_a_move_that_ends_in_a_failure_is_off_and_the_job_goes_on_where_it_was(w
     assert world.replays()
 
 
+def test_what_a_node_keeps_stays_until_all_of_a_move_is_done_and_is_then_of_no_more_use(world: World) -> None:
+    nodes = {name: world.node(name, slots=1) for name in ("n1", "n2", "n3", "n4")}
+    number = world.submit(ranks=2)
+    world.answer(ms.Migrate(((number, 1),), "n[3-4]"))
+    for name, bundle in (("n1", "a" * 64), ("n2", "b" * 64)):
+        nodes[name].tell(ms.VaultCopied(name, f"{name}-1", number, 1, bundle, 5))
+        nodes[name].keep(number)
+        assert not nodes[name].commands(ms.VaultsOver), "the other may still be lost with what it keeps"
+        nodes[name].end(number, EXIT_HALTED)
+    starts = [start for name in ("n3", "n4") for start in nodes[name].commands(ms.Start)]
+    copies = ("n3", "a" * 64), ("n4", "b" * 64)
+    assert [(start.attempt, start.copies, start.anew) for start in starts] == [(2, copies, True)] * 2
+    for name in ("n1", "n2", "n3"):
+        nodes[name].keep(number)
+    assert [len(nodes[name].commands(ms.VaultsOver)) for name in ("n1", "n2", "n3")] == [1, 1, 0]
+    assert world.replays()
+
+
 def test_a_halt_is_said_again_until_the_part_has_ended_by_the_next_head_too(world: World) -> None:
     node = world.node("n1")
     world.node("n2")

@@ -114,8 +114,10 @@ def test_a_job_that_comes_back_to_a_node_finds_there_what_it_last_kept_elsewhere
 # ---- programs with checkpoints of their own
 
 OWN = """
+test $BEO_RANK = 0 || {{ trap 'exit 3' USR1; sleep {seconds}; exit; }}
 trap 'echo $step > $BEO_CHECKPOINT_DIR/step; exit 3' USR1
-test -e $BEO_CHECKPOINT_DIR/step && step=$(cat $BEO_CHECKPOINT_DIR/step) || step=0
+test -e $BEO_CHECKPOINT_DIR/step || echo 0 > $BEO_CHECKPOINT_DIR/step
+read step < $BEO_CHECKPOINT_DIR/step
 echo begins at $step >> {log}
 while test $step -lt {steps}; do step=$((step + 1)); sleep 0.02; done
 echo ends at $step >> {log}
@@ -123,9 +125,9 @@ echo ends at $step >> {log}
 
 
 def own(cluster: Cluster, tmp_path: Path, steps: int, **options: object) -> tuple[int, Path]:
-    """Submit a shell script that counts, and keeps its count when it gets SIGUSR1."""
+    """Submit a shell script whose first rank counts, and keeps its count when it gets SIGUSR1."""
     log = tmp_path / "log"
-    text = OWN.format(log=log, steps=steps)
+    text = OWN.format(log=log, steps=steps, seconds=0.02 * steps)
     return cluster.submit(["sh", "-c", text], signal="USR1@1", **options), log
 
 
@@ -222,6 +224,19 @@ def test_a_job_of_a_higher_priority_has_one_that_takes_checkpoints_make_room_and
     (moved,) = [view.id for view in views if view.attempt == 2]
     ((_, halted),) = told(cluster, moved, "halts")
     assert [step for _, step in begins(cluster, moved)] == [0, halted]
+
+
+def test_what_only_one_of_a_jobs_nodes_keeps_goes_along_when_it_makes_room(cluster: Cluster, tmp_path: Path) -> None:
+    job, log = own(cluster, tmp_path, 150, ranks=2, priority=-200)
+    wait_for(lambda: " on node" in cluster.beo("show", str(job)).stdout, "the head knows what is kept")
+    high = cluster.submit(["sleep", "60"], ranks=3)
+    cluster.wait_for_state(high, "running")
+    wait_for(lambda: " on node" not in cluster.beo("show", str(job)).stdout, "the nodes have the memory back")
+    cluster.beo("cancel", str(high))
+    assert [view.state for view in cluster.wait(job)] == ["done"]
+    (_, zero), (begins, step), (ends, last) = lines(log)
+    assert (zero, begins, ends, last) == (0, "begins", "ends", 150)
+    assert 0 < step < 150
 
 
 def test_a_job_without_a_checkpoint_makes_room_for_nobody(cluster: Cluster) -> None:

@@ -217,6 +217,8 @@ def test_a_copy_of_now_and_then_is_not_the_one_that_is_made_at_the_end(node: Nod
     told = node.said(ms.VaultCopied, ms.Ended)
     assert [type(word) for word in told][-2:] == [ms.VaultCopied, ms.Ended]
     assert told[-2].bundle == "b" * 64
+    node.commit()
+    assert not node.emptied, "other nodes of it may yet be lost: the head says when it is over"
 
 
 def test_what_a_node_learns_of_itself_is_told_until_it_is_welcomed_and_nothing_else_changes(node: Node) -> None:

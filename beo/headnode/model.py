@@ -51,6 +51,11 @@ class Attempt(msgspec.Struct, array_like=True):
         """Whether no part can be alive any more."""
         return all(part.state != "live" for part in self.parts)
 
+    @property
+    def left_all(self) -> bool:
+        """Whether a move has left all its nodes: then each has a copy at the heads of what it kept."""
+        return self.moved and {part.node for part in self.parts} <= set(self.left)
+
 
 class Signal(msgspec.Struct, array_like=True, frozen=True):
     """One signal for the ranks of an attempt. Serials grow by one per job."""

@@ -24,9 +24,12 @@ def is_over(state: State, number: int, now_s: float, node: str = "") -> bool:
     job = state.jobs.get(number)
     if not job:
         return True
-    if node and job.state == "running" and job.attempt:
-        is_here = any(part.node == node for part in job.attempt.parts)
-        return not is_here and now_s - job.attempt.started_s > LEFT_S
+    last = job.attempt
+    if node and last and job.state not in ENDED:
+        here = next((one for one in reversed(job.attempts) if any(part.node == node for part in one.parts)), None)
+        if here and here.left_all:
+            return True
+        return here is not last and job.state == "running" and now_s - last.started_s > LEFT_S
     if job.state in ("failed", "lost"):
         return now_s - job.ended_s > KEEP_FAILED_S
     return job.state in ENDED
@@ -46,14 +49,14 @@ def copies(job: Job, attempt: Attempt, told: Vaults) -> tuple[tuple[tuple[str, s
     """Return which node of an attempt is to begin with which copy from the tree, as (node, bundle), and whether anew.
 
     told: what vaults keep, of the nodes that have told. Where one of the attempt's keeps something there are none: what
-    is missing is made again from the others' memory, and nothing is read from the head. Anew: the ranks of the attempt
-    before have said that they can't go on from that, so it is to go first.
+    is missing is made again from the others' memory, and nothing is read from the head. Anew: what they keep is to go
+    first, since the ranks of the attempt before have said that they can't go on from that, or have left all of it.
     """
     if job.spec.migratable:
         return _of_ranks(job, attempt), False
     nodes = [part.node for part in attempt.parts]
     before = next((one for one in reversed(job.attempts) if one.number < attempt.number), None)
-    anew = bool(before and before.void)
+    anew = bool(before and (before.void or before.left_all))
     stayed = {part.node for part in before.parts} - set(before.left) if before else set()
     if not anew and any(node in stayed and job.id in told.get(node, ()) for node in nodes):
         return (), False

@@ -469,7 +469,8 @@ class Agent:
                 case acts.Copy():
                     self._keeping.copy(effect.order)
                 case acts.Empty():
-                    self._sweep_up(self._keeping.empty, effect.jobs)
+                    for path in self._keeping.put_aside(effect.jobs):
+                        self._sweep_up(shutil.rmtree, path, True)
                 case acts.Remember():
                     self._remember(effect.order)
                 case acts.Drop():

@@ -445,9 +445,6 @@ class Worker:
             self._at.pop(held.warden, None)
             self._to_warden(held, "committed")
         self._do(Drop(*held.key))
-        # All of it is in the tree, and what is here would only grow old. Ranks that are moved may be back here already.
-        if held.leaves and held.copied and not held.order.spec.migratable:
-            self._do(Empty((held.order.job,)))
 
     # ---- wardens
 

@@ -112,10 +112,9 @@ class Keeping:
         """Whether a job was asked to go on where none of its nodes is."""
         return bool(self._vaults and self._vaults.is_left(job))
 
-    def empty(self, jobs: Iterable[int]) -> None:
-        """Remove what is kept of these jobs. It may take a while: for a thread."""
-        if self._vaults:
-            self._vaults.empty(jobs)
+    def put_aside(self, jobs: Iterable[int]) -> list[str]:
+        """Keep nothing of these jobs any more. Returns what is to be removed, which may take a while: by a thread."""
+        return self._vaults.put_aside(jobs) if self._vaults else []
 
     def drop(self, job: int, attempt: int, is_last: bool) -> None:
         """Nothing more is to be done for an attempt; is_last: nor for any other of its job."""
@@ -150,7 +149,7 @@ class Keeping:
         if self._moving.is_busy(folder):
             self._unsealed.append(order)
             return
-        if self._copies is None or not os.path.isdir(folder) or not os.listdir(folder):
+        if self._copies is None or not os.path.isdir(folder):  # an empty one counts: nothing is missing of it
             self._tell(acts.Copied(order.job, order.attempt, "", 0, at_end=True))
             return
         self._copies.want(_wish(order, folder, 0, must=True))

@@ -13,8 +13,10 @@ folder of /tmp, which is as big and as fast as that is.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import secrets
 import shutil
 import stat
 import threading
@@ -28,6 +30,7 @@ from beo.messages import VAULTS_MAX, Kept, VaultsAre
 from beo.worker import contain
 
 FILES_MAX = 1 << 18  # in all vaults of a node: each takes a kilobyte of memory that its size doesn't count
+OVER = "over."  # what is being removed is called so
 LOOK_S = 1.0  # between two looks at what is kept
 TELL_S = 5.0  # between two reports of the same: the head forgets them with each of its lives
 MANIFEST_MAX_BYTES = 16 << 20  # of one that is read here: that of a terabyte has 8
@@ -100,10 +103,18 @@ class Vaults:
         with suppress(FileNotFoundError):  # it has gone
             word.write(f"{self.path}/{job}/word", word.encoded(do, why, leaving, is_all))
 
-    def empty(self, jobs: Iterable[int]) -> None:
-        """Remove what is kept of these jobs. It may take a while: for a thread."""
+    def put_aside(self, jobs: Iterable[int]) -> list[str]:
+        """Keep nothing of these jobs any more. Returns what is to be removed, which may take a while: by a thread.
+
+        The job's next attempt may begin here meanwhile.
+        """
+        aside = []
         for job in jobs:
-            shutil.rmtree(f"{self.path}/{job}", ignore_errors=True)
+            path = f"{self.path}/{OVER}{job}.{secrets.token_hex(4)}"
+            with suppress(FileNotFoundError):
+                os.rename(f"{self.path}/{job}", path)
+                aside.append(path)
+        return aside
 
     def empty_if_unused(self, job: int) -> None:
         """Remove a job's folder if the job has put nothing there, as most don't."""
@@ -143,6 +154,8 @@ class Vaults:
                 self._read.pop(job, None)
 
     def _run(self) -> None:
+        for path in glob.glob(f"{glob.escape(self.path)}/{OVER}*"):  # an agent before this one was killed at that
+            shutil.rmtree(path, ignore_errors=True)
         while True:
             with suppress(OSError):
                 here = sorted(map(int, filter(str.isdigit, os.listdir(self.path))))[:VAULTS_MAX]
