@@ -24,7 +24,7 @@ import pytest
 
 from beo.nodeset import expand, fold
 from tests.cluster import ROOT, Cluster, kill, running, wait_for
-from tests.doses import PART, dose
+from tests.doses import dose
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
@@ -237,14 +237,39 @@ def hurt(cluster: Cluster, folder: Path, number: int, moments: Sequence[str]) ->
     assert again, "something has hurt"
 
 
+def keeper(cluster: Cluster, node: str) -> int:
+    """The process that copies a node's vault to the head; 0: there is none."""
+    children = Path(f"/proc/{cluster.pid(node)}/task/{cluster.pid(node)}/children").read_text().split()
+    return next((int(pid) for pid in children if b"beo.bulk.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()), 0)
+
+
+def test_a_node_that_is_lost_when_others_have_left_their_part_at_the_head_already_costs_no_step(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = Run(cluster, tmp_path, Kind("raid1", 2, 1), 0)
+    wait_for(lambda: run.count("kept") >= 3, "checkpoints")
+    slow, fast = expand(cluster.job(run.job).nodes)
+    cluster.kill("supervisor")
+    try:
+        cluster.beo("migrate", str(run.job), fold([node for node in NODES if node not in (slow, fast)][:2]))
+        os.kill(wait_for(lambda: keeper(cluster, slow), "it copies"), signal.SIGSTOP)
+        told = f"{fast}  attempt 1: status 85"
+        wait_for(lambda: told in cluster.beo("events", "--job", str(run.job)).stdout, "the other's part is over")
+        time.sleep(1)  # and it has been told so
+        assert run.is_whole()
+        Trouble(cluster, random.Random(1), ()).lose([slow], run, forget=True)
+        assert run.answer()
+        assert not run.faults()
+        assert run.again(), "it was lost before it had left"
+    finally:
+        cluster.up()
+
+
 def test_a_hundred_kills_of_all_kinds_cost_no_job_its_answer_nor_a_step_that_was_kept(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     hurt(cluster, tmp_path, KILLS, MOMENTS)
 
 
-# Once in some 200 kills, by whole workers that were killed while their job moved off all its nodes, a job began anew.
-@pytest.mark.xfail(reason="a job of two nodes, killed again and again while it moves, began anew once: not understood")
-@pytest.mark.skipif(PART < 1, reason="only at the whole dose: BEO_DOSE=1, as in 'make test-all'")
 def test_kills_while_jobs_move_cost_no_step_that_was_kept_either(cluster: Cluster, tmp_path: Path) -> None:
     hurt(cluster, tmp_path, KILLS_MOVING, (*MOMENTS, "moving", "moving"))
