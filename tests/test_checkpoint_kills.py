@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from beo.nodeset import expand, fold
-from tests.cluster import ROOT, Cluster, kill, running, wait_for
+from tests.cluster import Cluster, kill, running, wait_for
 from tests.doses import dose
+from tests.stepped import Stepped, total
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
@@ -48,16 +46,14 @@ class Kind(NamedTuple):
 KINDS = [Kind("rs", 4, 2), Kind("raid5", 3, 1), Kind("raid1", 2, 1), Kind("raid4", 4, 1)]
 
 
-class Run:
-    """One job, and what it wrote down: `begins N`, `step N`, `kept N`."""
+class Run(Stepped):
+    """One job, and what it wrote down."""
 
     def __init__(self, cluster: Cluster, place: Path, kind: Kind, number: int) -> None:
-        self.cluster, self.kind, self.log = cluster, kind, place / f"log{number}"
+        super().__init__(place / f"log{number}")
+        self.cluster, self.kind = cluster, kind
         self.whole_after = 0  # checkpoints, since one of its nodes was lost: then nothing of that is missing any more
-        self.log.touch()
-        stepping = [sys.executable, str(ROOT / "tests" / "stepping.py"), str(STEPS), str(STEP_S), str(EVERY)]
-        argv = ["env", f"LEVEL={kind.level}", *stepping, str(self.log)]
-        self.job = cluster.submit(argv, ranks=kind.ranks, requeue="auto")
+        self.job = cluster.submit(self.argv(kind.level, STEPS, STEP_S, EVERY), ranks=kind.ranks, requeue="auto")
 
     def has_ended(self) -> bool:
         """Whether it is done. One of whose ranks was killed has failed by itself: that one is told to run again."""
@@ -75,37 +71,12 @@ class Run:
     def answer(self) -> str:
         """Wait for its end, and return what it says."""
         wait_for(self.has_ended, f"job {self.job} ends", 2 * GOES_ON_S)
-        found = re.search(r"^total \d+$", self.cluster.output(self.job), re.MULTILINE)
-        assert found, self.cluster.output(self.job)
-        return found[0]
-
-    def told(self) -> list[tuple[str, int]]:
-        """All lines, of all attempts, in order."""
-        return [(what, int(number)) for what, number in re.findall(r"^(\w+) (\d+)$", self.log.read_text(), re.M)]
-
-    def count(self, what: str) -> int:
-        """How many lines there are of a kind."""
-        return sum(kind == what for kind, _ in self.told())
+        return total(self.cluster.output(self.job))
 
     def is_whole(self) -> bool:
         """Whether its last checkpoint has all that its level says: it was taken since a node was last lost."""
         words = [what for what, _ in self.told() if what != "step"]
         return words[-1:] == ["kept"] and words.count("kept") > self.whole_after
-
-    def again(self) -> list[int]:
-        """How many steps it computed again, each time that it began anew."""
-        told = [(what, number) for what, number in self.told() if what != "kept"]
-        return [before - number for (_, before), (what, number) in pairwise(told) if what == "begins"]
-
-    def faults(self) -> list[str]:
-        """Each time that it began further back than with its last checkpoint, or further on than it had been."""
-        found, kept, step = [], 0, 0
-        for what, number in self.told():
-            if what == "begins" and not kept <= number <= step:
-                found.append(f"job {self.job} began with {number}, though {kept} of {step} steps were kept")
-            kept = number if what == "kept" else kept
-            step = number if what in ("step", "begins") else step
-        return found
 
 
 class Trouble:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import pytest
 from beo.checkpoints.slots import SLOTS
 from beo.errors import EXIT_UNRESTORED
 from beo.nodeset import expand
-from tests.cluster import ROOT, Cluster, kill, running, wait_for
-from tests.test_checkpoint_takeover import LOCKS, acting, copied, orders, told, total, vault, voting
+from tests.cluster import Cluster, kill, running, wait_for
+from tests.stepped import Stepped
+from tests.test_checkpoint_takeover import LOCKS, acting, answer, copied, orders, vault, voting
 
 STEPS, STEP_S, EVERY = 200, 0.02, 10
 LONG_S = 0.1  # of a step, where several nodes copy
@@ -26,7 +26,7 @@ def alone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def answer(ranks: int) -> str:
+def undisturbed(ranks: int) -> str:
     """What stepping.py prints that is left in peace."""
     added = 0
     for _ in range(STEPS):
@@ -35,9 +35,7 @@ def answer(ranks: int) -> str:
 
 
 def submit(cluster: Cluster, log: Path, level: str, ranks: int, step_s: float = STEP_S) -> int:
-    log.touch()
-    argv = [sys.executable, str(ROOT / "tests" / "stepping.py"), str(STEPS), str(step_s), str(EVERY), str(log)]
-    return cluster.submit(["env", f"LEVEL={level}", *argv], ranks=ranks, requeue="auto")
+    return cluster.submit(Stepped(log).argv(level, STEPS, step_s, EVERY), ranks=ranks, requeue="auto")
 
 
 def has_copy(cluster: Cluster, job: int) -> bool:
@@ -73,8 +71,8 @@ def test_a_checkpoint_that_cant_be_restored_is_replaced_by_the_copy_at_the_head(
     wait_for(lambda: orders(alone, view), "it has its orders")
     (order,) = orders(alone, view)
     assert order.anew and len(order.copies) == 1
-    assert total(alone, job) == answer(1)
-    first, again = told(log, "begins")
+    assert answer(alone, job) == undisturbed(1)
+    first, again = Stepped(log).numbers("begins")
     assert first == 0 < again
     said = alone.beo("logs", str(job), "--attempt", "2").stderr
     assert len(re.findall("^beo: the checkpoint of step .* is lost", said, re.MULTILINE)) == 1
@@ -85,7 +83,7 @@ def test_a_checkpoint_that_cant_be_restored_is_replaced_by_the_copy_at_the_head(
 def test_a_checkpoint_that_is_nowhere_else_ends_the_job_with_one_line(alone: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     job = submit(alone, log, "raid0", 1)
-    wait_for(lambda: len(told(log, "kept")) >= 2, "checkpoints")
+    wait_for(lambda: len(Stepped(log).numbers("kept")) >= 2, "checkpoints")
     kill_it(alone, job)
     (view,) = alone.wait(job)
     assert (view.state, view.attempt, view.exit_code) == ("failed", 2, EXIT_UNRESTORED)
@@ -115,10 +113,10 @@ def test_two_of_three_workers_are_lost_where_parity_makes_up_for_one(heads: int,
         kill([*(cluster.pid(name) for name in doomed_heads), *doomed])
         for place in vaults:
             shutil.rmtree(place / str(job))
-        kept, done = told(log, "kept")[-1], told(log, "step")[-1]
+        kept, done = Stepped(log).numbers("kept")[-1], Stepped(log).numbers("step")[-1]
         assert done < STEPS
-        assert total(cluster, job) == answer(3)
-        first, again = told(log, "begins")
+        assert answer(cluster, job) == undisturbed(3)
+        first, again = Stepped(log).numbers("begins")
         assert first == 0 < again <= kept
         if heads == 1:  # a head that took over gives copies to nodes that haven't told what they keep
             assert cluster.job(job).attempt == 3

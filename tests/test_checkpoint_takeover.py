@@ -5,7 +5,6 @@ Nothing is read from a head for it, and no step is done again that a checkpoint 
 
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pytest
 from beo import messages as m
 from beo import pairing
 from beo.nodeset import expand
-from tests.cluster import PATIENCE_S, ROOT, Cluster, kill, running, wait_for
+from tests.cluster import PATIENCE_S, Cluster, kill, running, wait_for
+from tests.stepped import Stepped, total
 
 STEPS, STEP_S, EVERY = 300, 0.02, 10
 RANKS = 4
@@ -51,14 +51,7 @@ def voting(cluster: Cluster) -> set[str]:
 
 
 def submit(cluster: Cluster, log: Path) -> int:
-    log.touch()
-    argv = [sys.executable, str(ROOT / "tests" / "stepping.py"), str(STEPS), str(STEP_S), str(EVERY), str(log)]
-    return cluster.submit(["env", "LEVEL=rs", *argv], ranks=RANKS, requeue="auto")
-
-
-def told(log: Path, what: str) -> list[int]:
-    """The numbers of its lines of a kind, in order."""
-    return [int(number) for number in re.findall(rf"^{what} (\d+)$", log.read_text(), re.MULTILINE)]
+    return cluster.submit(Stepped(log).argv("rs", STEPS, STEP_S, EVERY), ranks=RANKS, requeue="auto")
 
 
 def vault(cluster: Cluster, node: str) -> Path:
@@ -66,11 +59,10 @@ def vault(cluster: Cluster, node: str) -> Path:
     return next(iter(Path("/tmp").glob(f"beo-{cluster.home.cluster().cluster[:8]}-{node}-vaults-*")))
 
 
-def total(cluster: Cluster, job: int) -> str:
+def answer(cluster: Cluster, job: int) -> str:
+    """What it says when it is done."""
     assert [view.state for view in cluster.wait(job)] == ["done"], cluster.output(job)
-    found = re.search(r"^total \d+$", cluster.output(job), re.MULTILINE)
-    assert found, cluster.output(job)
-    return found[0]
+    return total(cluster.output(job))
 
 
 def copied(cluster: Cluster, job: int) -> set[str]:
@@ -89,13 +81,13 @@ def orders(cluster: Cluster, view: m.JobView) -> list[m.Start]:
 def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_steps_since_the_last_checkpoint(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    answer = total(cluster, submit(cluster, tmp_path / "undisturbed"))
+    undisturbed = answer(cluster, submit(cluster, tmp_path / "undisturbed"))
     log = tmp_path / "log"
     job = submit(cluster, log)
     first = acting(cluster)
     nodes = expand(cluster.wait_for_state(job, "running").nodes)
     wait_for(lambda: copied(cluster, job) == set(nodes), "a copy at the heads that could be read")
-    wait_for(lambda: len(told(log, "kept")) >= 3, "checkpoints")
+    wait_for(lambda: len(Stepped(log).numbers("kept")) >= 3, "checkpoints")
     # The other head goes on when most of the three voters say so: of these at most one may be lost with this one.
     votes = voting(cluster)
     lost = sorted(nodes[1:], key=lambda node: node in votes)[:2]
@@ -107,15 +99,15 @@ def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_step
     kill([cluster.pid(LOCKS[first]), *doomed])
     for place in vaults:
         shutil.rmtree(place / str(job))
-    kept, done = told(log, "kept")[-1], told(log, "step")[-1]
+    kept, done = Stepped(log).numbers("kept")[-1], Stepped(log).numbers("step")[-1]
     assert done < STEPS
     view = cluster.wait_for_state(job, "running", 2)
     wait_for(lambda: len(orders(cluster, view)) == RANKS, "all nodes have their orders")
     started = orders(cluster, view)
-    assert total(cluster, job) == answer
+    assert answer(cluster, job) == undisturbed
     assert cluster.job(job).attempt == 2
     assert not set(expand(view.nodes)) & set(lost)
-    began, again = told(log, "begins")
+    began, again = Stepped(log).numbers("begins")
     assert began == 0
     # Rank 0 may have been killed between the last checkpoint and the line that tells of it.
     assert kept <= again <= done, f"it had {kept} of {done} steps kept, and went on with {again}"
