@@ -41,7 +41,7 @@ STEPS = 300
 MOVES = 3
 
 
-def _why_not() -> str:
+def why_not() -> str:
     """Why programs with TCP can't be moved here: tried, since 'criu check' doesn't tell."""
     code = "import socket, time; held = socket.create_server(('127.0.0.1', 0)); time.sleep(60)"
     try:
@@ -71,7 +71,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def able() -> None:
-    if why := _why_not():
+    if why := why_not():
         pytest.skip(f"{why[:200]}: make criu CRIU_SUITE=sid")
 
 

@@ -20,6 +20,7 @@ import pytest
 from beo.errors import BeoError
 from beo.nodeset import expand
 from beo.worker import criu
+from tests import test_migratable
 from tests.cluster import wait_for
 from tests.doses import dose
 from tests.net.hosts import Host, network
@@ -182,3 +183,20 @@ def test_an_unmodified_program_is_moved_from_machine_to_machine_with_its_output_
         assert row(site, job)["nodes"] != before
     site.said("wait", job)
     assert site.said("logs", job) == expected
+
+
+def test_ranks_of_a_running_mpi_program_are_moved_to_another_machine_with_their_connections(site: Site) -> None:
+    if why := test_migratable.why_not():
+        pytest.skip(f"{why[:200]}: make criu CRIU_SUITE=sid")
+    program = [sys.executable, "-c", test_migratable.RING, str(test_migratable.STEPS)]
+    job = site.said("submit", "-n", "4", "-N", "2", "--migratable", "--", *program).split()[-1]
+    for attempt in (1, 2):
+        lines = len(site.said("logs", job).splitlines())
+        wait_for(lambda lines=lines: len(site.said("logs", job).splitlines()) > lines + 20, "it prints", BACK_S)
+        first = expand(row(site, job)["nodes"])[0]
+        site.said("drain", first)
+        wait_for(lambda attempt=attempt: row(site, job)["attempt"] > attempt, "it goes on elsewhere", BACK_S)
+        assert first not in expand(row(site, job)["nodes"])
+        site.said("resume", first)
+    site.said("wait", job)
+    test_migratable.expect_whole(site.said("logs", job))
