@@ -886,7 +886,10 @@ class HistoryAre(_Message, frozen=True):
 
 
 class Join(_Message, frozen=True):
-    """A node introduces an incarnation of itself (again and again, until Welcome)."""
+    """A node introduces an incarnation of itself (again and again, until Welcome).
+
+    learned: how often it has learned something of itself, so that it knows which Join a Welcome answers.
+    """
 
     node: str
     incarnation: str
@@ -897,6 +900,7 @@ class Join(_Message, frozen=True):
     mem_bytes: int
     facts: dict[str, str]
     running: tuple[tuple[int, int], ...]
+    learned: int = 0
 
 
 class Ping(_Message, frozen=True):
@@ -1017,6 +1021,7 @@ class Welcome(_Message, frozen=True):
     """The incarnation is in the journal. bulk: host:port of the bulk plane. heads: all of them; none: only this one.
 
     began: the index with which this epoch began. A head that lacks entries of the one before gives their numbers again.
+    learned: of the last Join; None: a head of an older patch level doesn't say.
     """
 
     epoch: int
@@ -1024,6 +1029,7 @@ class Welcome(_Message, frozen=True):
     bulk: str
     heads: tuple[HeadView, ...] = ()
     began: int = -1
+    learned: int | None = None
 
 
 class Pong(_Message, frozen=True):

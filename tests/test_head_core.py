@@ -440,6 +440,13 @@ def test_late_words_of_a_former_incarnation_change_nothing(world: World) -> None
     assert world.state.nodes["n1"].incarnation == "n1-2"
 
 
+def test_a_welcome_says_which_of_a_nodes_introductions_it_answers(world: World) -> None:
+    node = world.node("n1")
+    node.tell(ms.Join("n1", node.incarnation, node.boot, node.address, "key-n1", 4, 0, {"criu": "yes"}, (), 3))
+    assert node.commands(ms.Welcome)[-1].learned == 3
+    assert world.state.nodes["n1"].facts["criu"] == "yes"
+
+
 def test_a_broken_allocation_of_a_batch_job_ends_it(world: World) -> None:
     one, other = world.node("n1"), world.node("n2")
     job = world.submit(ranks=6, batch=True)

@@ -229,7 +229,11 @@ def test_what_a_node_learns_of_itself_is_told_until_it_is_welcomed_and_nothing_e
     node.wait(1)
     joins = node.said(ms.Join)[-2:]
     assert [(join.incarnation, join.facts[ms.CRIU]) for join in joins] == [(before, ms.CRIU_WORKS)] * 2
-    node.head(ms.Welcome(EPOCH, before, BULK))
+    node.head(ms.Welcome(EPOCH, before, BULK, learned=0))  # an answer to what it said before it knew
+    told = len(node.said(ms.Join))
+    node.wait(1)
+    assert len(node.said(ms.Join)) > told
+    node.head(ms.Welcome(EPOCH, before, BULK, learned=joins[-1].learned))
     told = len(node.said(ms.Join))
     node.wait(2, answered=True)
     assert len(node.said(ms.Join)) == told

@@ -89,6 +89,7 @@ class _Session:
         self.clock_s = 0.0  # how far its wall clock is ahead of ours
         self.findings: tuple[ms.Finding, ...] = ()
         self.vaults: dict[int, ms.Kept] | None = None  # job -> what its vault keeps; None: it hasn't told
+        self.learned = 0  # as its last Join says
         self.told = False  # it has said what it runs, so starts may be sent
         self.sent: dict[tuple[str, int, int], float] = {}  # (command, job, attempt) -> when
         self.signalled: dict[tuple[int, int], int] = {}  # (job, attempt) -> serial known to be delivered
@@ -161,7 +162,7 @@ class Head:
         self._effects.append(Append(self.state.index, event))
         if isinstance(event, ev.HeadJoined):
             for session in self._sessions.values():  # they must know where else to go
-                self._send(session.peer, self._welcome(session.incarnation))
+                self._welcome(session)
 
     def _later(self, effect: Send | Over | Forget | Greet) -> None:
         self._outbox.append((self.state.index, effect))
@@ -549,12 +550,14 @@ class Head:
             return
         for event in events:
             self._append(event)
-        self._session(message.node, message.incarnation, peer, now).heard_s = now.boot_s
+        session = self._session(message.node, message.incarnation, peer, now)
+        session.heard_s, session.learned = now.boot_s, message.learned
         self._dirty = True
-        self._send(peer, self._welcome(message.incarnation))
+        self._welcome(session)
 
-    def _welcome(self, incarnation: str) -> ms.Welcome:
-        return ms.Welcome(self.state.epoch, incarnation, self._bulk, heads.listed(self.state), self._began_index)
+    def _welcome(self, session: _Session) -> None:
+        known = heads.listed(self.state), self._began_index, session.learned
+        self._send(session.peer, ms.Welcome(self.state.epoch, session.incarnation, self._bulk, *known))
 
     def _ping(self, session: _Session, message: ms.Ping, now: Now) -> None:
         state = self.state
@@ -567,7 +570,7 @@ class Head:
         settled = min(unanswered, default=state.index + 1) - 1
         if not session.told:
             session.told = self._dirty = True
-            self._send(session.peer, self._welcome(message.incarnation))
+            self._welcome(session)
         self._send(session.peer, ms.Pong(state.epoch, message.incarnation, message.t_ns, lease_s, settled))
         for key in sorted(running - live.keys()):
             message_out = ms.Kill(state.epoch, session.incarnation, *key, "this attempt is over", 0.0)

@@ -115,6 +115,7 @@ class Worker:
         self._followed = (0, "")  # the epoch whose head has said where its bulk plane is, and where; see _follow
         self._epoch = 0
         self._joined = False
+        self._learned = 0  # how often something was learned of this node, see Join
         self._dying = False  # this incarnation is over; waiting for its leashed parts to be gone
         self._lease_ns = 0  # CLOCK_BOOTTIME until which the head counts on this incarnation; 0: it hasn't said
         self._settled = 0  # starts up to this index are all answered,
@@ -240,6 +241,7 @@ class Worker:
                     node.mem_bytes,
                     node.facts,
                     tuple(sorted(self.held)),
+                    self._learned,
                 ),
                 head,
             )
@@ -248,6 +250,7 @@ class Worker:
     def _learn(self, item: Learned) -> None:
         """Introduce this incarnation once more, until it is welcomed."""
         self.node = msgspec.structs.replace(self.node, facts={**self.node.facts, **item.facts})
+        self._learned += 1
         self._joined, self._pinged_ns = False, 0
 
     def _tick(self, now: Now) -> None:
@@ -301,7 +304,7 @@ class Worker:
             return
         match message:
             case ms.Welcome():
-                if not self._joined:
+                if not self._joined and message.learned in (None, self._learned):  # else it answers an earlier Join
                     self._joined = True
                     self._ping(now)
             case ms.Dead():

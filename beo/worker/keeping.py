@@ -139,7 +139,7 @@ class Keeping:
     def _ranks(self, order: ms.Start, node: str) -> Ranks:
         key, here = (order.job, order.attempt), next(part for part in order.parts if part.node == node)
         ranks = range(here.first_rank, here.first_rank + here.ranks)
-        return Ranks(ranks, lambda why: self.lost.append((key, why)))
+        return Ranks(order.attempt, ranks, lambda why: self.lost.append((key, why)))
 
     def copy(self, order: ms.Start) -> None:
         """Copy a job's vault at once, where the tree is ours."""

@@ -130,8 +130,9 @@ class Ability:
 
 
 class Ranks(NamedTuple):
-    """The ranks of a program that are here; its others are dumped elsewhere. lose: called where these can't be."""
+    """The ranks of an attempt that are here; its others are dumped elsewhere. lose: called where these can't be."""
 
+    attempt: int
     here: range
     lose: Callable[[str], None]
 
@@ -170,7 +171,7 @@ def _dump_ranks(job: int, folder: str, ranks: Ranks) -> None:
             shutil.rmtree(os.path.join(folder, name))
     until_s = time.monotonic() + RANKS_S
     while True:
-        left, why = ranks_of(folder), ""
+        left, why = ranks_of(folder, ranks.attempt), ""
         for rank, holder in sorted(left.items()):
             try:
                 _await_quiet(Path(folder, str(rank)))
@@ -197,9 +198,12 @@ def _await_quiet(folder: Path) -> None:
         raise criu.CannotDump("it can't be moved now", "it is in MPI_Init, or before it", "it is tried again")
 
 
-def ranks_of(folder: str) -> dict[int, int]:
-    """Return which process holds which rank of a folder: of the two of each holder, that on the rank's side."""
-    mark = f"\0{HOLDER}\0{folder}\0".encode()
+def ranks_of(folder: str, attempt: int) -> dict[int, int]:
+    """Return which process holds which rank of a folder: of the two of each holder, that on the rank's side.
+
+    Of one attempt: where that was lost while its ranks were dumped, the next may have begun here.
+    """
+    mark, which = f"\0{HOLDER}\0{folder}\0".encode(), f"BEO_ATTEMPT={attempt}".encode()
     found: dict[int, tuple[int, int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -207,6 +211,8 @@ def ranks_of(folder: str) -> dict[int, int]:
                 continue
             environ = Path("/proc", name, "environ").read_bytes().split(b"\0")
             rank = next(int(word[9:]) for word in environ if word.startswith(b"BEO_RANK="))
+            if which not in environ:
+                continue
             depth = len(criu.numbers_of(int(name)))
         except (OSError, StopIteration):
             continue  # it has just ended

@@ -82,7 +82,7 @@ class Run(Stepped):
 
     def is_done(self) -> bool:
         """Whether it has ended."""
-        return row(self.site, self.job)["state"] == "done"
+        return bool(row(self.site, self.job)["state"] == "done")
 
     def is_whole(self) -> bool:
         """Whether it has taken a checkpoint since a machine was hurt, so that all parts of that are there; or ended."""
@@ -151,6 +151,17 @@ def test_jobs_whose_machines_lose_their_power_end_with_their_answer_and_lose_no_
     assert len(again) >= len(done), "something has hurt"
 
 
+def prints_on(site: Site, job: str) -> None:
+    """Wait for 20 more lines."""
+    lines = len(site.said("logs", job).splitlines())
+    wait_for(lambda: len(site.said("logs", job).splitlines()) > lines + 20, "it prints", BACK_S)
+
+
+def goes_on(site: Site, job: str, attempt: int) -> None:
+    """Wait for the attempt after this one."""
+    wait_for(lambda: row(site, job)["attempt"] > attempt, "it goes on elsewhere", BACK_S)
+
+
 def why_not() -> str:
     """Why no program can be moved here."""
     try:
@@ -175,11 +186,10 @@ def test_an_unmodified_program_is_moved_from_machine_to_machine_with_its_output_
     expected = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
     job = site.said("submit", "--movable", "--", *argv).split()[-1]
     for attempt in (1, 2):
-        lines = len(site.said("logs", job).splitlines())
-        wait_for(lambda lines=lines: len(site.said("logs", job).splitlines()) > lines + 20, "it prints", BACK_S)
+        prints_on(site, job)
         before = row(site, job)["nodes"]
         site.said("migrate", job)
-        wait_for(lambda attempt=attempt: row(site, job)["attempt"] > attempt, "it goes on elsewhere", BACK_S)
+        goes_on(site, job, attempt)
         assert row(site, job)["nodes"] != before
     site.said("wait", job)
     assert site.said("logs", job) == expected
@@ -191,11 +201,10 @@ def test_ranks_of_a_running_mpi_program_are_moved_to_another_machine_with_their_
     program = [sys.executable, "-c", test_migratable.RING, str(test_migratable.STEPS)]
     job = site.said("submit", "-n", "4", "-N", "2", "--migratable", "--", *program).split()[-1]
     for attempt in (1, 2):
-        lines = len(site.said("logs", job).splitlines())
-        wait_for(lambda lines=lines: len(site.said("logs", job).splitlines()) > lines + 20, "it prints", BACK_S)
+        prints_on(site, job)
         first = expand(row(site, job)["nodes"])[0]
         site.said("drain", first)
-        wait_for(lambda attempt=attempt: row(site, job)["attempt"] > attempt, "it goes on elsewhere", BACK_S)
+        goes_on(site, job, attempt)
         assert first not in expand(row(site, job)["nodes"])
         site.said("resume", first)
     site.said("wait", job)
