@@ -58,7 +58,7 @@ def run(tmp_path: Path, words: str, limit_s: float = 20) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer"])
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer", "renew"])
 def test_the_scripts_are_clean(name: str) -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck here: apt-get install -y shellcheck")
@@ -66,7 +66,7 @@ def test_the_scripts_are_clean(name: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer"])
+@pytest.mark.parametrize("name", ["init", "lease", "start", "worker", "peer", "renew"])
 def test_a_posix_shell_understands_the_scripts(name: str) -> None:
     done = subprocess.run(["sh", "-n", str(SCRIPTS / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -171,3 +171,114 @@ def test_a_head_that_is_gone_costs_nothing_but_the_other_ones_turn(tmp_path: Pat
         said, data = brought(tmp_path, [dead, good])
     assert is_whole(store, data)
     assert f"127.0.0.1:{dead.port} sent 0 of" in said
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("address", "server", "told"),
+    [
+        ("10.0.0.9/24", "10.0.0.254", "on lease"),  # a router's
+        ("10.0.0.9/24", "10.0.0.2", "for ever"),  # the other head's, which has given it by a take-over
+        ("10.0.0.9/24", "10.0.0.22", "on lease"),
+        ("10.0.0.9/24", "", "for ever"),  # chosen by whoever wrote the command line
+        ("", "", "on lease"),  # asked for by init itself
+    ],
+)
+def test_an_address_is_on_lease_where_no_head_gave_it(tmp_path: Path, address: str, server: str, told: str) -> None:
+    words = f"address={address} server={server} boots=10.0.0.1:7425,10.0.0.2:7425"
+    assert run(tmp_path, f"{words}; on_lease && echo on lease || echo for ever") == f"{told}\n"
+
+
+class Client:
+    """What `renew` does about what a client of DHCP calls it with, on a machine that has an address."""
+
+    def __init__(self, folder: Path, address: str = "10.0.0.9") -> None:
+        self.folder = folder
+        self._held, self._did = folder / "held", folder / "did"
+        self._held.write_text(f"{address}\n")
+        text = (
+            (SCRIPTS / "renew").read_text().replace("/run/beo", str(folder)).replace("/dev/kmsg", f"{folder}/console")
+        )
+        self._script = (
+            "ip() {\n  case $* in\n"
+            f"    '-4 -o addr show dev eth0') sed 's|.*|2: eth0 inet &/24 brd|' {self._held} ;;\n"
+            f"    '-4 addr flush dev eth0') : >{self._held}; echo \"$*\" >>{self._did} ;;\n"
+            f'    \'addr add \'*) echo "${{3%/*}}" >>{self._held}; echo "$*" >>{self._did} ;;\n'
+            f'    *) echo "$*" >>{self._did} ;;\n  esac\n}}\n'
+            f'kill() {{ echo "kill $*" >>{self._did}; }}\n'
+            + text.replace("/usr/bin/beo down", f"echo down >>{self._did}")
+        )
+        (folder / "worker.pid").write_text("77\n")
+
+    def hears(self, event: str, **words: str) -> None:
+        """It is called with that."""
+        argv = [str(BUSYBOX), "sh", "-c", self._script, "renew", event]
+        subprocess.run(argv, env={"interface": "eth0", **words}, timeout=20, check=True)
+
+    @property
+    def did(self) -> list[str]:
+        """What was done since the last look."""
+        lines = self._did.read_text().splitlines() if self._did.exists() else []
+        self._did.unlink(missing_ok=True)
+        return lines
+
+    @property
+    def said(self) -> list[str]:
+        """What the console said since the last look."""
+        path = self.folder / "console"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line.removeprefix("<3>beo: ") for line in lines]
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the worker waits for an address."""
+        return (self.folder / "lease.lost").exists()
+
+
+@needs_busybox
+def test_a_renewal_changes_nothing(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.hears("deconfig")
+    for event in ("bound", "renew", "renew"):
+        client.hears(event, ip="10.0.0.9", mask="24", router="10.0.0.254 10.0.0.253")
+        assert client.did == ["route replace default via 10.0.0.254 dev eth0"]
+    assert client.said == [] and not client.is_held_up
+
+
+@needs_busybox
+def test_an_address_is_kept_while_no_server_answers_and_that_is_told_once(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.hears("bound", ip="10.0.0.9", mask="24")
+    for event in ("deconfig", "leasefail", "leasefail"):
+        client.hears(event)
+    assert client.said == ["no DHCP server renews the lease of 10.0.0.9: it is kept until one answers"]
+    client.hears("bound", ip="10.0.0.9", mask="24")
+    assert client.said == ["the lease of 10.0.0.9 is renewed again"]
+    assert client.did == [] and not client.is_held_up
+
+
+@needs_busybox
+def test_another_address_is_told_and_the_worker_ends_before_it_changes(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.hears("bound", ip="10.0.0.77", mask="16")
+    assert client.did == ["kill 77", "down", "-4 addr flush dev eth0", "addr add 10.0.0.77/16 dev eth0"]
+    assert client.said == ["this machine's address is 10.0.0.77 now, it was 10.0.0.9: its worker begins anew"]
+    assert not client.is_held_up, "it has an address"
+
+
+@needs_busybox
+def test_a_machine_whose_address_is_taken_back_has_no_worker_until_it_has_one(tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    client.hears("bound", ip="10.0.0.9", mask="24")
+    client.hears("nak", message="wrong network")
+    assert client.did == ["kill 77", "down"] and client.is_held_up
+    assert client.said == [
+        "the DHCP server takes 10.0.0.9 back (wrong network): the worker ends, and waits for an address"
+    ]
+    client.hears("deconfig")
+    client.hears("leasefail")
+    assert client.is_held_up and client.said == [], "nothing is kept"
+    client.hears("bound", ip="10.0.0.77", mask="24")
+    assert client.did == ["-4 addr flush dev eth0", "addr add 10.0.0.77/24 dev eth0"], "it was ended once"
+    assert not client.is_held_up

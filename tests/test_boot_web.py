@@ -99,6 +99,7 @@ def test_a_machine_gets_its_script_and_all_that_it_names(running: Running) -> No
         f"beo.pin={PIN}",
         f"beo.mac={MAC}",
         "beo.ip=${netX/ip}/24",
+        "beo.dhcp=${netX/dhcp-server}",
         "beo.name=pc01",
         "console=ttyS0,115200",
     ):

@@ -253,7 +253,7 @@ class _Build:
         for name in FOLDERS:
             files.folder(name, 0o1777 if name.endswith("tmp") else 0o700 if name in ("root", "var/lib/beo") else 0o755)
         files.add(f"{BOOT}/busybox", busybox.read_bytes(), 0o755)
-        for name in ("start", "worker", "peer"):
+        for name in ("start", "worker", "peer", "renew"):
             files.add(f"{BOOT}/{name}", own(name), 0o755)
         files.add("etc/inittab", own("inittab"))
         files.add("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n")

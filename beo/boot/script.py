@@ -2,7 +2,8 @@
 
 iPXE never gives up: it tries each head in turn, sleeps a little more than the others, and begins anew. A reboot in its
 place would only cost the firmware's minute again. It hands over the address that it got, so that nobody asks a second
-time, and what the root image must be, so that nobody else's can take its place.
+time, and from whom: only a head's is for ever. And it says what the root image must be, so that nobody else's can take
+its place.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def boot(machine: Machine, image: Image, heads: tuple[str, ...], boots: tuple[st
             f"beo.mac={_word(machine.mac)}",
             f"beo.ip=${{netX/ip}}/{prefix}",
             "beo.gateway=${netX/gateway}",
+            "beo.dhcp=${netX/dhcp-server}",
             f"beo.name={_word(machine.name)}",
             *map(_word, image.words.split()),
         )

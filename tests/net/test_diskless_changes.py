@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,10 +29,14 @@ pytestmark = [
 
 RANGE = "\n[boot]\nrange = '10.77.0.100-10.77.0.120'\npolicy = 'lan'\n"
 DISK_BYTES = 2 << 30  # of a head: an image, and the same in the tree
-UDHCPD = """start 10.77.0.200
-end 10.77.0.209
+LEASE_S = 16  # the shortest that udhcpc believes in; its boot alone takes longer
+UDHCPD = """start 10.77.0.{2}0
+end 10.77.0.{2}9
 interface eth0
 option subnet 255.255.255.0
+option lease {1}
+min_lease 10
+auto_time 1
 lease_file {0}/leases
 pidfile {0}/pid
 """
@@ -53,11 +58,22 @@ class Place:
 
         return wait_for(found, f"{machine.mac} is on record", BOOT_S)
 
+    def _nodes(self) -> list[dict[str, Any]]:
+        done = self.site.client.beo("nodes", "--json")
+        return msgspec.json.decode(done.stdout) if done.returncode == 0 else []
+
     def state(self, name: str) -> str:
         """A node's state, "" where there is none."""
-        done = self.site.client.beo("nodes", "--json")
-        rows = msgspec.json.decode(done.stdout) if done.returncode == 0 else []
-        return next((row["state"] for row in rows if row["name"] == name), "")
+        return next((row["state"] for row in self._nodes() if row["name"] == name), "")
+
+    def address(self, name: str) -> str:
+        """Where a node is, "" where there is none."""
+        return next((row["address"].partition(":")[0] for row in self._nodes() if row["name"] == name), "")
+
+    @property
+    def up(self) -> int:
+        """How many nodes are up."""
+        return sum(row["state"] == "up" for row in self._nodes())
 
     def wait_for_up(self, machine: Machine) -> None:
         """Wait until a machine computes."""
@@ -125,14 +141,53 @@ def test_another_image_reaches_machines_one_after_the_other_and_is_taken_back(pl
         place.wait_for_up(place.one)
 
 
-def test_where_another_server_gives_the_addresses_machines_boot_by_a_proxy(place: Place, tmp_path: Path) -> None:
+class Router:
+    """A host that gives addresses as a site's router does, in a range that it may forget for another."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self._host, self._folder, self._log = host, folder, folder / "log"
+
+    def serve(self, tens: int) -> None:
+        """Give 10.77.0.200 and so on for 20, and know of no other address."""
+        (self._folder / "conf").write_text(UDHCPD.format(self._folder, LEASE_S, tens))
+        (self._folder / "leases").write_bytes(b"")
+        with self._log.open("ab") as log:
+            words = ("busybox", "udhcpd", "-f", str(self._folder / "conf"))
+            self._host.start(*words, stdout=log, stderr=log)
+
+    def end(self) -> None:
+        """Serve no more."""
+        self._host.run("sh", "-c", f"kill $(cat {self._folder}/pid)")
+
+    def given(self, address: str) -> int:
+        """How often it has given an address, renewals included."""
+        return self._log.read_text(errors="replace").count(f"sending ACK to {address}")
+
+
+def test_where_another_server_gives_the_addresses_machines_boot_by_a_proxy_and_keep_their_lease(
+    place: Place, tmp_path: Path
+) -> None:
     head, plain = place.site.primary, place.site.workers[0]
-    (tmp_path / "conf").write_text(UDHCPD.format(tmp_path))
-    (tmp_path / "leases").touch()
-    server = plain.start("busybox", "udhcpd", "-f", str(tmp_path / "conf"))
+    router = Router(plain, tmp_path)
+    router.serve(20)
     said(head, "boot", "serve", "--interface", "eth0", "--mode", "auto")
     wait_for(lambda: plain.address in said(head, "boot", "status"), "it sees the other server", 30)
     place.other.turn_on()
     place.wait_for_up(place.other)
-    assert "10.77.0.20" in place.other.screen
-    server.kill()
+    name = place.name(place.other)
+    address = place.address(name)
+    assert address.startswith("10.77.0.20") and address in place.other.screen
+    booted = router.given(address)
+    assert booted >= 2, "iPXE was given it, and who renews it"
+    wait_for(lambda: router.given(address) >= booted + 3, "it is renewed, past its lease", 3 * LEASE_S)
+    assert place.state(name) == "up" and "beo: this machine's address" not in place.other.screen
+    router.end()
+    router.serve(21)
+    wait_for(lambda: "address is 10.77.0.21" in place.other.screen, "it is told that it has another address", BOOT_S)
+    wait_for(lambda: place.address(name).startswith("10.77.0.21"), "its worker has begun anew", BOOT_S)
+    wait_for(lambda: "address is 10.77.0.21" in said(head, "console", "--all", name), "the head has it, too")
+    place.wait_for_up(place.other)
+    every = str(place.up)
+    done = place.site.client.beo("run", "-n", every, "-N", every, "--chdir", "/", "hostname")
+    assert done.returncode == 0 and name in done.stdout.split(), done
+    router.end()
