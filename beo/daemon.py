@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from beo.errors import BeoError, Internal
 from beo.log import setup
+
+READY = "BEO_READY"  # in a daemon's environment: the file that it makes when it serves
 
 
 class Daemon(Protocol):
@@ -26,12 +31,16 @@ class Daemon(Protocol):
 
 def main(name: str, make: Callable[[], Daemon]) -> int:
     """Make a daemon and run it until SIGTERM or SIGINT; return its exit code, 0 for a clean end."""
+    mark = os.environ.pop(READY, "")  # it is ours, and no child's
     setup(name)
     log = logging.getLogger(f"beo.{name}")
     try:
         daemon = make()
         signal.signal(signal.SIGTERM, daemon.stop)
         signal.signal(signal.SIGINT, daemon.stop)
+        if mark:
+            with suppress(OSError):  # whoever waits for it goes on to wait
+                Path(mark).touch(0o600)
         daemon.run()
     except BeoError as error:
         log.error("%s", error)

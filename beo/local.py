@@ -196,12 +196,13 @@ def end_second(home: Home, sign_off: Callable[[], None]) -> Path:
 def supervise(home: Home, foreground: bool = False) -> int:
     """Run the supervisor in the background; return once it holds its lock: 0, or 1 with the reason on stderr.
 
-    foreground: run it in this process, and return when it has been told to stop, as systemd and containers want it.
+    foreground: run it in this process, and return when it has been told to stop, as systemd and containers want it; by
+    SIGHUP it leaves the jobs to the next one.
     """
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what our caller had open isn't ours to keep open for ever
     os.chdir("/")
     if foreground:
-        return _run_supervisor(home, lambda: None)
+        return _run_supervisor(home, lambda: None, foreground=True)
     ready, tell = os.pipe2(os.O_CLOEXEC)
     # Forked while it is small, so that it is nobody's child: whoever started it needn't stay to reap it.
     if os.fork():
@@ -215,7 +216,7 @@ def supervise(home: Home, foreground: bool = False) -> int:
     return _run_supervisor(home, began)
 
 
-def _run_supervisor(home: Home, began: Callable[[], None]) -> int:
+def _run_supervisor(home: Home, began: Callable[[], None], foreground: bool = False) -> int:
     try:
         lockfile.hold(supervisor.lock_path(home))
         plan = read_plan(home)
@@ -227,6 +228,8 @@ def _run_supervisor(home: Home, began: Callable[[], None]) -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: own.stop())
+    if foreground:
+        signal.signal(signal.SIGHUP, lambda *_: own.leave())
     log.setup("beo.supervisor")
     began()
     own.run()
@@ -323,6 +326,7 @@ def _mounts(home: Home) -> list[Daemon]:
             (sys.executable, *MOUNT_ARGV, folder, path),
             supervisor.mount_lock(home, folder),
             home.logs / "mount.log",
+            marks=False,
         )
         for folder, path in mounts.items()
     ]

@@ -6,7 +6,8 @@ killed, and the next one finds them by those locks, watches them, and starts onl
 (SIGSTOP) is alive and left alone.
 
 SIGTERM to the supervisor is the end of the whole cluster on this machine. Agents get SIGINT ("end what you run, and
-exit"), since SIGTERM means to them "exit, but leave the jobs running", as an upgrade wants it.
+exit"), since SIGTERM means to them "exit, but leave the jobs running", as an upgrade wants it. That is what SIGHUP to a
+supervisor in the foreground does: it ends with its heads and agents, and the jobs go on until the next one starts them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from beo.config import Home, write_durably
+from beo.daemon import READY
 from beo.errors import BeoError
 from beo.lockfile import Process, holder, holding
 from beo.notice import Notice
@@ -61,6 +63,7 @@ class Daemon(msgspec.Struct, frozen=True):
     """Something to keep running: its command line, the lock that it holds by itself, and the log of its output.
 
     folder: its BEO_DIR, where that isn't the supervisor's own. needs: a file without which it isn't to be started yet.
+    marks: it says when it serves, see `daemon.READY`.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Daemon(msgspec.Struct, frozen=True):
     log: Path
     folder: Path | None = None
     needs: Path | None = None
+    marks: bool = True
 
 
 def ends_path(home: Home) -> Path:
@@ -84,6 +88,11 @@ def lock_path(home: Home) -> Path:
 def log_path(home: Home) -> Path:
     """The supervisor's own log."""
     return home.logs / "supervisor.log"
+
+
+def ready_path(home: Home, name: str) -> Path:
+    """What a daemon makes when it serves, after its start."""
+    return home.path / "run" / f"{name}.ready"
 
 
 def programs_log(home: Home) -> Path:
@@ -228,6 +237,12 @@ def stop_max_s(home: Home) -> float:
     return STOP_MAX_S + _down_max_s(home)
 
 
+def leave(home: Home, agents: list[Process], heads: list[Process]) -> None:
+    """End these processes, and nothing that they run: the next ones take it over."""
+    _end(agents, signal.SIGTERM, AGENT_END_S)
+    _end(heads, signal.SIGTERM, HEAD_END_S + _down_max_s(home))
+
+
 def _down_max_s(home: Home) -> float:
     """How long the programs of the heads here may take to end: those of both heads end at one time."""
     times = [0.0]
@@ -268,6 +283,7 @@ class _Watch:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.process: Process | None = None
+        self.mark: Path | None = None  # what it makes when it serves; None where it was found, and does
         self.due_s = 0.0
         self.ends = Ends()
 
@@ -285,14 +301,20 @@ class Supervisor:
         self._watches = [*self._heads, *map(_Watch, mounts), *self._agents]
         self._log = logging.getLogger("beo.supervisor")
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._leaves = False
         self._tell()
 
     def stop(self) -> None:
         """Make `run` end everything and return. From a signal handler or any thread."""
         os.eventfd_write(self._stop, 1)
 
+    def leave(self) -> None:
+        """Make `run` end the heads and agents, and return; what they run goes on. To be called like `stop`."""
+        self._leaves = True
+        self.stop()
+
     def run(self) -> None:
-        """Start what isn't running and restart what ends, until `stop`; then end it all."""
+        """Start what isn't running and restart what ends, until `stop` or `leave`; then end it all, or the daemons."""
         looked_s = time.monotonic()
         notice = Notice()
         cluster = ""
@@ -323,7 +345,7 @@ class Supervisor:
             told_s = notice.look(self._is_up)
             ready = self._wait([*running], min(told_s, min([looked_s + LOOK_S, *due_s]) - time.monotonic()))
             if self._stop in ready:
-                self._log.info("told to stop: ending everything")
+                self._log.info("told to %s", "leave: jobs go on" if self._leaves else "stop: ending everything")
                 break
             for fd in ready:
                 self._ended(running[fd])
@@ -333,9 +355,12 @@ class Supervisor:
             remains.remove(cluster, [watch.daemon.name for watch in self._agents])
 
     def _is_up(self) -> bool:
-        """Whether all that is to run does, and has its lock: it listens soon, and is told if it doesn't."""
+        """Whether all that is to run does, has its lock, and serves."""
         with suppress(BeoError):  # a lock that is held by whom we can't name
-            return all(watch.process and holder(watch.daemon.lock) for watch in self._watches)
+            return all(
+                watch.process and holder(watch.daemon.lock) and (watch.mark is None or watch.mark.exists())
+                for watch in self._watches
+            )
         return True
 
     def _wait(self, fds: list[int], timeout_s: float) -> list[int]:
@@ -351,9 +376,14 @@ class Supervisor:
             return
         try:
             watch.process = holding(daemon.lock)
-            verb = "found"
+            verb, watch.mark = "found", None
             if watch.process is None:
-                watch.process = Process(spawn(daemon.argv, environment(self._home, daemon.folder), daemon.log))
+                env = environment(self._home, daemon.folder)
+                if daemon.marks:
+                    watch.mark = ready_path(self._home, daemon.name)
+                    watch.mark.unlink(missing_ok=True)
+                    env[READY] = str(watch.mark)
+                watch.process = Process(spawn(daemon.argv, env, daemon.log))
                 verb = "started"
         except (OSError, BeoError) as error:
             self._fault(watch, f"can't be started: {str(error).lower()}")
@@ -390,7 +420,8 @@ class Supervisor:
         own = {process.pid for process in own_agents + own_heads}
         other_agents = [process for process in agents(self._home) if process.pid not in own]
         other_heads = [process for process in heads(self._home) if process.pid not in own]
-        end(self._home, own_agents + other_agents, own_heads + other_heads)
+        finish = leave if self._leaves else end
+        finish(self._home, own_agents + other_agents, own_heads + other_heads)
 
 
 def _how(process: Process) -> str:

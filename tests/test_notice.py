@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from beo.notice import Notice
-from tests.cluster import running
+from tests.cluster import Cluster, is_alive, running, wait_for
 
 UNITS = Path(__file__).resolve().parent.parent / "beo" / "worker" / "boot"
 
@@ -59,29 +60,63 @@ def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not Notice().tell("READY=1")
 
 
+@contextmanager
+def supervised(cluster: Cluster, notify: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """End a cluster's supervisor and all that it keeps, and start another one as systemd does."""
+    cluster.beo("down")
+    words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(cluster.home.path), "--foreground"]
+    env = {**os.environ, "BEO_DIR": str(cluster.home.path), "NOTIFY_SOCKET": notify, "WATCHDOG_USEC": "1000000"}
+    env["PYTHONPATH"] = str(UNITS.parents[2])
+    with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
 def test_a_supervisor_is_ready_when_its_daemons_are(tmp_path: Path, systemd: socket.socket) -> None:
     path = os.environ.pop("NOTIFY_SOCKET")
+    with running(tmp_path / "beo") as cluster, supervised(cluster, path) as process:
+        told: set[bytes] = set()
+        while told != {b"READY=1", b"WATCHDOG=1"}:
+            told.add(systemd.recv(99))
+        process.send_signal(signal.SIGTERM)
+        while systemd.recv(99) != b"STOPPING=1":
+            pass
+
+
+def test_a_supervisor_is_not_ready_while_its_head_can_not_listen(tmp_path: Path, systemd: socket.socket) -> None:
+    path = os.environ.pop("NOTIFY_SOCKET")
     with running(tmp_path / "beo") as cluster:
-        subprocess.run(
-            [sys.executable, "-m", "beo.front", "down"],
-            env={**os.environ, "BEO_DIR": str(cluster.home.path)},
-            check=True,
-        )
-        words = [sys.executable, "-P", "-m", "beo.local", "supervise", str(cluster.home.path), "--foreground"]
-        env = {**os.environ, "BEO_DIR": str(cluster.home.path), "NOTIFY_SOCKET": path, "WATCHDOG_USEC": "1000000"}
-        env["PYTHONPATH"] = str(UNITS.parents[2])
-        with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            told: set[bytes] = set()
-            while told != {b"READY=1", b"WATCHDOG=1"}:
-                told.add(systemd.recv(99))
-            process.send_signal(signal.SIGTERM)
-            while systemd.recv(99) != b"STOPPING=1":
-                pass
+        cluster.beo("down")
+        host, _, port = cluster.home.who().control.rpartition(":")
+        with socket.create_server((host, int(port))) as taken, supervised(cluster, path):
+            wait_for(lambda: "Address already in use" in (cluster.home.logs / "head.log").read_text(), "it has tried")
+            for _ in range(4):
+                assert systemd.recv(99) == b"WATCHDOG=1", "it lives, and that is all"
+            taken.close()
+            wait_for(lambda: systemd.recv(99) == b"READY=1", "it is ready when it can")
+
+
+def test_jobs_go_on_when_a_supervisor_leaves_and_the_next_one_has_new_daemons(tmp_path: Path) -> None:
+    with running(tmp_path / "beo") as cluster:
+        with supervised(cluster) as process:
+            cluster.wait_for_head()
+            job = int(cluster.beo("submit", "sh", "-c", "echo $$; sleep 4; echo done").stdout.split()[1])
+            cluster.wait_for_state(job, "running")
+            before = cluster.pid("head"), cluster.pid("node01")
+            process.send_signal(signal.SIGHUP)
             process.wait(30)
+            assert not any(map(is_alive, before))
+        cluster.beo("up")
+        assert not {cluster.pid("head"), cluster.pid("node01")} & set(before)
+        view = cluster.wait_for_state(job, "done")
+        assert view.attempt == 1 and cluster.output(job).splitlines()[1:] == ["done"]
 
 
 @pytest.mark.parametrize("name", ["head", "worker"])
 def test_a_unit_waits_for_what_the_supervisor_tells(name: str) -> None:
     text = (UNITS / f"beo-{name}.service").read_text()
-    for line in ("Type=notify", "WatchdogSec=", "KillMode=mixed", "--foreground"):
+    for line in ("Type=notify", "WatchdogSec=", "KillMode=process", "KillSignal=SIGHUP", "--foreground"):
         assert line in text

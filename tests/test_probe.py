@@ -41,6 +41,19 @@ def test_a_memory_limit_that_it_names_can_be_set_and_removed() -> None:
     assert not Path(path).exists() and probe.remove_cgroup(path)
 
 
+def test_cgroups_are_made_beside_our_own_where_systemd_has_left_the_one_above_to_us(tmp_path: Path) -> None:
+    unit = tmp_path / "system.slice" / "beo-worker.service"
+    (unit / "beo").mkdir(parents=True)
+    mount, own = str(tmp_path), "/system.slice/beo-worker.service/beo"
+    assert probe._under(mount, own) == [f"{unit}/beo", mount]
+    try:
+        os.setxattr(unit, "user.delegate", b"1")
+    except OSError:
+        pytest.skip("no attributes of files here")
+    assert probe._under(mount, own) == [str(unit), f"{unit}/beo", mount]
+    assert probe._under(mount, own.rpartition("/")[0]) == [str(unit), mount], "and where they aren't apart, as ever"
+
+
 def test_a_cgroup_that_still_has_a_process_is_not_reported_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     kind, folder = probe.memory_limit()
     if kind == "poll":

@@ -156,9 +156,21 @@ def _candidates(controller: str) -> list[tuple[Literal["cgroup2", "cgroup1"], st
 
 
 def _under(mount: str, path: str) -> list[str]:
-    """This process's folder in the hierarchy; inside a container its path may not be there, but the mount's root is."""
+    """This process's folder in the hierarchy; inside a container its path may not be there, but the mount's root is.
+
+    Ahead of both the one above, where systemd has left that to us and put our processes apart (DelegateSubgroup).
+    """
     own = os.path.normpath(mount + path)
-    return [folder for folder in dict.fromkeys((own, mount)) if os.path.isdir(folder)]
+    above = os.path.dirname(own)
+    ours = (above,) if own != mount and _is_delegated(above) else ()
+    return [folder for folder in dict.fromkeys((*ours, own, mount)) if os.path.isdir(folder)]
+
+
+def _is_delegated(folder: str) -> bool:
+    try:
+        return os.getxattr(folder, "user.delegate") == b"1"
+    except OSError:
+        return False
 
 
 def _delegate(folder: str, controller: str) -> None:
