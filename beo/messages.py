@@ -610,11 +610,12 @@ class JoinedIs(_Message, frozen=True):
 
 
 class ConsoleIs(_Message, frozen=True):
-    """→ AskConsole. after: what to go on with; begins: the byte with which data begins."""
+    """→ AskConsole. after: what to go on with; begins: the byte with which data begins. head: whose count that is."""
 
     data: bytes
     begins: int
     after: int
+    head: str = ""
 
 
 class SubmittedIs(_Message, frozen=True):

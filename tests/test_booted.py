@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from beo import events as ev
@@ -21,6 +22,7 @@ from beo.boot.console import Console, Logs, line_of
 from beo.boot.desk import Desk
 from beo.boot.records import Records
 from beo.boot.request import BODY_MAX_BYTES, Request
+from beo.cli import node
 from beo.config import Home
 from beo.errors import BeoError, NoHead, UsageError
 from beo.headnode import consoles
@@ -357,6 +359,51 @@ def test_a_console_is_kept_for_known_machines_only_and_within_its_bounds(cluster
         own_desk.close()
         with pytest.raises(BeoError, match="no machine with the MAC"):
             own.console("52:54:00:00:99:03")
+
+
+class Pair:
+    """What two heads have heard of one machine's console. The second one acts when the first has told all of it."""
+
+    def __init__(self, folder: Path, *said: tuple[str, bytes]) -> None:
+        self._folder, self._said, self.asked = folder, list(said), 0
+        for head, data in said:
+            consoles.append(folder / head, "m", data)
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def machines(self) -> tuple[m.MachineView, ...]:
+        """One."""
+        return (m.MachineView("m", "pc01", "", "", "lan", "joined", "", "", False, "", 0.0, 0.0),)
+
+    def console(self, _: str, after: int) -> m.ConsoleIs:
+        """The acting head's answer."""
+        self.asked += 1
+        if not self._said:
+            raise KeyboardInterrupt
+        head = self._said[0][0]
+        answer = msgspec.structs.replace(consoles.read(self._folder / head, "m", after), head=head)
+        if not answer.data and after >= 0:
+            self._said.pop(0)
+            if self._said:
+                raise NoHead("no head answers", "", "")
+        return answer
+
+
+def test_who_follows_a_console_over_a_take_over_hears_all_that_the_next_head_has_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = Pair(tmp_path, ("A", b"one\ntwo\n"), ("B", b"a former boot's line, heard by B\nthree\n"))
+    monkeypatch.setattr(node, "Cluster", lambda _: pair)
+    monkeypatch.setattr(node, "LOOK_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        node.console.callback("pc01", follow=True, whole=False)  # type: ignore[misc]
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["one", "two", "a former boot's line, heard by B", "three"]
+    assert said.err == "beo: from here on what head B has heard\n"
 
 
 @pytest.mark.parametrize(

@@ -205,13 +205,20 @@ def forget_machine(machines: tuple[str, ...]) -> None:
 def console(machine: str, follow: bool, whole: bool) -> None:
     """Print what a machine that boots from the heads has said on its console: of its boots, its kernel, its daemons.
 
-    The head that it spoke to keeps the last 128 KiB or more, over its end.
+    The head that it spoke to keeps the last 128 KiB or more, over its end. After a take-over the other head has what is
+    said from then on, behind what it heard when it acted before.
     """
     with Cluster(config.home()) as cluster:
         mac = find(cluster.machines(), machine).mac
-        after = 0 if whole else -1
+        first = after = 0 if whole else -1
+        head = ""
         while True:
             answer = _next(cluster, mac, after, patient=follow and after > 0)
+            if head not in ("", answer.head):  # it counts what it has heard itself
+                print(f"beo: from here on what head {answer.head} has heard", file=sys.stderr)
+                head, after = answer.head, first
+                continue
+            head = answer.head
             for line in answer.data.decode(errors="replace").splitlines():
                 print(table.escape(line))
             if not answer.data or (not whole and not follow):

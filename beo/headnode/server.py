@@ -578,7 +578,8 @@ class Server:
         try:
             permissions.check(self.state, decide.user_of(self.state, key), message)
             known = booting.find(self.state, message.mac)
-            return consoles.read(self._home.head / "consoles", known.mac, message.after)
+            kept = consoles.read(self._home.head / "consoles", known.mac, message.after)
+            return msgspec.structs.replace(kept, head=self._who.name)
         except BeoError as error:
             return decide.failure(error)
 
