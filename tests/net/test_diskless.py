@@ -177,6 +177,7 @@ def test_a_machine_without_a_disk_boots_works_loses_its_power_and_comes_back(sit
     site.one.turn_on()
     first_s = site.wait_for_up()
     console = site.said("console", "--all", "pc01")
+    site.said("run", "-n", "2", "-N", "2", "--chdir", "/", "test", "!", "-e", "/run/beo/lease")  # a head's is for ever
     work(site, "pc01", "pc2")
     site.one.lose_power()
     wait_for(lambda: site.state("pc01") == "lost", "it is missed")

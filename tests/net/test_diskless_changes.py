@@ -119,6 +119,8 @@ def test_a_machine_whose_head_dies_in_the_middle_of_its_boot_goes_on_at_the_othe
     before.crash()
     place.wait_for_up(place.one)
     assert "from 10.77.0.2:7425" in place.one.screen, "an image that was only in the tree"
+    name = place.name(place.one)
+    assert "root after" in said(site.primary, "console", "--all", name), "and whoever acts has its console from then on"
     before.boot()
     site.up(before)
     site.await_step()
