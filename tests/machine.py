@@ -12,6 +12,7 @@ import re
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from beo.boot.images import Manifest, Store
 HOST = "10.0.2.2"
 MAC = "52:54:00:12:34:56"
 PIN = "0" * 64
+CRAWL_S = 0.2  # between two bytes of who crawls
 
 
 class Server:
@@ -31,7 +33,9 @@ class Server:
         self.store = store
         self.cut_after: list[int] = []  # bytes of each of the next answers
         self.spoil = 0  # so many answers have a wrong byte
-        self.redirect = ""  # host:port where the image is
+        self.redirect = ""  # host:port where the image is, for whoever doesn't want it from here alone
+        self.crawl_after = 0  # bytes of each answer, after which a byte comes now and then
+        self.excess = 0  # bytes that come after the image
         self.asked: list[str] = []  # the range of each request, or ""
         self.consoles: dict[str, bytes] = {}
         server = self
@@ -40,9 +44,10 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                name = self.path.rpartition("/")[2]
+                path, _, query = self.path.partition("?")
+                name = path.rpartition("/")[2]
                 server.asked.append(self.headers.get("Range", ""))
-                if server.redirect:
+                if server.redirect and query != "direct=1":
                     self.send_response(302)
                     self.send_header("Location", f"http://{server.redirect}{self.path}")
                     self.send_header("Content-Length", "0")
@@ -58,14 +63,21 @@ class Server:
                     server.spoil -= 1
                     data = data[:-1] + bytes([data[-1] ^ 1])
                 whole = len(data)
-                data = data[start:]
+                data = data[start:] + bytes(server.excess)
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(data)))
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
                 self.end_headers()
                 limit = server.cut_after.pop(0) if server.cut_after else len(data)
-                self.wfile.write(data[:limit])
+                if server.crawl_after:
+                    limit = server.crawl_after
+                with suppress(ConnectionError):
+                    self.wfile.write(data[:limit])
+                    while server.crawl_after and limit < len(data):
+                        time.sleep(CRAWL_S)
+                        self.wfile.write(data[limit : limit + 1])
+                        limit += 1
                 if limit < len(data):
                     self.close_connection = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,15 @@ needs_busybox = pytest.mark.skipif(not BUSYBOX, reason="no busybox here: apt-get
 # A static busybox's wget and nc may crash on a system whose C library is another: here Python does what they do. The
 # machines of test_boot_image.py run busybox's own.
 WGET = """
-import os, sys, http.client, urllib.error, urllib.request
-path, url = sys.argv[6], sys.argv[7]
+import os, signal, sys, http.client, urllib.error, urllib.request
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+path, url = sys.argv[7], sys.argv[8]
 at = os.path.getsize(path)
 request = urllib.request.Request(url, headers={"Range": f"bytes={at}-"} if at else {})
 try:
-    with urllib.request.urlopen(request, timeout=5) as answer, open(path, "ab") as file:
+    with urllib.request.urlopen(request, timeout=5) as answer, open(path, "ab", buffering=0) as file:
+        if answer.url != url:
+            print(f"  Location: {answer.url}", file=sys.stderr, flush=True)
         while piece := answer.read1(65536):
             file.write(piece)
         if answer.length:
@@ -48,10 +52,11 @@ def run(tmp_path: Path, words: str, limit_s: float = 20) -> str:
     """Run words of shell after the init script was read, without its main; return all that is said."""
     script = (SCRIPTS / "init").read_text().replace('  sleep "$pause"', '  echo "slept"')
     for name, text in (("wget", WGET), ("nc", NC)):
-        (tmp_path / name).write_text(text)
-        script += f'\n{name}() {{ {sys.executable} -I -S {tmp_path}/{name} "$@"; }}\n'
+        (tmp_path / name).write_text(f"#!{sys.executable} -IS\n{text}")
+        (tmp_path / name).chmod(0o755)
+    script += f'\nnc() {{ {tmp_path}/nc "$@"; }}\n'
     (tmp_path / "init").write_text(script)
-    text = f"BEO_TEST=1 BEO_LOG={tmp_path}/log; . {tmp_path}/init\nPATH=\n{words}"
+    text = f"BEO_TEST=1 BEO_LOG={tmp_path}/log BEO_WGET={tmp_path}/wget; . {tmp_path}/init\nPATH=\n{words}"
     done = subprocess.run(
         [str(BUSYBOX), "sh", "-c", text], capture_output=True, text=True, timeout=limit_s, check=False, cwd=tmp_path
     )
@@ -101,12 +106,12 @@ def test_too_little_memory_is_told(tmp_path: Path) -> None:
     assert said == "beo: too little memory: 146 MiB are free, and the image needs 191 MiB\n1\n0\n"
 
 
-def brought(tmp_path: Path, servers: list[Server], size: int | None = None) -> tuple[str, bytes]:
-    """Let the script bring an image from these servers; return what it says, and the image."""
+def brought(tmp_path: Path, servers: list[Server], first: str = "") -> tuple[str, bytes]:
+    """Let the script bring an image from these servers; return what it says, and the image. first: other words."""
     store = servers[0].store
     manifest = store.every()[0]
     boots = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-    words = f"boots={boots} image={manifest.sha256} size={size or manifest.size_bytes} mac=52:54:00:00:00:01; "
+    words = f"boots={boots} image={manifest.sha256} size={manifest.size_bytes} mac=52:54:00:00:00:01; {first}"
     words += f"mkdir() {{ :; }}; room() {{ :; }}; image {tmp_path}/image"
     said = run(tmp_path, words)
     return said, (tmp_path / "image").read_bytes()
@@ -158,8 +163,48 @@ def test_a_wrong_image_is_refused_and_brought_from_the_other_head(tmp_path: Path
 def test_a_machine_that_is_sent_elsewhere_goes_there(tmp_path: Path, store: Store) -> None:
     with Server(store) as head, Server(store) as peer:
         head.redirect = f"127.0.0.1:{peer.port}"
-        _, data = brought(tmp_path, [head])
+        said, data = brought(tmp_path, [head])
     assert is_whole(store, data) and peer.asked == [""]
+    assert f"from 127.0.0.1:{peer.port}, " in said, "it says who has sent it"
+
+
+@needs_busybox
+def test_a_machine_to_which_another_has_sent_something_else_asks_the_heads_alone(tmp_path: Path, store: Store) -> None:
+    with Server(store) as head, Server(store) as liar:
+        head.redirect, liar.spoil = f"127.0.0.1:{liar.port}", 99
+        said, data = brought(tmp_path, [head])
+    assert is_whole(store, data) and liar.asked == [""], "it is asked once"
+    assert f"WRONG IMAGE from 127.0.0.1:{liar.port}: " in said and "only a head may send it now" in said
+
+
+@needs_busybox
+def test_of_a_wrong_image_that_came_from_two_both_are_named(tmp_path: Path, store: Store) -> None:
+    with Server(store) as one, Server(store) as two:
+        one.cut_after, two.spoil = [70_000], 1
+        said, data = brought(tmp_path, [one, two])
+    assert is_whole(store, data)
+    assert f"WRONG IMAGE from 127.0.0.1:{two.port}, 127.0.0.1:{one.port}: " in said
+
+
+@needs_busybox
+def test_a_sender_that_crawls_is_not_waited_for_and_what_it_has_sent_is_kept(tmp_path: Path, store: Store) -> None:
+    with Server(store) as head, Server(store) as slow, Server(store) as other:
+        head.redirect, slow.crawl_after = f"127.0.0.1:{slow.port}", 70_000
+        said, data = brought(tmp_path, [head, other], "FETCH_S=1; ")
+    assert is_whole(store, data)
+    assert f"127.0.0.1:{slow.port} sent 700" in said and "it is too slow" in said
+    assert other.asked[0].startswith("bytes=700")
+
+
+@needs_busybox
+def test_a_sender_that_has_no_end_fills_no_memory(tmp_path: Path, store: Store) -> None:
+    with Server(store) as head, Server(store) as flood:
+        flood.excess = 50 << 20
+        said, data = brought(tmp_path, [flood, head])
+    assert is_whole(store, data)
+    sent = re.search(rf"127.0.0.1:{flood.port} sent (\d+) of .* it has sent more than the image", said)
+    assert sent and int(sent[1]) <= len(data) + 512, said
+    assert head.asked == [""], "what is too long is no part of the image"
 
 
 @needs_busybox

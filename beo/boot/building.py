@@ -39,7 +39,7 @@ PROFILES = tuple(debian.KERNELS)
 WORDS = {"vm": "console=ttyS0 quiet", "lab": "console=tty0 console=ttyS0,115200 quiet"}
 APPLETS = words(
     "sh awk cat chmod cut echo find grep head ip ls mkdir mknod modprobe mount nc od printf ps rm sed sha256sum "
-    "sleep sort switch_root tail tr udhcpc umount uname wc wget xargs losetup"
+    "sleep sort switch_root tail timeout tr udhcpc umount uname wc wget xargs losetup"
 )
 # Of a base, what machines have no use for, or what says where it was made.
 DROPPED = words(
