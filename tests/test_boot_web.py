@@ -337,6 +337,7 @@ def test_a_few_get_it_from_the_head_and_the_others_from_those_who_have_it() -> N
     choice.over()
     assert choice.choose("n5", "sha", 2.0) == Here()
     assert choice.choose("n6", "sha", 2.0, direct=True) == Later(4)
+    assert (choice.givers(2.0), choice.givers(2.0 + storm.HELD_S + 1)) == (2, 0)
 
 
 def test_a_sender_with_which_somebody_had_no_luck_is_left_alone() -> None:

@@ -63,7 +63,8 @@ class Pages:
         self._firmware, self._http, self._write = firmware, http, write
         self._waiting: deque[tuple[Exchange, Response]] = deque()
         self._turns = 0
-        self.sent = 0
+        self.sent = 0  # images, by this head
+        self.referred = 0  # machines that were sent to another one for it
 
     def route(self, ask: Exchange) -> None:
         """Answer, now or later."""
@@ -151,7 +152,10 @@ class Pages:
             case Here():
                 ask.answer(response, ended=self._storm.over)
                 self.sent += 1
+                log.info("%s is sent the image %s", host, sha256[:12])
             case There(address):
+                self.referred += 1
+                log.info("%s is to get the image %s from %s", host, sha256[:12], address)
                 location = f"http://{address}/image/{sha256}.sqfs"
                 ask.answer(Response(302), {"Location": location})
             case Later(wait_s):
@@ -167,6 +171,7 @@ class Pages:
             raise NotFound(f"{port[:20]!r} is no port", "", "say ?port=PORT")
         host = ask.peer[0]  # and nobody else: who asks can't send others elsewhere
         self._storm.have(host, f"{host}:{int(port)}", sha256, time.monotonic())
+        log.info("%s gives the image %s to others, by port %s", host, sha256[:12], port)
         ask.answer(Response(204))
 
     def _ask_desk(self, ask: Exchange) -> None:

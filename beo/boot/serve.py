@@ -96,7 +96,7 @@ class Server:
         for clerk in (self._boots, self._others):
             self._selector.register(clerk, selectors.EVENT_READ, clerk.hear)
         own, interface = self._site.server, chosen.interface
-        storm = Storm(random.SystemRandom().uniform)
+        storm = self._storm = Storm(random.SystemRandom().uniform)
         asking = self._boots, self._others
         self._pages = Pages(asking, book, shelf, desk, storm, paths, self._site.http, self._write)
         listeners = [ether.listener("", host, self._config.port) for host in self._hosts()]
@@ -184,6 +184,8 @@ class Server:
                 self._pages.sent,
                 len(self._web),
                 (*self._lacks, *self._giver.troubles(now_s)),
+                self._pages.referred,
+                self._storm.givers(now_s),
             )
             try:
                 switch.say(self._home, status)

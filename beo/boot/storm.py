@@ -74,6 +74,11 @@ class Storm:
         """How many machines have it, as far as is known."""
         return len(self._holders.get(sha256, {}))
 
+    def givers(self, now_s: float) -> int:
+        """How many machines give their image to others, whichever it is."""
+        held = {host for holders in self._holders.values() for host, one in holders.items() if _is_fresh(one, now_s)}
+        return len(held)
+
     def choose(self, asker: str, sha256: str, now_s: float, direct: bool = False) -> Choice:
         """Say where this machine is to get the image; asker: its address. direct: it wants it from the head alone."""
         self._came_back(asker, now_s)
@@ -124,7 +129,7 @@ class Storm:
 
     def _free_holder(self, asker: str, sha256: str, now_s: float) -> Holder | None:
         holders = self._holders.get(sha256, {})
-        for host in [host for host, holder in holders.items() if now_s - holder.heard_s > HELD_S]:
+        for host in [host for host, holder in holders.items() if not _is_fresh(holder, now_s)]:
             del holders[host]
         free = []
         for host, holder in holders.items():
@@ -133,6 +138,10 @@ class Storm:
             if host != asker and len(holder.sends) < self._peer_slots and now_s >= holder.shunned_s:
                 free.append(holder)
         return min(free, key=lambda holder: (len(holder.sends), holder.address), default=None)
+
+
+def _is_fresh(holder: Holder, now_s: float) -> bool:
+    return now_s - holder.heard_s <= HELD_S
 
 
 def _host(address: str) -> str:

@@ -30,7 +30,8 @@ class Switch(msgspec.Struct, frozen=True):
 
 class Status(msgspec.Struct, frozen=True):
     """How the server of boots of this machine fares, as it says itself. part: dhcp, proxy or "" while it
-    listens. other: the DHCP server that gives addresses there, "" where none is known.
+    listens. other: the DHCP server that gives addresses there, "" where none is known. sent: images by this head;
+    referred: machines that were sent to another one for it; givers: machines that have it, and give it.
     """
 
     pid: int
@@ -46,6 +47,8 @@ class Status(msgspec.Struct, frozen=True):
     sent: int
     connected: int
     troubles: tuple[str, ...]
+    referred: int = 0
+    givers: int = 0
 
 
 def switch_path(home: Home) -> Path:

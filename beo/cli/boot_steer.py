@@ -100,6 +100,8 @@ def status(as_json: bool) -> None:
         "other": found.other if found else "",
         "answered": found.answered if found else 0,
         "images": found.sent if found else 0,
+        "referred": found.referred if found else 0,
+        "givers": found.givers if found else 0,
         "troubles": list(found.troubles) if found else [],
     }
     if as_json:

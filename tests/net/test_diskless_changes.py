@@ -14,9 +14,9 @@ from beo.boot import building
 from beo.boot.images import Manifest, Store
 from beo.config import Home
 from tests.cluster import wait_for
+from tests.net.diskless import BOOT_S, CABLES, MISSING, Machine
 from tests.net.hosts import Host, network
 from tests.net.site import SETTINGS, Site, said
-from tests.net.test_diskless import BOOT_S, CABLES, MISSING, Machine
 from tests.test_boot_image import CACHE
 
 pytestmark = [

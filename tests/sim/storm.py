@@ -49,6 +49,7 @@ class World:
         self.names = [f"10.0.{number // 250}.{number % 250}" for number in range(nodes)]
         self._bad = {self.names[number] for number in range(lying)}
         self._dying = dying
+        self._direct: set[str] = set()  # who was sent something else, and asks the head alone
         self.course: list[float] = []  # when each machine ran
         self.head_bytes = 0
         self.later = self.wrong = self.cut = 0
@@ -89,7 +90,7 @@ class World:
         self._ask(name)
 
     def _ask(self, name: str) -> None:
-        match self._storm.choose(name, "sha", self.now_s):
+        match self._storm.choose(name, "sha", self.now_s, name in self._direct):
             case Here():
                 self._send(HEAD, name, IMAGE_BYTES, lambda: self._came(name, HEAD))
             case There(address):
@@ -104,6 +105,7 @@ class World:
             self._storm.over()
         if sender in self._bad:
             self.wrong += 1
+            self._direct.add(name)
             self._after(HASH_S + self._random.uniform(*AGAIN_S), lambda: self._ask(name))
             return
         self._after(HASH_S + RUN_S, lambda: self._runs(name))
