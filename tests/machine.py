@@ -123,8 +123,11 @@ class Machine:
         memory_mb: int = 1024,
         words: dict[str, str] | None = None,
         more: str = "",
+        card: str = "virtio-net-pci",
     ) -> None:
-        """Take what it boots. words: other words of beo's on its command line; more: of anybody's."""
+        """Take what it boots. words: other words of beo's on its command line; more: of anybody's. card: as QEMU
+        names it.
+        """
         boots = ",".join(f"{HOST}:{server.port}" for server in servers)
         said = {
             "heads": f"{HOST}:7420",
@@ -143,7 +146,7 @@ class Machine:
             "qemu-system-x86_64",
             *("-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", str(memory_mb), "-nodefaults", "-no-reboot"),
             *("-display", "none", "-serial", f"file:{self.log}"),
-            *("-netdev", "user,id=n", "-device", f"virtio-net-pci,netdev=n,mac={MAC},romfile="),
+            *("-netdev", "user,id=n", "-device", f"{card},netdev=n,mac={MAC},romfile="),
             *("-object", "rng-random,id=r,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=r"),
             *("-kernel", str(store.path("kernel", manifest.kernel))),
             *("-initrd", str(store.path("initrd", manifest.initrd))),

@@ -282,6 +282,22 @@ def test_the_initrd_has_the_drivers_and_all_that_they_need() -> None:
     assert modules.for_root(paths) == list(needs)
 
 
+def test_of_firmware_that_is_kept_for_which_a_driver_asks() -> None:
+    module = b"\x7fELF\0license=GPL\0firmware=rtl_nic/one.fw\0firmware=tigon/*.bin\0xfirmware=no\0parm=firmware=x y\0"
+    asked = modules.firmware_of(module)
+    assert asked == {"rtl_nic/one.fw", "tigon/*.bin"}
+    names = ["rtl_nic/one.fw.xz", "rtl_nic/two.fw", "tigon/a.bin", "tigon/a.txt"]
+    assert modules.wanted(names, asked) == ["rtl_nic/one.fw.xz", "tigon/a.bin"]
+
+
+def test_a_file_is_one_though_links_lead_to_it() -> None:
+    files = Files(0)
+    files.add("usr/lib/firmware/a", b"a")
+    files.link("usr/lib/firmware/link", "a")
+    files.link("usr/lib/firmware/dead", "gone")
+    assert [name for name in files.names() if files.is_file(name)] == ["usr/lib/firmware/a", "usr/lib/firmware/link"]
+
+
 def test_an_initrd_without_network_drivers_is_no_initrd() -> None:
     paths = [f"kernel/x/{name}.ko.xz" for name in modules.EXPECTED["lab"].split()]
     modules.check_drivers("lab", paths, "")

@@ -21,7 +21,7 @@ from tests.machine import MAC, Machine, Server
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "boot"
-PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mksquashfs", "unsquashfs", "zstd", "depmod")
+PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mksquashfs", "unsquashfs", "zstd", "depmod", "cpio")
 SIZE_MAX_BYTES = 100_000_000
 USED_MAX_MB = 250
 UP_S = 150  # on a loaded machine; alone it takes about 13
@@ -92,6 +92,28 @@ def test_a_machine_without_its_card_says_so(store: Store, image: Manifest, tmp_p
     words = {"mac": "52:54:00:99:99:99"}
     with Server(store) as server, Machine(store, image, (server,), tmp_path, words=words) as machine:
         machine.wait_for(rf"no network: no card has the address 52:54:00:99:99:99 \(there are: eth0={MAC}", UP_S)
+
+
+def test_a_card_that_needs_firmware_has_it_from_a_package_that_was_added(store: Store, tmp_path: Path) -> None:
+    """Intel's 82551 is such a card: its driver doesn't begin without."""
+    bare, added = (
+        building.build(store, building.Wish("lab", packages), CACHE, print)
+        for packages in ((), ("firmware-intel-misc", "firmware-realtek"))
+    )
+    assert added.size_bytes < bare.size_bytes + 2_000_000, "of a package only what the drivers ask for is kept"
+    raw = debian.run(["unsquashfs", "-l", str(store.path("image", added.sha256))], "list it", 120)
+    packed = f"zstd -dcq {store.path('initrd', added.initrd)} | cpio -t --quiet"
+    early = debian.run(["sh", "-c", packed], "list the initrd", 120).splitlines()
+    for name in ("e100/d102e_ucode.bin", "rtl_nic/rtl8168h-2.fw"):
+        assert f"usr/lib/firmware/{name}\n" in raw and f"lib/firmware/{name}" in early
+    assert "rtw88" not in raw and "rtl_bt" not in raw, "it has no drivers for radio"
+    for image, told in (
+        (bare, r"a driver lacks its firmware: e100/d102e_ucode\.bin; 'beo image build --add'"),
+        (added, r"beo: image after"),
+    ):
+        (folder := tmp_path / image.sha256).mkdir()
+        with Server(store) as server, Machine(store, image, (server,), folder, card="i82551") as machine:
+            machine.wait_for(told, 2 * UP_S)
 
 
 def test_the_same_packages_make_the_same_image_and_no_mirror_is_in_it(

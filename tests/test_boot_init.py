@@ -94,6 +94,19 @@ def test_the_card_is_found_by_its_address(tmp_path: Path) -> None:
 
 
 @needs_busybox
+def test_a_card_that_lacks_its_firmware_is_told(tmp_path: Path) -> None:
+    lines = [
+        "[ 9.46] e100 0000:00:02.0: firmware: failed to load e100/d101s_ucode.bin (-2)",
+        "[ 9.46] e100 0000:00:02.0: Direct firmware load for e100/d101s_ucode.bin failed with error -2",
+        "[ 9.47] bnx2 0000:00:03.0: firmware: failed to load bnx2/bnx2-mips-09-6.2.1b.fw (-2)",
+    ]
+    (tmp_path / "messages").write_text("\n".join(lines) + "\n")
+    said = run(tmp_path, f"dmesg() {{ cat {tmp_path}/messages; }}; lacking; : >{tmp_path}/messages; lacking")
+    wanted = "bnx2/bnx2-mips-09-6.2.1b.fw e100/d101s_ucode.bin; 'beo image build --add' Debian's package with it"
+    assert said == f"beo: a driver lacks its firmware: {wanted}\n"
+
+
+@needs_busybox
 def test_a_pause_is_never_shorter_and_at_most_twice_as_long(tmp_path: Path) -> None:
     said = [int(word) for word in run(tmp_path, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do jitter 100; done").split()]
     assert min(said) >= 100 and max(said) <= 200 and len(set(said)) > 3

@@ -89,6 +89,13 @@ class Files:
                 return at
         raise KeyError(name)
 
+    def is_file(self, name: str) -> bool:
+        """Whether a path, or what its links lead to, is a file."""
+        try:
+            return self._members[self.resolve(name)][0].isreg()
+        except KeyError:
+            return False
+
     # ---- adding
 
     def add(self, name: str, data: bytes, mode: int = 0o644) -> None:

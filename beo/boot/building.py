@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from beo import __version__
@@ -38,7 +38,7 @@ BOOT = "usr/lib/beo/boot"  # where the machine finds what it starts with
 PROFILES = tuple(debian.KERNELS)
 WORDS = {"vm": "console=ttyS0 quiet", "lab": "console=tty0 console=ttyS0,115200 quiet"}
 APPLETS = words(
-    "sh awk cat chmod cut echo find grep head ip ls mkdir mknod modprobe mount nc od printf ps rm sed sha256sum "
+    "sh awk cat chmod cut echo dmesg find grep head ip ls mkdir mknod modprobe mount nc od printf ps rm sed sha256sum "
     "sleep sort switch_root tail timeout tr udhcpc umount uname wc wget xargs losetup"
 )
 # Of a base, what machines have no use for, or what says where it was made.
@@ -52,6 +52,7 @@ REMOVED = words(
     "var/lib/dpkg/status-old .dockerenv"
 )
 FOLDERS = ["boot", "dev", "proc", "sys", "run", "tmp", "var/cache", "var/log", "var/tmp", "var/lib/beo", "root", "home"]
+FIRMWARE = "usr/lib/firmware"
 _PYTHON = re.compile(r"python3\.(\d+)")
 _PROGRAMS = ("mksquashfs", "zstd", "depmod", "dpkg-deb", "apt-get")
 
@@ -128,7 +129,8 @@ class _Build:
         kernel = self._kernel(debs["kernel"])
         busybox = self._unpack(debs["busybox"], "busybox") / "usr/bin/busybox"
         self._step(f"the kernel {kernel.version} with {len(kernel.root)} modules")
-        initrd = self._initrd(kernel, busybox)
+        firmware = self._firmware(kernel)
+        initrd = self._initrd(kernel, busybox, firmware)
         self._step(f"the initrd: {initrd.stat().st_size / 1e6:.1f} MB with {len(kernel.initrd)} modules")
         libraries = dict(
             wheels.add(self._files, wheel, python.site, python.prefix)
@@ -197,6 +199,31 @@ class _Build:
         modules.check_drivers(self._wish.profile, initrd, builtin)
         return Kernel(version, folder / f"boot/vmlinuz-{version}", top / version, root, initrd)
 
+    def _firmware(self, kernel: Kernel) -> dict[str, bytes]:
+        """Keep of Debian's firmware that for which a module asks, and return what those of the initrd ask for.
+
+        A package has the firmware of many devices, most of them radio, for which an image has no drivers.
+        """
+        files, inside = self._files, f"{FIRMWARE}/"
+        every = [name.removeprefix(inside) for name in files.names() if name.startswith(inside)]
+        names = [name for name in every if files.is_file(inside + name)]
+        if not names:
+            return {}
+
+        def kept(paths: Sequence[str]) -> list[str]:
+            return modules.wanted(names, set().union(*(modules.firmware_of(kernel.read(path)) for path in paths)))
+
+        early = {name: files.read(inside + name) for name in kept(kernel.initrd)}
+        if not self._wish.oci:
+            chosen = kept(kernel.root)
+            stay = {*chosen, *(files.resolve(inside + name).removeprefix(inside) for name in chosen)}
+            stay |= {str(folder) for name in stay for folder in PurePosixPath(name).parents}
+            for name in every:
+                if name not in stay:
+                    files.drop(inside + name)
+            self._step(f"firmware: {len(chosen)} of {len(names)} files, {len(early)} of them in the initrd")
+        return early
+
     def _modules(self, kernel: Kernel) -> None:
         where = f"usr/lib/modules/{kernel.version}"
         _depmod(kernel.folder, self._scratch / "root", kernel.version, kernel.root)
@@ -205,7 +232,7 @@ class _Build:
             if path.is_file():
                 self._files.add_path(f"{where}/{path.relative_to(made)}", path)
 
-    def _initrd(self, kernel: Kernel, busybox: Path) -> Path:
+    def _initrd(self, kernel: Kernel, busybox: Path, firmware: dict[str, bytes]) -> Path:
         files = Files(self._epoch_s)
         for name in ("bin", "dev", "proc", "sys", "run", "root", "tmp"):
             files.folder(name)
@@ -221,8 +248,7 @@ class _Build:
         for name in kernel.initrd:
             target = plain / name.removesuffix(".xz")
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = (kernel.folder / name).read_bytes()
-            target.write_bytes(lzma.decompress(data) if name.endswith(".xz") else data)
+            target.write_bytes(kernel.read(name))
         for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
             (plain / name).write_bytes((kernel.folder / name).read_bytes())
         chosen = [name.removesuffix(".xz") for name in kernel.initrd]
@@ -231,6 +257,8 @@ class _Build:
         for path in sorted(made.rglob("*")):
             if path.is_file() and not path.name.endswith(".bin"):  # busybox reads the texts
                 files.add_path(f"lib/modules/{kernel.version}/{path.relative_to(made)}", path)
+        for name, data in firmware.items():
+            files.add(f"lib/firmware/{name}", data)
         raw, packed = self._scratch / "initrd.cpio", self._scratch / "initrd.out"
         with raw.open("wb") as out:
             files.write_cpio(out)
@@ -297,6 +325,11 @@ class Kernel(NamedTuple):
     folder: Path
     root: list[str]
     initrd: list[str]
+
+    def read(self, name: str) -> bytes:
+        """A module, unpacked."""
+        data = (self.folder / name).read_bytes()
+        return lzma.decompress(data) if name.endswith(".xz") else data
 
 
 def own(name: str) -> bytes:

@@ -95,7 +95,9 @@ class Debian:
         kept = self._cache / f"base-{key}.tar"
         if self._is_fresh(kept):
             return kept
-        source = f"deb [signed-by={KEYRING}] {mirror()} {SUITE} main\n"
+        # Firmware isn't free software in Debian's sense; a mirror may have none of it.
+        parts = "main non-free-firmware" if added else "main"
+        source = f"deb [signed-by={KEYRING}] {mirror()} {SUITE} {parts}\n"
         with tempfile.TemporaryDirectory(dir=self._cache, prefix=".base-") as scratch:
             os.chmod(scratch, 0o755)
             made, sources = Path(scratch, "base.tar"), Path(scratch, "sources.list")

@@ -6,7 +6,9 @@ the network, disks, and what programs may ask for. The initrd needs what brings 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 
 from beo.errors import BeoError
 
@@ -52,6 +54,7 @@ EXPECTED = {
     "lab": "e1000 e1000e igb igc r8169 8139too tg3 bnx2 forcedeth atlantic alx sky2 virtio_net loop squashfs overlay",
     "vm": "virtio_net loop squashfs overlay",
 }
+_FIRMWARE = re.compile(rb"(?<![!-~])firmware=([!-~]+)\0")  # in a module's .modinfo
 
 
 def name_of(path: str) -> str:
@@ -92,6 +95,22 @@ def read_needs(text: str) -> dict[str, list[str]]:
     """Read modules.dep: path -> the paths that it needs."""
     lines = (line.partition(":") for line in text.splitlines() if ":" in line)
     return {path: rest.split() for path, _, rest in lines}
+
+
+def firmware_of(module: bytes) -> set[str]:
+    """For what firmware a module, unpacked, may ask: paths below lib/firmware, in which * may stand."""
+    return {found.decode() for found in _FIRMWARE.findall(module)}
+
+
+def wanted(names: Iterable[str], asked: Collection[str]) -> list[str]:
+    """Those of the firmware's files that are asked for; they may be packed, as the kernel unpacks them."""
+    plain, patterns = set(asked), [name for name in asked if "*" in name]
+    found = []
+    for name in names:
+        bare = name.removesuffix(".xz").removesuffix(".zst")
+        if bare in plain or any(fnmatchcase(bare, pattern) for pattern in patterns):
+            found.append(name)
+    return found
 
 
 def check_drivers(profile: str, paths: Iterable[str], builtin: str) -> None:
