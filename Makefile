@@ -122,7 +122,7 @@ boot-packages: ## install what builds images, and what tries them on emulated ma
 	    >/dev/null || exit 1; break; done
 
 test-boot: venv boot-packages ## build an image, and boot machines without a disk from it, in QEMU
-	$(LIMIT) 1800 $(PYTEST) -s -m boot $(NONE_IS_FINE)
+	$(LIMIT) 3000 $(PYTEST) -s -m boot $(NONE_IS_FINE)
 
 test-machine: venv boot-packages ## boot one such machine, from its firmware to a job's rank (as root)
 	$(LIMIT) 600 $(PYTEST) -s tests/net/test_diskless.py -k comes_back

@@ -143,7 +143,9 @@ def test_where_the_sender_loses_its_power_in_the_middle_another_one_goes_on(site
 
 def test_a_machine_to_which_others_send_something_else_says_so_and_has_it_from_the_head(site: Site) -> None:
     first, second, _ = site.machines
-    victim, name = (first, "pc01") if site.state("pc01") != "up" else (second, "pc02")
+    lost = wait_for(lambda: [name for name in ("pc01", "pc02") if site.state(name) == "lost"], "one is missed")
+    name = lost[0]
+    victim = first if name == "pc01" else second
     await_giver(site, 3)
     nodes = 3  # all that are up: the plain one, which has no image, and two that give theirs
     done = site.head.beo("run", "-n", str(nodes), "-N", str(nodes), "--chdir", "/", "/usr/bin/python3", "-c", TAMPER)
