@@ -27,7 +27,7 @@ from tests.stepped import Stepped, total
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 SEED = int(os.environ.get("BEO_KILLS_SEED", "20261126"))
-KILLS, KILLS_MOVING = dose(100), dose(40)
+KILLS, KILLS_MOVING = dose(100), dose(30)
 MOMENTS = ("computing", "computing", "saving", "beginning")
 NODES = [f"node{number:02}" for number in range(1, 7)]
 STEPS, STEP_S, EVERY = 400, 0.01, 8
