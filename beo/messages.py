@@ -9,7 +9,7 @@ stdin), so that a gigabyte of output never delays a heartbeat.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, Union
+from typing import Annotated, Any, Generic, TypeVar, Union
 
 import msgspec
 
@@ -30,10 +30,12 @@ CRIU_WORKS = "works"
 VAULTS_MAX = 10_000  # jobs of which one node keeps something
 CHECKPOINTS_MAX = 64  # in one copy of a vault: each program of the job has two
 CHECKPOINT_NAME_MAX = 64  # characters; beo's own have 16
+ID_MAX = 2**32 - 2  # the last uid and gid; the one above means "no change" to the kernel
 WAIT_MAX_S = 10.0  # a long poll is answered after this time at the latest; the client asks again
 
 
 _Body = TypeVar("_Body")
+_Id = Annotated[int, msgspec.Meta(ge=0, le=ID_MAX)]
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -1073,9 +1075,9 @@ class Start(_Message, frozen=True):
     cluster: str
     nonce: str
     user: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
+    uid: _Id
+    gid: _Id
+    groups: tuple[_Id, ...]
     spec: JobSpec
     parts: tuple[Peer, ...]  # of every node, in rank order
     mtbf_s: float = 0.0  # how long these nodes run without a failure of one, as the head has seen; 0: it didn't say

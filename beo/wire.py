@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+import weakref
 from collections.abc import Callable
 
 import zmq
@@ -254,6 +255,9 @@ class Connection:
             | zmq.EVENT_HANDSHAKE_SUCCEEDED
             | zmq.EVENT_DISCONNECTED
         )
+        # Also where nobody calls `close`: collected one by one, the monitor might be gone before what tells it of ends.
+        self._close = weakref.finalize(self, _close, self._socket, self._monitor, os.getpid())
+        self._close.atexit = False
         self._refused = False
         self._cut_short = 0  # handshakes that the other side broke off, in a row
         self._retry_s = 0.0  # when to connect again: after a refusal the socket would not
@@ -367,8 +371,15 @@ class Connection:
 
     def close(self) -> None:
         """Close at once."""
-        self._socket.disable_monitor()
-        self._socket.close(linger=0)
+        self._close()
+
+
+def _close(connection: zmq.Socket[bytes], monitor: zmq.Socket[bytes], pid: int) -> None:
+    """Close both so that nothing is told any more once nobody listens: who tells it would wait for ever."""
+    if os.getpid() == pid and not connection.closed:  # what a fork has of them is its parent's
+        connection.disable_monitor()
+        connection.close(linger=0)
+        monitor.close(linger=0)
 
 
 def new_context() -> zmq.Context[zmq.Socket[bytes]]:

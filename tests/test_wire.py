@@ -1,5 +1,6 @@
 """The wire: only known keys are heard, nothing foreign does harm, and an absent peer holds nobody up."""
 
+import gc
 import random
 import socket
 import threading
@@ -255,6 +256,18 @@ def test_a_connection_that_nobody_looks_at_and_that_is_broken_off_a_thousand_tim
     other = _connect(echo, pair[1], context)
     assert other.send(1, b"still there?", 5.0) and other.receive(5.0) == (1, b"still there?")
     assert idle.mistaken
+
+
+def test_connections_that_are_forgotten_instead_of_closed_hold_up_no_other(
+    echo: Echo, pair: tuple[str, str], context: Context
+) -> None:
+    for step in range(60):  # some end just when they are forgotten
+        made = [_connect(echo, pair[1], context) for _ in range(8)]
+        time.sleep(0.001 * (step % 15))
+        del made
+        gc.collect()
+    other = _connect(echo, pair[1], context)
+    assert other.send(1, b"still there?", 5.0) and other.receive(5.0) == (1, b"still there?")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ KEY_LENGTH_MAX = 128
 SIGNAL_MAX = 64
 SELECT_MAX = 10_000  # jobs that one cancel may name: one journal entry each
 GROUPS_MAX = 65_536  # the kernel's NGROUPS_MAX
-ID_MAX = 2**32 - 2  # the last uid and gid; the one above means "no change" to the kernel
 NODES_MAX = 4_096
 NAMED_MAX = 8  # groups named in one sentence
 SLOTS_MAX = 65_536  # of one node
@@ -157,8 +156,8 @@ def submit(
     if made_s is not None and made_s <= max(now_s - KEYS_KEEP_S, state.keys_from_s):
         why = f"its key was made {format_duration(max(0, int(now_s - made_s)))} ago"
         raise UsageError("this submission is too old to be repeated", why, "submit anew, or set this machine's clock")
-    if not (0 <= wish.uid <= ID_MAX and 0 <= wish.gid <= ID_MAX and all(0 <= g <= ID_MAX for g in wish.groups)):
-        raise UsageError("the submission has an impossible uid or gid", f"they are 0 to {ID_MAX}", "update this beo")
+    if not all(0 <= number <= ms.ID_MAX for number in (wish.uid, wish.gid, *wish.groups)):
+        raise UsageError("the submission has an impossible uid or gid", f"they are 0 to {ms.ID_MAX}", "update this beo")
     if user.role != "admin" and wish.uid != user.uid:
         raise Refused(f"{user.name}'s key can't submit for uid {wish.uid}", "", "submit as yourself")
     owner = _owner(state, user, wish)

@@ -437,7 +437,7 @@ class Server:
             self._server.send(peer, request, ms.encode(decide.failure(full)))
             return
         account = None
-        if isinstance(message, ms.Submit | ms.Vouch) and 0 <= message.uid <= decide.ID_MAX:
+        if isinstance(message, ms.Submit | ms.Vouch) and 0 <= message.uid <= ms.ID_MAX:
             account = self._accounts.look(message.uid)
         self._handle(acts.Asked(peer, request, key, message, account))
 

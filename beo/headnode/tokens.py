@@ -34,7 +34,6 @@ VERBS = {
     "user": "beo login",
     "admin": "beo login",
 }
-UID_MAX = 2**32 - 2
 KEYS_MAX = 100_000  # that may connect; about 20 MB
 
 
@@ -55,8 +54,8 @@ def make(state: State, maker: str, wish: ms.MakeToken, now_s: float) -> tuple[li
             f"it lives for {format_duration(EXPIRES_MAX_S)} at most",
             "change --expires",
         )
-    if wish.role == "user" and not 0 <= wish.uid <= UID_MAX:
-        raise UsageError(f"a token for uid {wish.uid}", f"a uid is 0 to {UID_MAX}", "say --role user:NAME:UID")
+    if wish.role == "user" and not 0 <= wish.uid <= ms.ID_MAX:
+        raise UsageError(f"a token for uid {wish.uid}", f"a uid is 0 to {ms.ID_MAX}", "say --role user:NAME:UID")
     if wish.role == "head":
         check_room(state)
     if not 0 < len(wish.user) <= NAME_LENGTH_MAX or not wish.user.isprintable():
