@@ -104,7 +104,7 @@ def test_jobs_go_on_when_a_supervisor_leaves_and_the_next_one_has_new_daemons(tm
         with supervised(cluster) as process:
             cluster.wait_for_head()
             job = int(cluster.beo("submit", "sh", "-c", "echo $$; sleep 4; echo done").stdout.split()[1])
-            cluster.wait_for_state(job, "running")
+            wait_for(lambda: cluster.output(job), "it runs")
             before = cluster.pid("head"), cluster.pid("node01")
             process.send_signal(signal.SIGHUP)
             process.wait(30)

@@ -65,7 +65,7 @@ def test_both_know_each_other_and_are_in_step(pair: Cluster) -> None:
     assert sorted(view.role for view in found.values()) == ["primary", "standby"]
     assert {view.primary for view in found.values()} <= {"A", "B"}
     assert [head.name for head in found["A"].heads] == ["A", "B"] == [head.name for head in found["B"].heads]
-    assert in_step(pair)
+    wait_for(lambda: in_step(pair), "they are in step")
 
 
 @pytest.mark.parametrize("name", ["head", "head B"])

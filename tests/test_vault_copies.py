@@ -45,6 +45,16 @@ def test_a_copy_says_which_checkpoints_are_in_it_and_how_much_of_each(tmp_path: 
     assert len({name for name, *_ in found_in(world.folder("n1"))}) == 2
 
 
+def test_a_spoilt_image_doesnt_count_so_that_its_copy_takes_no_good_ones_place(tmp_path: Path) -> None:
+    world = World(tmp_path / "nodes", ["n1", "n1", "n2"], "raid1")
+    world.save(7, [100, 200, 300])
+    image = next(world.folder("n1").rglob("00001.image"))
+    data = image.read_bytes()
+    image.write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:])
+    ((_, images, ranks),) = found_in(world.folder("n1"))
+    assert (images, ranks) == (1, 3)
+
+
 def test_a_vault_that_is_emptied_takes_nothing_along_that_links_lead_to(tmp_path: Path) -> None:
     vault, outside = tmp_path / "vault", tmp_path / "outside"
     for folder in (vault / "program.1" / "a", outside):

@@ -24,6 +24,8 @@ from beo import question
 from beo.bulk.chunks import Cut
 from beo.bulk.snapshot import Snapshot
 from beo.bulk.store import Store
+from beo.checkpoints.manifest import Manifest, spoilt_blocks
+from beo.checkpoints.plan import IMAGE
 from beo.checkpoints.slots import SLOTS, Slots, places
 from beo.child import end_with_parent
 from beo.config import home
@@ -51,14 +53,25 @@ def _lock(slot: Path) -> int | None:
 
 
 def found_in(place: Path) -> list[tuple[str, int, int]]:
-    """Return the checkpoints of a program of which something is here: name, images that are here, ranks that it has."""
+    """Return the checkpoints of a program of which something is here: name, images that are here, ranks that it has.
+
+    One that is spoilt doesn't count: its copy must not take the place of a good one.
+    """
+    slots = Slots(place)
     images: dict[str, set[int]] = {}
     ranks: dict[str, int] = {}
-    for manifest, _ in Slots(place).manifests():
+    for manifest, _ in slots.manifests():
         ranks[manifest.whole.name] = len(manifest.whole.nodes)
-        images.setdefault(manifest.whole.name, set()).update({manifest.rank} if manifest.has_image else ())
+        good = {manifest.rank} if manifest.has_image and _is_good(slots, manifest) else ()
+        images.setdefault(manifest.whole.name, set()).update(good)
     known = (name for name in ranks if len(name) <= ms.CHECKPOINT_NAME_MAX)
     return [(name, len(images[name]), ranks[name]) for name in known]
+
+
+def _is_good(slots: Slots, manifest: Manifest) -> bool:
+    whole, rank = manifest.whole, manifest.rank
+    data = slots.find(whole.slot, rank, IMAGE, whole.sizes[rank])
+    return data is not None and not spoilt_blocks(data, manifest.image)
 
 
 def slowly(cuts: Iterator[Cut], sent: Callable[[], int], bytes_s: int) -> Iterator[Cut]:
