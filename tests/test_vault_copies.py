@@ -7,6 +7,7 @@ import pytest
 
 from beo.bulk.keeper import found_in
 from beo.bulk.porter import empty
+from beo.checkpoints.slots import Slots
 from beo.worker.copies import AGAIN_S, Copied, Copies, Wish
 from tests.checkpoint_world import World
 
@@ -43,6 +44,14 @@ def test_a_copy_says_which_checkpoints_are_in_it_and_how_much_of_each(tmp_path: 
     assert (one[0], one[1:], other[1:]) == (other[0], (2, 3), (1, 3))
     world.save(8, [100, 200, 300])
     assert len({name for name, *_ in found_in(world.folder("n1"))}) == 2
+
+
+def test_all_nodes_say_the_same_of_a_checkpoint_when_it_was_taken_above_all(tmp_path: Path) -> None:
+    world = World(tmp_path / "nodes", ["n1", "n2", "n3"], "raid5")
+    world.save(7, [100, 200, 300])
+    wholes = [manifest.whole for name in ("n1", "n2", "n3") for manifest, _ in Slots(world.folder(name)).manifests()]
+    assert len(wholes) == 3
+    assert all(whole == wholes[0] for whole in wholes), "where the last one lies is found by that"
 
 
 def test_a_spoilt_image_doesnt_count_so_that_its_copy_takes_no_good_ones_place(tmp_path: Path) -> None:

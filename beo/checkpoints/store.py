@@ -152,12 +152,12 @@ class Store:
                 raise ValueError(f"a step is a number from 0 to {STEP_MAX}, not {step}")
         agreed.settle()
         is_mine = not self._leads or self._slots.lock("ab"[(self._number + 1) % 2])
-        told = comm.allgather((size, step, secrets.token_hex(8) if me == 0 else "", is_mine))
+        told = comm.allgather((size, step, secrets.token_hex(8) if me == 0 else "", is_mine, time.time()))
         self.was_busy = not all(word[3] for word in told)
         if self.was_busy:
             raise Busy(f"the checkpoint of step {step} wasn't written", "its slot is being copied", "wait a little")
         sizes = tuple(word[0] for word in told)
-        whole = Whole(self._number + 1, told[0][2], step, self.level, self._nodes, sizes, time.time())
+        whole = Whole(self._number + 1, told[0][2], step, self.level, self._nodes, sizes, told[0][4])
         made = whole.stripes()
         kept = whole.parity_sizes()[me]
         with _Agreement(comm, what) as agreed:
