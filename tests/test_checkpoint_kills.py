@@ -242,7 +242,7 @@ def test_a_hundred_kills_of_all_kinds_cost_no_job_its_answer_nor_a_step_that_was
     hurt(cluster, tmp_path, KILLS, MOMENTS)
 
 
-# Once in some 400 kills a job of three nodes, moved four times and killed, went on where an older checkpoint was.
+# Once in some 400 kills a job of three nodes, moved three times and killed, went on where an older checkpoint was.
 @pytest.mark.xfail(reason="a job that moved again and again and was killed went back too far once: not understood")
 @pytest.mark.skipif(PART < 1, reason="only at the whole dose: BEO_DOSE=1, as in 'make test-all'")
 def test_kills_while_jobs_move_cost_no_step_that_was_kept_either(cluster: Cluster, tmp_path: Path) -> None:

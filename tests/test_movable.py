@@ -27,9 +27,14 @@ print(repr(float(held.sum())))
 PIPELINE = """
 for n in $(seq 1 {steps}); do echo $n; sleep 0.02; done | while read n; do echo "line $n"; done
 """
+PROGRAMS = [
+    pytest.param([sys.executable, "-c", NUMPY.format(steps=150)], id="numpy"),
+    pytest.param(["sh", "-c", PIPELINE.format(steps=150)], id="pipeline"),
+]
 
 
-def _why_not() -> str:
+def why_not() -> str:
+    """Why no program can be moved here."""
     try:
         criu.find()
     except BeoError as error:
@@ -37,7 +42,7 @@ def _why_not() -> str:
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(_why_not()), reason=f"{_why_not()[:200]}: make criu")
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"{why_not()[:200]}: make criu")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,7 @@ def test_where_programs_can_be_moved_is_shown(cluster: Cluster) -> None:
 
 
 def undisturbed(argv: list[str]) -> str:
+    """What a program prints that is left in peace."""
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
@@ -58,13 +64,7 @@ def prints_on(cluster: Cluster, job: int, lines: int) -> None:
     wait_for(lambda: len(cluster.output(job).splitlines()) > lines, "it prints")
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        pytest.param([sys.executable, "-c", NUMPY.format(steps=150)], id="numpy"),
-        pytest.param(["sh", "-c", PIPELINE.format(steps=150)], id="pipeline"),
-    ],
-)
+@pytest.mark.parametrize("argv", PROGRAMS)
 def test_an_unmodified_program_is_moved_and_its_output_is_that_of_an_undisturbed_run(
     cluster: Cluster, argv: list[str]
 ) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from beo.boot import building
 from beo.boot.images import Manifest, Store
@@ -28,6 +29,13 @@ from tests.net.hosts import Host, network
 from tests.test_boot_image import CACHE, missing
 
 MISSING = [*missing, *(() if Path("/usr/lib/ipxe/undionly.kpxe").exists() else ("ipxe",))]
+MARKS = [
+    pytest.mark.root,
+    pytest.mark.net,
+    pytest.mark.boot,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
+]
 OVMF = Path("/usr/share/OVMF/OVMF_CODE.fd")
 BOOT_S = 400.0  # from power-on to up; a twentieth of that on an idle machine
 # Machines that are emulated side by side may stand still for seconds, and then be missed by a shorter lease.

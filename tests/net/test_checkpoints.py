@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +16,13 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from beo.errors import BeoError
 from beo.nodeset import expand
-from beo.worker import criu
-from tests import test_migratable
+from tests import test_migratable, test_movable
 from tests.cluster import wait_for
 from tests.doses import PART, dose
 from tests.net.hosts import Host, network
 from tests.net.site import BACK_S, Site
 from tests.stepped import Stepped, total
-from tests.test_movable import NUMPY, PIPELINE
 
 pytestmark = [pytest.mark.root, pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -61,8 +57,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def row(site: Site, job: str) -> dict[str, Any]:
     """What the cluster says of a job."""
-    (found,) = msgspec.json.decode(site.said("queue", job, "--json"))
-    return found  # type: ignore[no-any-return]
+    (found,) = msgspec.json.decode(site.said("queue", job, "--json"), type=list[dict[str, Any]])
+    return found
 
 
 class Run(Stepped):
@@ -164,28 +160,13 @@ def goes_on(site: Site, job: str, attempt: int) -> None:
     wait_for(lambda: row(site, job)["attempt"] > attempt, "it goes on elsewhere", BACK_S)
 
 
-def why_not() -> str:
-    """Why no program can be moved here."""
-    try:
-        criu.find()
-    except BeoError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        pytest.param([sys.executable, "-c", NUMPY.format(steps=150)], id="numpy"),
-        pytest.param(["sh", "-c", PIPELINE.format(steps=150)], id="pipeline"),
-    ],
-)
+@pytest.mark.parametrize("argv", test_movable.PROGRAMS)
 def test_an_unmodified_program_is_moved_from_machine_to_machine_with_its_output_in_one_piece(
     site: Site, argv: list[str]
 ) -> None:
-    if why := why_not():
+    if why := test_movable.why_not():
         pytest.skip(f"{why[:200]}: make criu")
-    expected = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    expected = test_movable.undisturbed(argv)
     job = site.said("submit", "--movable", "--", *argv).split()[-1]
     for attempt in (1, 2):
         prints_on(site, job)

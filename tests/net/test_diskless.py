@@ -14,15 +14,9 @@ import pytest
 
 from tests.cluster import wait_for
 from tests.net import diskless
-from tests.net.diskless import BOOT_S, MISSING, OVMF, Machine, Site
+from tests.net.diskless import BOOT_S, MARKS, OVMF, Machine, Site
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.net,
-    pytest.mark.boot,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
-]
+pytestmark = MARKS
 
 WORK = (
     "PATH=$PATH:/usr/local/bin:/usr/bin python3 jobs/pi.py 100000 && echo $BEO_RANK on $BEO_NODE > /beo/rank$BEO_RANK"

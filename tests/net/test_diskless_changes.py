@@ -14,18 +14,12 @@ from beo.boot import building
 from beo.boot.images import Manifest, Store
 from beo.config import Home
 from tests.cluster import wait_for
-from tests.net.diskless import BOOT_S, CABLES, MISSING, Machine
+from tests.net.diskless import BOOT_S, CABLES, MARKS, Machine
 from tests.net.hosts import Host, network
 from tests.net.site import SETTINGS, Site, said
 from tests.test_boot_image import CACHE
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.net,
-    pytest.mark.boot,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
-]
+pytestmark = MARKS
 
 RANGE = "\n[boot]\nrange = '10.77.0.100-10.77.0.120'\npolicy = 'lan'\n"
 DISK_BYTES = 2 << 30  # of a head: an image, and the same in the tree

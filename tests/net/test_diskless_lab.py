@@ -14,16 +14,10 @@ import pytest
 
 from tests.cluster import wait_for
 from tests.net import diskless
-from tests.net.diskless import BOOT_S, MISSING, OVMF, TAPS, Machine, Site
+from tests.net.diskless import BOOT_S, MARKS, OVMF, TAPS, Machine, Site
 from tests.test_boot_image import SIZE_MAX_BYTES, USED_MAX_MB
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.net,
-    pytest.mark.boot,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
-]
+pytestmark = MARKS
 
 NEEDS_OVMF = pytest.mark.skipif(not OVMF.exists(), reason="no ovmf here: make boot-packages")
 # The drivers of a machine's cards; a host of the tests has none.

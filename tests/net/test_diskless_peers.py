@@ -16,15 +16,9 @@ import pytest
 from beo.boot.storm import SLOTS
 from tests.cluster import wait_for
 from tests.net import diskless
-from tests.net.diskless import BOOT_S, MISSING, TAPS, Site
+from tests.net.diskless import BOOT_S, MARKS, TAPS, Site
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.net,
-    pytest.mark.boot,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(bool(MISSING), reason=f"no {' '.join(MISSING)} here: make boot-packages"),
-]
+pytestmark = MARKS
 
 PART_BYTES = 20 << 20  # of an image that a machine has by then: it is in the middle of it
 # A bit of the image's last block, which nothing of the running system reads.
