@@ -207,6 +207,7 @@ def test_another_head_is_asked_where_one_is_away(
     done = run(desk, f"--pin {made.sha256} --token {text} --dir {tmp_path}/w --name second --slots 1 --head '{heads}'")
     assert done.returncode == 0 and "up: second" in done.stdout, done
     subprocess.run([tmp_path / "w" / "beo", "down"], check=True, capture_output=True)
+    cluster.wait_for_node("second", "lost")  # until then it is given jobs of the tests that follow
 
 
 def test_beo_token_prints_the_line_and_the_one_that_checks(cluster: Cluster, made: runtime.Runtime) -> None:
