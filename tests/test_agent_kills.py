@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import ROOT, Cluster, kill, running, wait_for
+from tests.cluster import ROOT, Cluster, kill, running, send, wait_for
 from tests.doses import dose
 from tests.history import History
 from tests.test_head_kills import CHATTER, Submitters
@@ -84,6 +85,28 @@ def test_an_agent_killed_during_mpi_init_is_waited_for(cluster: Cluster, tmp_pat
     assert (view.state, view.exit_code, view.attempt) == ("done", 0, 1), view.reason
     assert cluster.output(job) == "sum 3\n" * 2
     assert cluster.pid(node) != old
+
+
+def test_an_agent_outlives_the_wardens_that_wait_for_a_job(cluster: Cluster) -> None:
+    before = {node: cluster.pid(node) for node in NODES}
+    for _ in range(8):
+        send([pid for node in NODES for pid in cluster.wardens(node)], signal.SIGKILL)
+        (view,) = cluster.wait(cluster.submit(["true"], requeue="auto"))
+        assert view.state == "done"
+    assert {node: cluster.pid(node) for node in NODES} == before, "an order was for one that had just gone"
+
+
+def test_what_an_attempt_left_in_tmp_while_its_agent_was_killed_goes_when_the_next_agent_begins(
+    cluster: Cluster,
+) -> None:
+    job = cluster.submit(["sh", "-c", "echo $TMPDIR $BEO_NODE"])
+    cluster.wait(job)
+    tmp, node = cluster.output(job).split()
+    wait_for(lambda: not Path(tmp).exists(), "it is swept")
+    Path(tmp).mkdir()
+    (Path(tmp) / "left").touch()
+    cluster.kill_and_await(node)
+    wait_for(lambda: not Path(tmp).exists(), "it is swept again")
 
 
 def test_jobs_that_start_and_end_around_killed_agents_run_once_each(cluster: Cluster, tmp_path: Path) -> None:

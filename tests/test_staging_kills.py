@@ -81,7 +81,7 @@ def test_a_warden_that_is_killed_while_files_come_in_leaves_nothing_and_the_job_
     finally:
         send([pid], signal.SIGCONT)
     (view,) = cluster.wait(job)
-    assert (view.state, view.attempt) == ("done", 2)
+    assert view.state == "done" and view.attempt >= 2, "the wardens that wait for a job were killed too"
     assert cluster.output(job) == "some input\n"
 
 

@@ -215,6 +215,9 @@ class Agent:
         begin = acts.Begin(known.incarnation, known.epoch, memory.seen, orders, wardens, left)
         self._handle(begin)
         self._look_into_limbo()
+        for key in remains.attempts(self._cluster.cluster, self._core.node.name):
+            if key not in self._core.held:  # the agent before us was killed while it swept
+                self._sweep(*key)
         if self._limbo:
             log.warning("wardens %s live but don't answer: this node joins when they do", sorted(self._limbo))
 
@@ -398,6 +401,8 @@ class Agent:
             link.close()
             self._ended.append(link)
             del self._links[number]
+            if number in self._spares:  # at once: an order may be next in line
+                self._spares.remove(number)
             self._inspector.gone(number)
             self._limbo.add(number)
             self._look_into_limbo()
@@ -436,7 +441,6 @@ class Agent:
         for link in self._links.values():
             if link.wants_write:
                 link.flush()
-        self._spares = [n for n in self._spares if n in self._links]
         if len(self._spares) < SPARE_WARDENS and not self._stopping:
             with suppress(OSError):  # a full disk, say: tried again, and a job that needs one is told why
                 self._spares.append(self._spawn())

@@ -6,6 +6,7 @@ Wardens and agents remove it themselves. Where both were killed, whoever ends th
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,6 +26,13 @@ def found(cluster: str, nodes: Iterable[str]) -> list[str]:
     starts = tuple(f"{mark(cluster, node)}-" for node in nodes)
     folders = dict.fromkeys((TMP, probe.memory_limit()[1], probe.process_limit()[1]))
     return sorted(f"{folder}/{name}" for folder in folders for name in _names(folder) if name.startswith(starts))
+
+
+def attempts(cluster: str, node: str) -> set[tuple[int, int]]:
+    """Return which attempts, as (job, attempt), a node of a cluster has anything of."""
+    ours = re.compile(rf"{re.escape(mark(cluster, node))}-(\d+)\.(\d+)(?![^-])", re.ASCII)
+    found_here = (ours.match(os.path.basename(path)) for path in found(cluster, [node]))
+    return {(int(one[1]), int(one[2])) for one in found_here if one}
 
 
 def remove(cluster: str, nodes: Iterable[str]) -> None:
