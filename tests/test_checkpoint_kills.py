@@ -21,7 +21,7 @@ import pytest
 
 from beo.nodeset import expand, fold
 from tests.cluster import Cluster, kill, running, wait_for
-from tests.doses import PART, dose
+from tests.doses import dose
 from tests.stepped import Stepped, total
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
@@ -242,8 +242,5 @@ def test_a_hundred_kills_of_all_kinds_cost_no_job_its_answer_nor_a_step_that_was
     hurt(cluster, tmp_path, KILLS, MOMENTS)
 
 
-# Once in some 400 kills a job of three nodes, moved three times and killed, went on where an older checkpoint was.
-@pytest.mark.xfail(reason="a job that moved again and again and was killed went back too far once: not understood")
-@pytest.mark.skipif(PART < 1, reason="only at the whole dose: BEO_DOSE=1, as in 'make test-all'")
 def test_kills_while_jobs_move_cost_no_step_that_was_kept_either(cluster: Cluster, tmp_path: Path) -> None:
     hurt(cluster, tmp_path, KILLS_MOVING, (*MOMENTS, "moving", "moving"))

@@ -240,6 +240,20 @@ def test_a_job_that_may_not_be_requeued_is_lost_with_its_node() -> None:
     assert state.jobs[1].state == "lost"
 
 
+@pytest.mark.parametrize("order", [["rank", "node"], ["node", "rank"]])
+def test_a_rank_that_failed_while_another_node_was_lost_is_what_the_loss_did_to_it(order: list[str]) -> None:
+    """MPICH 5.0.2 crashes where it can't send to a rank whose machine has lost its power, before a lease is over."""
+    two = [("n1", "i1", 0, 1), ("n2", "i2", 1, 1)]
+    state = state_of(submitted(1, made=spec(ranks=2)), joined(), joined("n2", "i2"), started(1, 1, *two))
+    crashed = ev.PartEnded(1, 1, "n1", ev.PartResult(ranks_ended(0, 1, 139), "rank", 0), START_S)
+    known: dict[str, ev.Event] = {"rank": crashed, "node": ev.PartGone(1, 1, "n2", "came back without it", START_S)}
+    for what in order:
+        assert state.jobs[1].state in ("running", "ending")
+        state.apply(known[what])
+    assert (state.jobs[1].state, state.jobs[1].losses) == ("queued", 1)
+    assert state.jobs[1].reason == "attempt 1 was lost (n2: came back without it)"
+
+
 def test_the_queue_is_by_priority_then_by_age_and_a_requeued_job_stands_where_it_stood() -> None:
     made = [spec(priority=p) for p in (0, 5, 0, 5)]
     state = state_of(*(submitted(n, made=made[n - 1]) for n in (1, 2, 3, 4)), joined(), started(1))

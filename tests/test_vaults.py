@@ -71,6 +71,15 @@ def test_a_job_whose_warden_was_killed_goes_on_where_it_was_on_the_same_node(clu
     assert step >= 10
 
 
+def test_the_head_knows_what_an_attempt_has_left_as_soon_as_it_is_over(cluster: Cluster) -> None:
+    """Where the job goes on is decided in that moment: from an older report it would go back further than it must."""
+    for _ in range(3):
+        job = cluster.submit(["sh", "-c", "echo 1 > $BEO_CHECKPOINT_DIR/x; exit 3"])
+        (view,) = cluster.wait(job)
+        with cluster.client() as own:
+            assert [node for node, _ in own.show([str(job)])[0].vaults] == [view.nodes]
+
+
 def test_what_is_kept_survives_kill_9_of_the_agent_and_is_shown(cluster: Cluster) -> None:
     job = toy(cluster, 150)
     node = node_of(cluster, job)

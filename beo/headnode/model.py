@@ -31,7 +31,9 @@ class PartState(msgspec.Struct, array_like=True):
 
 
 class Attempt(msgspec.Struct, array_like=True):
-    """One attempt. index: of its Started entry. cause: the first thing that ended it, as (kind, code, sentence)."""
+    """One attempt. index: of its Started entry. cause: what ended it, as (kind, code, sentence): the first
+    thing that did, but a loss rather than a rank that failed.
+    """
 
     number: int
     index: int

@@ -536,7 +536,8 @@ class State:
     ) -> None:
         part.state = state
         self._release(job, attempt, part)
-        if cause and not attempt.cause:
+        # A rank fails where others are lost: MPI ends it, or crashes, before a lease is over.
+        if cause and (not attempt.cause or (cause[0], attempt.cause[0]) == ("lost", "rank")):
             attempt.cause = cause
         self.changed.add(job.id)
         if not attempt.over:

@@ -318,10 +318,13 @@ class Agent:
 
     def _tell(self, message: ms.AgentReport) -> None:
         """Say something to the head that acts; it may be lost."""
+        self._heads.send(message, self._core.primary)
+
+    def _to_head(self, message: ms.AgentReport, head: str) -> None:
         if isinstance(message, ms.Ended | ms.Gone):  # before it: where the job goes on is decided at once
             self._keeping.look(message.job)
             self._tell_kept()
-        self._heads.send(message, self._core.primary)
+        self._heads.send(message, head)
 
     def _tell_kept(self) -> None:
         if kept := self._keeping.report(self._core.node.name, self._core.incarnation):
@@ -456,7 +459,7 @@ class Agent:
         for effect in effects:
             match effect:
                 case acts.ToHead():
-                    self._heads.send(effect.message, effect.head)
+                    self._to_head(effect.message, effect.head)
                 case acts.Follow():
                     self._follow(effect)
                 case acts.ToWarden():
