@@ -104,12 +104,12 @@ def hurt(site: Site, run: Run, chance: random.Random) -> list[str]:
     doomed = chance.sample(run.machines(), count)
     how = chance.choice(["power", "power", "cables"])
     heads = [site.primary] if how == "power" and chance.random() < 0.3 else []
-    run.done = run.count("kept")
     if how == "power":
         site.net.crash(*doomed, *heads)
     else:
         for host in doomed:
             site.net.cut(host)
+    run.done = run.count("kept")
     names = {host.name for host in doomed}
 
     def missed() -> bool:
