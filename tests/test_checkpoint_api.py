@@ -70,6 +70,19 @@ def test_a_program_that_was_killed_goes_on_with_the_step_it_was_in(folder: Path)
     assert did == [6, 7, 8, 9]
 
 
+def test_where_the_last_checkpoint_is_lost_it_goes_on_with_the_one_before_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with killed():
+        program(ends_at=6)
+    newest = max(folder.rglob("*.manifest"), key=lambda path: path.stat().st_mtime_ns).with_suffix(".image")
+    newest.write_bytes(bytes(newest.stat().st_size))
+    assert program()[2] == [5, 6, 7, 8, 9]
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("beo: the checkpoint of step 6 wasn't finished, or is lost (")
+    assert told.endswith("): it goes on with the one of step 5")
+
+
 def test_it_begins_anew_after_it_has_ended_and_leaves_nothing(folder: Path) -> None:
     for _ in range(2):
         _, _, did = program()

@@ -79,6 +79,8 @@ class Checkpoint:
             if found := self._store.newest():
                 self._state.restore(found, self._comm, {SAVED: restore} if restore else {})
                 self._restored = self._has_one = True
+                if self._store.passed_over:
+                    self._tell(f"{self._store.passed_over}: it goes on with the one of step {found.step}")
         except BaseException as error:
             self._place.close()
             if not isinstance(error, LostCheckpoint):

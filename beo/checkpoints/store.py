@@ -126,6 +126,7 @@ class Store:
         self.level = _level(told[0][2], self._nodes)
         self._number: int | None = None  # of the last checkpoint; None: not looked yet
         self.was_busy = False  # the last save
+        self.passed_over = ""  # why `newest` took one that isn't the newest
         self._scratch = Scratch(SEGMENT_BYTES)
         self.counters = Counters()
 
@@ -256,6 +257,9 @@ class Store:
                 why = why or trouble
                 continue
             self._number = whole.number
+            if why:
+                step = found[0].whole.step
+                self.passed_over = f"the checkpoint of step {step} wasn't finished, or is lost ({why})"
             with _Agreement(self._comm, "what is left of other checkpoints can't be removed") as agreed:
                 if self._leads:
                     self._slots.keep_only(whole.name)
