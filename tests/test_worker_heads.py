@@ -202,6 +202,11 @@ class Running:
     def incarnation(self) -> str:
         return self.agent._core.incarnation
 
+    def is_settled(self) -> bool:
+        """Whether it has joined, also with what it learned of itself meanwhile: it would join once more for that."""
+        core = self.agent._core
+        return bool(core._lease_ns and core._learned and core._joined)
+
     def close(self) -> None:
         self.agent.stop(signal.SIGINT)
         self.thread.join()
@@ -249,7 +254,7 @@ def test_a_take_over_is_not_noticed_by_a_job_and_its_output_is_whole_at_the_new_
     old = acts_as_primary(first, 1, views(*pair))
     stands_by(second, first.address)
     running = run()
-    until(lambda: running.agent._core._lease_ns)
+    until(running.is_settled)
     until(lambda: second.messages(votes.Present) or second.messages(ms.Ping))
     (present,) = set(first.messages(votes.Present) + second.messages(votes.Present))
     assert isinstance(present, votes.Present)
@@ -292,7 +297,7 @@ def test_what_ended_while_nobody_acted_is_told_to_the_one_that_takes_over(
     acts_as_primary(first, 1)
     stands_by(second, first.address)
     running = run()
-    until(lambda: running.agent._core._lease_ns)
+    until(running.is_settled)
     first.say(order(running, first, 1, "exit 3"))
     until(lambda: first.messages(ms.Ended))
     first.freeze()
@@ -313,7 +318,7 @@ def test_who_knocked_while_a_head_died_is_let_in_by_the_other(
     first.on(ms.Vouch, None)
     stands_by(second, first.address)
     running = run()
-    until(lambda: running.agent._core._lease_ns)
+    until(running.is_settled)
     names: list[str] = []
     visitor = threading.Thread(target=lambda: names.append(door.knock(str(first.home.path), "k" * 40)))
     visitor.start()
@@ -348,7 +353,7 @@ def test_a_head_that_only_another_one_knows_is_found_by_its_word(
     stands_by(first, second.address)
     acts_as_primary(second, 2, views(*pair))
     running = run()
-    until(lambda: running.agent._core._lease_ns)
+    until(running.is_settled)
     assert running.agent._core.primary == second.address
 
 
