@@ -257,9 +257,8 @@ class Store:
                 why = why or trouble
                 continue
             self._number = whole.number
-            if why:
-                step = found[0].whole.step
-                self.passed_over = f"the checkpoint of step {step} wasn't finished, or is lost ({why})"
+            newest = f"the checkpoint of step {found[0].whole.step} wasn't finished, or is lost ({why})"
+            self.passed_over = newest if why else ""
             with _Agreement(self._comm, "what is left of other checkpoints can't be removed") as agreed:
                 if self._leads:
                     self._slots.keep_only(whole.name)

@@ -536,9 +536,8 @@ class State:
     ) -> None:
         part.state = state
         self._release(job, attempt, part)
-        # A rank fails where others are lost: MPI ends it, or crashes, before a lease is over.
-        if cause and (not attempt.cause or (cause[0], attempt.cause[0]) == ("lost", "rank")):
-            attempt.cause = cause
+        if cause:
+            _blame(attempt, cause)
         self.changed.add(job.id)
         if not attempt.over:
             if attempt.cause:
@@ -719,7 +718,7 @@ class State:
         if part.state == "live":
             self._lose(job, attempt, part, reason, time_s)
         elif part.state == "reserved" and not attempt.over:  # a batch job's further node: the allocation is broken
-            attempt.cause = attempt.cause or ("lost", CODE_LOST, reason)
+            _blame(attempt, ("lost", CODE_LOST, reason))
             job.state = "ending"
             self.changed.add(job.id)
 
@@ -823,6 +822,12 @@ def _goes_on(job: Job, attempt: Attempt, move: Move | None, kind: str, code: int
     if has_halted and job.spec.goes_on and (kind == "time limit" or code == EXIT_HALTED):
         return "its time was up: it goes on"
     return ""
+
+
+def _blame(attempt: Attempt, cause: tuple[str, int, str]) -> None:
+    """Note what ended an attempt: the first thing, or a loss, by which MPI ends other ranks before a lease is over."""
+    if not attempt.cause or (cause[0], attempt.cause[0]) == ("lost", "rank"):
+        attempt.cause = cause
 
 
 def _cause(result: ev.PartResult, node: str) -> tuple[str, int, str] | None:

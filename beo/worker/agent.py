@@ -328,7 +328,7 @@ class Agent:
 
     def _tell_kept(self) -> None:
         if kept := self._keeping.report(self._core.node.name, self._core.incarnation):
-            self._heads.send(kept, self._core.primary)
+            self._tell(kept)
 
     def _show(self, now_s: float) -> None:
         """Tell every head now and then that there is a voter here."""
