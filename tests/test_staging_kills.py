@@ -45,21 +45,21 @@ def folders(cluster: Cluster, job: int) -> list[Path]:
     return list(Path("/tmp").glob(f"beo-{name}-*-{job}.*-*"))
 
 
-def pause(cluster: Cluster, job: int) -> int:
-    """Let a held job start and wait for its files, in vain; return the process that keeps it waiting."""
+def pause(cluster: Cluster, job: int, nodes: int = 1) -> int:
+    """Let a held job start and wait for its files on so many nodes, in vain; return the process that holds it up."""
     pid = tree_pid(cluster, "A")
     assert pid
     send([pid], signal.SIGSTOP)
     with cluster.client() as own:
         own.release([str(job)])
     cluster.wait_for_state(job, "running")
-    wait_for(lambda: len(folders(cluster, job)) >= 1, "its folder is made")
+    wait_for(lambda: len(folders(cluster, job)) == nodes, "its folders are made")
     return pid
 
 
 def test_an_agent_that_is_killed_while_files_come_in_is_not_noticed(cluster: Cluster, here: Path) -> None:
     job = hand_in(cluster, here, "sh", "-c", "cat x > y", inputs=("x",), outputs=["y"], hold=True, ranks=4)
-    pid = pause(cluster, job)
+    pid = pause(cluster, job, nodes=2)
     try:
         cluster.kill_and_await("node01", "node02")
     finally:
@@ -83,6 +83,21 @@ def test_a_warden_that_is_killed_while_files_come_in_leaves_nothing_and_the_job_
     (view,) = cluster.wait(job)
     assert view.state == "done" and view.attempt >= 2, "the wardens that wait for a job were killed too"
     assert cluster.output(job) == "some input\n"
+
+
+@pytest.mark.parametrize("node", ["node01", "node02"])
+def test_a_node_that_loses_its_part_while_files_come_in_is_not_waited_for_by_the_other(
+    cluster: Cluster, here: Path, node: str
+) -> None:
+    job = hand_in(cluster, here, "sh", "-c", "cat x > y", inputs=("x",), outputs=["y"], hold=True, ranks=4)
+    pid = pause(cluster, job, nodes=2)
+    try:
+        send(cluster.wardens(node), signal.SIGKILL)
+        wait_for(lambda: cluster.job(job).attempt == 2, "the next attempt")
+    finally:
+        send([pid], signal.SIGCONT)
+    assert cluster.wait(job)[0].state == "done"
+    assert cat(cluster, f"/jobs/{job}/y") == "some input\n"
 
 
 def test_one_that_is_cancelled_while_files_come_in_ends_at_once(cluster: Cluster, here: Path) -> None:
@@ -111,6 +126,20 @@ def test_a_lost_workers_job_runs_again_elsewhere_and_writes_over_its_results(clu
     assert (view.state, view.attempt) == ("done", 2)
     assert cat(cluster, f"/jobs/{job}/y") == "some input\n2\n"
     cluster.wait_for_node(node, "up")
+
+
+@pytest.mark.parametrize("node", ["node01", "node02"])
+def test_a_job_that_loses_one_of_its_nodes_goes_on_as_soon_as_that_is_known(
+    cluster: Cluster, here: Path, node: str
+) -> None:
+    script = "cat x > y; echo $BEO_ATTEMPT; test $BEO_ATTEMPT = 2 || sleep 600"
+    words = {"inputs": ("x",), "outputs": ["y"], "requeue": "auto", "ranks": 4}
+    job = hand_in(cluster, here, "sh", "-c", script, **words)  # type: ignore[arg-type]
+    wait_for(lambda: cluster.output(job).count("1") == 4, "it runs")
+    cluster.kill_worker(node)
+    wait_for(lambda: cluster.job(job).attempt == 2, "the next attempt")
+    assert cluster.wait(job)[0].state == "done"
+    assert cat(cluster, f"/jobs/{job}/y") == "some input\n"
 
 
 def test_chunks_of_jobs_that_are_over_go_by_themselves(tmp_path: Path, here: Path) -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 ARRIVE_S = 60.0
-"""How long a node whose files are out waits for word that the others have heard it: it may get lost with an agent."""
+"""How long a node whose files are out waits for word that the others have heard it: it may get lost with an agent.
+
+Not where the attempt is ended on all of them since one of them may be gone: nobody there uses what it would hear."""
 
 
 class Carrying:
@@ -60,6 +62,7 @@ class Carrying:
         self._found: dict[str, str] = {}  # the lead's: node -> name of the list of what it has
         self._others: list[list[str]] | None = None  # of all nodes, once the lead has said so
         self._out = False  # the results of this node are out, or it was given up
+        self._alone = False  # the attempt is ended on each node, and one of them may be gone: none is waited for
         self._ended = False
 
     @property
@@ -197,8 +200,11 @@ class Carrying:
             if self._errand:
                 os.kill(self._errand.pid, signal.SIGKILL)
             self._end()
+        else:
+            self._look_for_end()
 
     def _give_up_others(self) -> None:
+        self._alone = True
         if self._is_lead and self._others is None:
             self._found = {**dict.fromkeys(self._order.nodes, ""), **self._found}
             self._look_at_found()
@@ -234,7 +240,7 @@ class Carrying:
         if len(self._order.nodes) > 1:
             if self._is_lead and self._others is None:
                 return
-            if self._pending():
+            if self._pending() and not self._alone:
                 if self._loop.due_s("carried") is None:
                     self._loop.after(ARRIVE_S, "carried", self._end)
                 return
