@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_every_loss_that_a_level_stands_gives_back_every_byte_and_one_more_is_re
                 assert "is lost" in refused(found) and level in refused(found)
             else:
                 assert found == [7] * 5  # two that weren't of one stripe
+
+
+def test_a_later_checkpoint_says_a_later_time_on_a_node_whose_clock_is_behind_too(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that the head knows which nodes have the newest one."""
+    world = World(top, nodes(3), "raid5")
+
+    def save(step: int, clock_s: float) -> float:
+        monkeypatch.setattr(time, "time", lambda: clock_s)
+        world.save(step, [100, 100, 100])
+        times = {m.whole.step: m.whole.time_s for node in world.nodes for m, _ in Slots(top / node).manifests()}
+        return times[step]
+
+    assert save(1, 5000.0) == 5000.0
+    assert 5000.0 < (second := save(2, 60.0)) < 5000.1
+    assert second < save(3, 61.0) < 5000.1
+    assert save(4, 6000.0) == 6000.0
 
 
 @pytest.mark.parametrize("level", ["raid1", "raid4", "raid5", "rs"])

@@ -6,6 +6,7 @@ its part (its memory is full) all of them hear so, and the checkpoint before is 
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import time
@@ -125,6 +126,7 @@ class Store:
         self._leads = self._ranks_at[self._here][0] == comm.rank
         self.level = _level(told[0][2], self._nodes)
         self._number: int | None = None  # of the last checkpoint; None: not looked yet
+        self._taken_s = 0.0  # when the last was taken of all that were seen
         self.was_busy = False  # the last save
         self.passed_over = ""  # why `newest` took one that isn't the newest
         self._scratch = Scratch(SEGMENT_BYTES)
@@ -158,7 +160,9 @@ class Store:
         if self.was_busy:
             raise Busy(f"the checkpoint of step {step} wasn't written", "its slot is being copied", "wait a little")
         sizes = tuple(word[0] for word in told)
-        whole = Whole(self._number + 1, told[0][2], step, self.level, self._nodes, sizes, told[0][4])
+        # The later is the newer, also to the head: so never before the last one, whatever this node's clock says.
+        taken_s = max(told[0][4], math.nextafter(self._taken_s, math.inf))
+        whole = Whole(self._number + 1, told[0][2], step, self.level, self._nodes, sizes, taken_s)
         made = whole.stripes()
         kept = whole.parity_sizes()[me]
         with _Agreement(comm, what) as agreed:
@@ -191,7 +195,7 @@ class Store:
         if agreed.failed():
             self._slots.clear(whole.slot, me)
         agreed.settle()  # nobody touches the slot before this one's until it is there everywhere
-        self._number = whole.number
+        self._number, self._taken_s = whole.number, whole.time_s
         self.counters.saves += 1
         self.counters.saved_bytes += image.size
         self.counters.parity_bytes += kept
@@ -314,6 +318,7 @@ class Store:
                 found.setdefault(name, _Found(whole, {}))
             for name, unit in units:
                 found[name].at.setdefault(unit, []).append(self._home_of[rank])
+        self._taken_s = max((self._taken_s, *(one.whole.time_s for one in found.values())))
         good = (one for name, one in found.items() if name in written_by_all)
         return sorted(good, key=lambda one: (-one.whole.number, one.whole.name))
 
