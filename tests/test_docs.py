@@ -16,6 +16,7 @@ from tests.cluster import running
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "jobs" / "README.md"]
 STEP_S_MAX = 60
+LONG = ("checkpoint.md", "files.md", "operating.md")  # their sessions take more than a few seconds
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -40,7 +41,14 @@ def _matches(expected: str, printed: str) -> bool:
     return bool(re.fullmatch(pattern, printed, re.DOTALL))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "console")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in LONG else [])
+        for page in PAGES
+        if _blocks(page, "console")
+    ],
+)
 def test_a_pages_console_session_prints_what_the_page_shows(page: Path, tmp_path: Path) -> None:
     env = {
         **os.environ,

@@ -19,7 +19,7 @@ from tests.cluster import LEASE_S, Cluster, running, send, wait_for
 from tests.doses import dose
 from tests.history import History
 
-KILLS = 12
+KILLS = 6
 KILLS_SLOW = dose(300)
 SEED = 20261122
 LIFE_MIN_S, LIFE_MAX_S = 0.05, 0.6  # of a head that answers, until it is killed

@@ -159,6 +159,7 @@ def test_granularity_finds_the_law_in_times_that_follow_it_and_the_best_number_o
     assert law.best(1.0, 0.0) == law.RANKS_MAX
 
 
+@pytest.mark.slow
 def test_granularity_prints_a_row_for_each_grain_and_draws_it(launch: Launch, tmp_path: Path) -> None:
     picture = tmp_path / "law.svg"
     argv = ["granularity.py", "--units", "40000", "--grains", "1000", "20000", "--plot", str(picture)]

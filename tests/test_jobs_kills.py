@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -137,17 +139,22 @@ def maps(pid: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each job says if it is left in peace."""
-    found = {}
-    for name in PROGRAMS:
+def answer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """What a job says if it is left in peace."""
+
+    @cache
+    def found(name: str) -> str:
         run = Run(tmp_path_factory.mktemp(name), name)
         run.start([1, 2])
-        found[name] = run.result()
+        return run.result()
+
     return found
 
 
-@pytest.fixture(params=PROGRAMS)
+QUICK = ["nbody.py"]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PROGRAMS])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     return Run(tmp_path, request.param)
 
@@ -159,7 +166,7 @@ def first_step(told: str) -> int:
 
 
 def test_a_job_that_was_halted_then_killed_and_has_lost_a_node_gives_the_same_answer(
-    run: Run, answers: dict[str, str]
+    run: Run, answer: Callable[[str], str]
 ) -> None:
     run.start([1, 2])
     run.is_under_way()
@@ -172,32 +179,34 @@ def test_a_job_that_was_halted_then_killed_and_has_lost_a_node_gives_the_same_an
     assert run.send(signal.SIGKILL) != 0
     shutil.rmtree(run.folder(2))
     run.start([1, 3])
-    assert run.result() == answers[run.name]
+    assert run.result() == answer(run.name)
     assert first_step(run.told()) > began, "it went on with what node 1 kept"
     assert not list(run.folder(1).iterdir()) and not list(run.folder(3).iterdir()), "what has ended leaves nothing"
 
 
-@pytest.mark.parametrize("run", ["nbody.py"], indirect=True)
-def test_a_job_goes_on_with_other_numbers_of_ranks(run: Run, answers: dict[str, str]) -> None:
+@pytest.mark.parametrize("run", QUICK, indirect=True)
+def test_a_job_goes_on_with_other_numbers_of_ranks(run: Run, answer: Callable[[str], str]) -> None:
     run.start([1, 2])
     run.is_under_way()
     began = first_step(run.told())
     assert run.send(signal.SIGTERM) == HALTED, run.told()
     shutil.rmtree(run.folder(2))
     run.start([1])
-    assert run.result() == answers[run.name]
+    assert run.result() == answer(run.name)
     assert first_step(run.told()) > began
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kills_at_any_moment_with_nodes_lost_and_ranks_added_change_no_bit(run: Run, answers: dict[str, str]) -> None:
+def test_kills_at_any_moment_with_nodes_lost_and_ranks_added_change_no_bit(
+    run: Run, answer: Callable[[str], str]
+) -> None:
     chance = random.Random(7)
     nodes, kills = [1, 2, 3], 0
     while kills < dose(20):
         run.start(nodes)
         if not run.is_under_way_again():
-            assert run.result() == answers[run.name]
+            assert run.result() == answer(run.name)
             continue  # from the beginning
         if chance.random() < 0.7:
             run.take_one(nodes)
@@ -205,7 +214,7 @@ def test_kills_at_any_moment_with_nodes_lost_and_ranks_added_change_no_bit(run: 
         with suppress(ProcessLookupError, IndexError):
             os.kill(run.ranks()[0], signal.SIGUSR1)  # one may be in the middle of being written
         if not run.ranks() or run.send(signal.SIGKILL) == 0:
-            assert run.result() == answers[run.name]
+            assert run.result() == answer(run.name)
             continue
         kills += 1
         # One node at a time is lost, or isn't there; one that comes back has old things.
@@ -215,4 +224,4 @@ def test_kills_at_any_moment_with_nodes_lost_and_ranks_added_change_no_bit(run: 
             case 1:
                 nodes = [1, 2] if len(nodes) == 3 else [1, 2, 3]
     run.start(nodes)
-    assert run.result() == answers[run.name]
+    assert run.result() == answer(run.name)

@@ -258,6 +258,7 @@ def test_a_connection_that_nobody_looks_at_and_that_is_broken_off_a_thousand_tim
     assert idle.mistaken
 
 
+@pytest.mark.slow
 def test_connections_that_are_forgotten_instead_of_closed_hold_up_no_other(
     echo: Echo, pair: tuple[str, str], context: Context
 ) -> None:

@@ -19,7 +19,7 @@ from tests.sim.truth import OPERATIONS
 from tests.sim.world import Simulation
 
 SEEDS_PER_TEST = 20
-TWO_HEADS = 120
+TWO_HEADS = 60
 TWO_HEADS_SLOW = 200
 ONE_HEAD = 40
 
