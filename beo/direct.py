@@ -16,9 +16,10 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 # Loading makes many objects and no garbage: looking for some over and over takes its time. Few verbs make so many more.
 GARBAGE_LOOKED_FOR_AFTER = 100_000
 
-# What click, msgspec and zmq import and a verb makes no use of: a third of the time that loading them takes. The list
-# is about speed alone: each is loaded as soon as anything is asked of it but what stands here.
+# What click, msgspec, zmq and beo's words import and a verb makes no use of: a third of the time that loading takes.
+# The list is about speed alone: each is loaded as soon as anything is asked of it but what stands here.
 SELDOM_USED: dict[str, dict[str, object]] = {
+    "hashlib": {},
     "inspect": {},
     "ipaddress": {},
     "json": {},
