@@ -23,7 +23,7 @@ from beo.bulk.store import FOLDER
 from beo.bulk.sweeper import Need, sweep
 from beo.bulk.taking import take_along
 from beo.errors import EXIT_CONFLICT
-from beo.headnode.state import CODE_FILES
+from beo.headnode.folds.attempts import CODE_FILES
 from beo.tree import plans
 from beo.tree import words as w
 from beo.tree.files import Files

@@ -12,7 +12,7 @@ import pytest
 from beo import messages as m
 from beo import pairing
 from beo.bulk.store import FOLDER
-from beo.headnode.state import CODE_FILES
+from beo.headnode.folds.attempts import CODE_FILES
 from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
 from tests.people import Person, open_place
 from tests.test_staging import cat, chunks_of, hand_in, names, release, tree

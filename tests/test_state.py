@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import get_args
+
 import pytest
 from msgspec.structs import replace
 
 from beo import events as ev
 from beo.errors import Internal
-from beo.headnode import state as st
-from beo.headnode.state import State
+from beo.headnode import folds
+from beo.headnode.folds import attempts, jobs
+from beo.headnode.state import _APPLY, State
 from beo.spec import JobSpec
 from tests.world import DAY_S, START_S, World, birth, ranks_ended, same, spec
 
@@ -213,6 +218,13 @@ def test_how_a_part_ended_says_how_the_job_ended(reason: str, status: int, state
     assert (job.state, job.exit_code, job.code_by) == (state, code, by)
 
 
+def test_each_event_has_its_fold_in_one_file() -> None:
+    files = [import_module(f"beo.headnode.folds.{found.name}") for found in iter_modules(folds.__path__)]
+    kinds = [kind for file in files for kind in file.FOLDS]
+    assert sorted(kinds, key=repr) == sorted(get_args(ev.Event), key=repr)
+    assert {kind: fold for file in files for kind, fold in file.FOLDS.items()} == _APPLY
+
+
 def test_the_lowest_failed_rank_gives_the_exit_code() -> None:
     ranks = tuple(ev.RankResult(n, status, 0, 0, 0) for n, status in enumerate([0, 5, 6]))
     parts = [("n1", "i1", 0, 3)]
@@ -223,13 +235,13 @@ def test_the_lowest_failed_rank_gives_the_exit_code() -> None:
 
 def test_a_job_that_loses_every_node_is_given_up() -> None:
     state = state_of(submitted(), joined())
-    for number in range(1, st.LOSSES_MAX + 1):
+    for number in range(1, attempts.LOSSES_MAX + 1):
         state.apply(started(1, number))
         state.apply(ev.PartGone(1, number, "n1", "its warden was killed", START_S))
     job = state.jobs[1]
     assert (job.state, job.exit_code, len(state.queue)) == ("lost", 75, 0)
-    assert len(job.attempts) == st.ATTEMPTS_KEPT
-    assert job.attempt_number == st.LOSSES_MAX
+    assert len(job.attempts) == attempts.ATTEMPTS_KEPT
+    assert job.attempt_number == attempts.LOSSES_MAX
 
 
 def test_a_job_that_may_not_be_requeued_is_lost_with_its_node() -> None:
@@ -273,8 +285,8 @@ def test_a_key_is_remembered_for_seven_days_and_as_long_as_its_job() -> None:
 
 
 def test_too_many_keys_push_out_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(st, "KEYS_MAX", 5)
-    monkeypatch.setattr(st, "KEYS_DROPPED", 2)
+    monkeypatch.setattr(jobs, "KEYS_MAX", 5)
+    monkeypatch.setattr(jobs, "KEYS_DROPPED", 2)
     state = state_of(*(submitted(n, time_s=START_S + n) for n in range(1, 8)))
     assert list(state.keys) == ["key 3", "key 4", "key 5", "key 6", "key 7"]
     assert state.keys_from_s == START_S + 2

@@ -14,9 +14,10 @@ from beo import messages as ms
 from beo import nodeset, selector
 from beo.account import Account
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
+from beo.headnode.folds.jobs import KEYS_KEEP_S
 from beo.headnode.model import ENDED, LEASHABLE, WAITING, Authorized, Holding, Job, Node
 from beo.headnode.schedule import capacity, limits_of, narrow, open_to, place
-from beo.headnode.state import KEYS_KEEP_S, State
+from beo.headnode.state import State
 from beo.settings import Config
 from beo.spec import JobSpec, check, key_made_s
 from beo.units import format_duration

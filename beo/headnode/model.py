@@ -147,6 +147,12 @@ class Job(msgspec.Struct, array_like=True):
         """Serial of the last signal, 0 before the first."""
         return self.signals[-1].serial if self.signals else 0
 
+    def end(self, state: str, code: int, reason: str, by: str, time_s: float) -> None:
+        """It has ended; by: whose exit code that is, the job's or beo's."""
+        self.state, self.exit_code, self.reason, self.code_by, self.ended_s = state, code, reason, by, time_s
+        if self.hold == "owner":
+            self.hold = self.held_by = ""
+
 
 class Drain(msgspec.Struct, array_like=True, frozen=True):
     """Why a node gets no new work, by whose word, and since when."""

@@ -1,8 +1,8 @@
 """Who is to go on elsewhere: what a drain, `beo migrate`, reservations and jobs of a higher priority ask of jobs. Pure.
 
 Nothing is ended here. A job is *asked* to move: its ranks are told to take a checkpoint at their next safe point and to
-end with `EXIT_HALTED`, and only then is it queued again (state.py). One whose program knows nothing of checkpoints goes
-on as if nothing had been said.
+end with `EXIT_HALTED`, and only then is it queued again (folds/attempts.py). One whose program knows nothing of
+checkpoints goes on as if nothing had been said.
 """
 
 from __future__ import annotations
