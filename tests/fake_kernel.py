@@ -3,7 +3,8 @@
 import struct
 
 from beo.tree import kernel, words
-from beo.tree.mounting import Ask, Effect, Mount, Reply
+from beo.tree.mounting import Mount
+from beo.tree.replies import Ask, Effect, Reply
 
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR = 1, 2, 3, 4, 5, 6, 8, 9
 UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE, STATFS, RELEASE, FSYNC = 10, 11, 12, 13, 14, 15, 16, 17, 18, 20

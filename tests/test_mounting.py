@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beo.tree import decide, kernel, mounting, words
+from beo.tree import asking, decide, kernel, words, writing
 from beo.tree.changes import Changed
 from beo.tree.decide import Room
-from beo.tree.mounting import Ask, Mount
+from beo.tree.mounting import Mount
+from beo.tree.replies import Ask, Reply
 from beo.tree.state import State
 from beo.tree.words import AttrIs, Done, Failed
 from tests import fake_kernel as fake
@@ -411,7 +412,7 @@ def test_nobody_holds_a_file_alone_after_a_recall_or_when_the_lease_is_over() ->
     def waits(user: FakeKernel, now_s: float) -> bool:
         unique = user.unique + 2
         effects = user.core.from_kernel(request(fake.WRITE, fake.write(0, b"x"), unique, 7), now_s)
-        return not any(isinstance(effect, mounting.Reply) for effect in effects)
+        return not any(isinstance(effect, Reply) for effect in effects)
 
     assert not waits(alone(), 8.9) and waits(alone(), 9.1)
     user = alone()
@@ -434,7 +435,7 @@ def test_nobody_holds_a_file_alone_after_a_recall_or_when_the_lease_is_over() ->
 
 
 def test_no_more_writes_are_behind_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounting, "BEHIND_MAX", 3)
+    monkeypatch.setattr(writing, "BEHIND_MAX", 3)
     user = alone()
     writes = [user.ask(fake.WRITE, fake.write(5, b"data"), 7) for _ in range(5)]
     numbers = [ask.number for ask in user.asked[-5:]]
@@ -444,7 +445,7 @@ def test_no_more_writes_are_behind_than_may_be(monkeypatch: pytest.MonkeyPatch) 
     user.answer(Failed(errno.EDQUOT), numbers[4])
     assert user.reply(writes[4]) == (errno.EDQUOT, b""), "who still waits hears it himself"
     assert user.reply(user.ask(fake.FLUSH, fake.flush(1), 8)) == (0, b"")
-    monkeypatch.setattr(mounting, "BEHIND_MAX_BYTES", 10)
+    monkeypatch.setattr(writing, "BEHIND_MAX_BYTES", 10)
     user = alone()
     writes = [user.ask(fake.WRITE, fake.write(5, bytes(9)), 7) for _ in range(2)]
     assert [write in user.replies for write in writes] == [True, False]
@@ -555,7 +556,7 @@ ANSWERS: list[words.Answer] = [
     words.BlockerIs("?"),
 ]
 FIT: dict[type, list[words.Told]] = {
-    question: [each for each in ANSWERS if isinstance(each, answer)] for question, answer in mounting._ANSWERS.items()
+    question: [each for each in ANSWERS if isinstance(each, answer)] for question, answer in asking.ANSWERS.items()
 }
 FIT[words.Write] += [words.Leased(words.Written(FILE), (7,), 0, 9.0, alone=True)] * 3
 SHAPES = {  # operation -> bytes before its names, and how many names

@@ -32,7 +32,7 @@ FLOORS = {
     "worker.peers worker.steps headnode.inquiries headnode.ledger ha.register ha.acts "
     "ha.log ha.voters ha.sending ha.taking ha.proposer ha.leading ha.pair headnode.replica "
     "tree.changes tree.locks tree.state tree.decide tree.core tree.replay tree.copying tree.kernel tree.leases "
-    "tree.memory tree.mounting tree.plans tree.paths "
+    "tree.memory tree.replies tree.writing tree.asking tree.naming tree.mounting tree.plans tree.paths "
     "bulk.chunks bulk.tickets bulk.choice bulk.wants "
     "checkpoints.plan checkpoints.manifest checkpoints.when checkpoints.shards "
     "ha.arp ha.standing ha.duties ha.heartbeat ha.importing ha.spof ha.verify",

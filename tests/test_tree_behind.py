@@ -20,7 +20,8 @@ from beo.tree import words as w
 from beo.tree.core import AMPLE_BYTES, Core
 from beo.tree.decide import Room
 from beo.tree.leases import LEASE_S
-from beo.tree.mounting import Ask, Effect, Mount, Notify
+from beo.tree.mounting import Mount
+from beo.tree.replies import Ask, Effect, Notify
 from tests import fake_kernel as fake
 from tests.test_tree_leases import forget, recalls
 from tests.tree_world import ROOT_CALLER, Client, Tree
@@ -270,7 +271,7 @@ class World:
                     program.doing = "release"
                     program.node.request(program, fake.RELEASE, fake.release(), self.ino)
         if what in ("write", "grow"):
-            self.ahead += any(one.request.unique == unique for one in program.node.mount._behind.values())
+            self.ahead += any(one.request.unique == unique for one in program.node.mount.writing._behind)
 
     def expected(self, program: Program, slot: str) -> int:
         """The least value of a slot; a program that grows the file writes nothing into it."""

@@ -21,7 +21,8 @@ from typing import Protocol
 
 from beo.errors import BeoError, reason
 from beo.tree import kernel, words
-from beo.tree.mounting import Ask, Effect, Mount, Notify, Reply
+from beo.tree.mounting import Mount
+from beo.tree.replies import Ask, Effect, Notify, Reply
 from beo.tree.session import boot_s
 
 DEVICE = "/dev/fuse"
