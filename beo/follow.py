@@ -41,7 +41,7 @@ NO_WINDOW = (0, 0)
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 
 if TYPE_CHECKING:
-    from beo.client import Channel
+    from beo.contact import Channel
 
     Open = Callable[[], Channel]  # a new connection to the primary's bulk plane; may raise NoHead
 

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from beo import messages as m
 from beo import spec
-from beo.client import ENDED, WAIT_SLICE_S, Cluster, new_spec
+from beo.client import ENDED, WAIT_SLICE_S, Cluster
 from beo.errors import BeoError, NotFound, UsageError
+from beo.submission import new_spec
 
 TYPE_CHECKING = False  # what typing.TYPE_CHECKING is
 if TYPE_CHECKING:

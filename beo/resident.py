@@ -210,15 +210,15 @@ def _be_child(listener: socket.socket, leash: socket.socket, facts: bytes, loade
 
 def _open_ahead(cluster: str) -> None:
     """Open a connection to the cluster that was used last: the next verb is likely to want it again."""
-    from beo import client, config
+    from beo import config, contact
 
     with suppress(BeoError):
-        client.open_ahead(config.Home(cluster), AHEAD)
+        contact.open_ahead(config.Home(cluster), AHEAD)
 
 
 def _accept(listener: socket.socket, leash: socket.socket) -> socket.socket:
     """Return the connection of the next front; doesn't return where the resident ends first."""
-    from beo import client
+    from beo import contact
 
     with select.epoll() as watch:
         watch.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)  # of all children, one is woken
@@ -229,7 +229,7 @@ def _accept(listener: socket.socket, leash: socket.socket) -> socket.socket:
             if any(fd == leash.fileno() for fd, _ in events):
                 os._exit(EXIT_OK)
             if not events:
-                client.close_ahead()
+                contact.close_ahead()
                 patience_s = -1
             with suppress(BlockingIOError):
                 return listener.accept()[0]

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from beo import client, local, lockfile, pairing, supervisor
+from beo import client, local, lockfile, pairing, submission, supervisor
 from beo import messages as m
 from beo.config import Home
 from beo.errors import NoHead
@@ -80,7 +80,7 @@ class Cluster:
         self._children: list[int] = []  # heads and agents that are children of ours
         self._commands: list[subprocess.Popen[str]] = []
         self._segments = _segments()
-        self.env = dict(client.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT), BEO_RESIDENT="0")
+        self.env = dict(submission.environment(os.environ), BEO_DIR=str(path), PYTHONPATH=str(ROOT), BEO_RESIDENT="0")
 
     def up(self) -> None:
         """`beo up`: start what is missing, return when all is ready."""
@@ -118,7 +118,7 @@ class Cluster:
     def submit(self, argv: Iterable[str], **options: Any) -> int:
         """Submit a job by a client of its own; return its id."""
         with self.client() as own:
-            return own.submit(client.new_spec(list(argv), **{"cwd": str(ROOT), **options}))
+            return own.submit(submission.new_spec(list(argv), **{"cwd": str(ROOT), **options}))
 
     def job(self, job: int) -> m.JobView:
         """The job's row."""

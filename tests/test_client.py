@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import beo
-from beo import client, config, spec, wire
+from beo import config, contact, spec, wire
 from beo import messages as m
-from beo.client import Cluster, new_spec
+from beo.client import Cluster
 from beo.errors import Conflict, Internal, NoHead, NotFound, Refused, TimedOut, UsageError
 from beo.job import Job
+from beo.submission import new_spec
 from tests.fake_head import FakeHead, view
 
 SPEC = new_spec(["true"], cwd="/")
@@ -142,7 +143,7 @@ def test_wait_gives_up_in_time_with_an_error_of_its_own(head: FakeHead, cluster:
 def test_wait_waits_for_a_head_for_ever_and_says_so_once(
     head: FakeHead, cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(contact, "PATIENCE_S", 0.2)
     head.on(m.WaitJobs, m.JobsAre((view(1),)))
     head.stop()
     timer = threading.Timer(0.8, head.start)

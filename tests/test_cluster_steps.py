@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import client
+from beo import submission
 from tests.cluster import ROOT, Cluster, running, wait_for
 
 RUN = f"{sys.executable} -m beo.front run"
@@ -124,5 +124,5 @@ def test_slots_is_an_option_everywhere(cluster: Cluster, tmp_path: Path) -> None
     cluster.wait(job)
     with cluster.client() as own:
         [detail] = own.show([str(job)])
-    assert detail.spec.slots == 3 and client.new_spec(["true"], cwd=str(ROOT), slots=2).slots == 2
+    assert detail.spec.slots == 3 and submission.new_spec(["true"], cwd=str(ROOT), slots=2).slots == 2
     assert "3 slots in all" in cluster.beo("show", str(job)).stdout

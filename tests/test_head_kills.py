@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import client
+from beo import contact, submission
 from beo.client import Cluster as Client
 from tests.cluster import LEASE_S, Cluster, running, send, wait_for
 from tests.doses import dose
@@ -88,8 +88,10 @@ class Submitters:
             self._errors.append(error)
 
     def _submit(self, own: Client, tag: str, dice: random.Random) -> None:
-        spec = client.new_spec(self._history.argv(tag, dice.uniform(0, 0.1)), cwd="/tmp", env={"PATH": "/bin:/usr/bin"})
-        key = client.new_key()
+        spec = submission.new_spec(
+            self._history.argv(tag, dice.uniform(0, 0.1)), cwd="/tmp", env={"PATH": "/bin:/usr/bin"}
+        )
+        key = contact.new_key()
         began_s = time.monotonic()
         for _ in range(1 + (dice.random() < 0.2)):  # now and then once more, as after an answer that was lost
             self._history.acknowledged(tag, own.submit(spec, key))
@@ -121,7 +123,7 @@ def test_many_kills_of_the_head_lose_no_job_and_no_line(cluster: Cluster, tmp_pa
     wait_for(lambda: (tmp_path / "run").stat().st_size, "beo run prints")
 
     def submit(own: Client, tag: str) -> None:
-        history.acknowledged(tag, own.submit(client.new_spec(history.argv(tag, 0))))
+        history.acknowledged(tag, own.submit(submission.new_spec(history.argv(tag, 0))))
 
     cluster.kill("supervisor")  # it would wait longer and longer before it starts a head that ends so often
     with Submitters(cluster, history, SEED) as submitters, cluster.client() as own:

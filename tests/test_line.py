@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beo import client, config, follow, records, wire
+from beo import client, config, contact, follow, records, wire
 from beo import messages as m
-from beo.client import Cluster, new_spec
+from beo.client import Cluster
 from beo.errors import Internal, NoHead, Refused
 from beo.follow import Console
+from beo.submission import new_spec
 from tests.fake_head import FakeHead, view
 
 SPEC = new_spec(["true"], cwd="/")
@@ -219,7 +220,7 @@ def test_a_long_poll_troubles_the_standby_a_few_times_only(pair: tuple[FakeHead,
     began_s = time.monotonic()
     assert cluster.wait([1])[0].state == "done"
     step.join()
-    asked_s = time.monotonic() - began_s + client.RESEND_S  # on a busy machine it takes longer
+    asked_s = time.monotonic() - began_s + contact.RESEND_S  # on a busy machine it takes longer
     assert 1 <= len(second.received) <= asked_s / (client.WAIT_SLICE_S / 4), second.received
 
 
@@ -329,7 +330,7 @@ def test_an_old_list_of_heads_is_asked_for_anew_and_a_fresh_one_is_not(
     with Cluster(first.home) as cluster:
         cluster.nodes()
     assert not first.messages(m.Info)
-    monkeypatch.setattr(client, "LEARN_S", -1.0)
+    monkeypatch.setattr(contact, "LEARN_S", -1.0)
     with Cluster(first.home) as cluster:
         cluster.nodes()
         cluster.nodes()

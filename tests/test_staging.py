@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import beo
-from beo import client
 from beo import messages as m
+from beo import submission
 from beo.bulk.store import FOLDER
 from beo.bulk.sweeper import Need, sweep
 from beo.bulk.taking import take_along
@@ -80,7 +80,7 @@ def hand_in(
 ) -> int:
     """Submit a job from a folder, without a command of its own; return its id."""
     with cluster.client() as own:
-        job = client.new_spec(list(argv), cwd=str(here), **more)
+        job = submission.new_spec(list(argv), cwd=str(here), **more)
         return own.submit(take_along(own, job, inputs), hold=hold)
 
 
@@ -273,7 +273,7 @@ def test_what_can_t_be_taken_along_or_kept_is_refused_at_once(cluster: Cluster, 
         done = do(cluster, here, "submit", *words, "true")
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done
         assert text in done.stderr
-    job = client.new_spec(["true"], cwd=str(here), outputs=["./out/", "."])
+    job = submission.new_spec(["true"], cwd=str(here), outputs=["./out/", "."])
     assert job.outputs == ("out", "*")
 
 

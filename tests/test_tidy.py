@@ -63,7 +63,8 @@ FLOORS = {
     "headnode.link headnode.alive headnode.sight",
     4: "bulk.taking bulk.copies bulk.keeper bulk.porter bulk.sweeper bulk.node bulk.bringing "
     "boot.sharing boot.records boot.fitness boot.desk boot.runtime boot.console boot.join boot.pages boot.serve "
-    "tree.locate tree.attach client diagnosis job follow checkpoints.api cli.* direct front resident",
+    "tree.locate tree.attach submission contact client diagnosis job follow checkpoints.api cli.* direct front "
+    "resident",
 }
 PURE_FLOORS = {0, 1}
 SHELLS = 3  # from this floor on, a room may import from another room

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from beo import birth, client, local, lockfile, machines, pairing, question
+from beo import birth, contact, local, lockfile, machines, pairing, question, submission
 from beo import events as ev
 from beo import messages as m
 from beo.entries import Entry
@@ -192,8 +192,8 @@ def test_what_is_single_is_counted_and_both_heads_compared(pair: Cluster) -> Non
 
 
 def test_orphans_are_listed_and_each_is_submitted_again_once(pair: Cluster) -> None:
-    key = client.new_key()
-    spec = client.new_spec(["true"], name="lost", cwd="/")
+    key = contact.new_key()
+    spec = submission.new_spec(["true"], name="lost", cwd="/")
     user = birth.user_name()
     event = ev.Submitted(1, key, user, os.getuid(), os.getgid(), (), spec, time.time())
     folder = pair.home.second.head / "orphans"

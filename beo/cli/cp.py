@@ -20,7 +20,8 @@ from beo import spec, table
 from beo.cli.files import copy_within
 from beo.cli.group import Verb, option
 from beo.cli.watch import Printer, Watch, follow_job
-from beo.client import Cluster, tell
+from beo.client import Cluster
+from beo.contact import tell
 from beo.errors import EXIT_FAILED, EXIT_OK, BeoError, Conflict, NotFound, Refused, UsageError
 from beo.follow import Source
 from beo.records import STDOUT, Record

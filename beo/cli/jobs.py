@@ -13,7 +13,8 @@ from beo.cli.group import Verb, option
 from beo.cli.tables import JOB_COLUMNS, JOB_JSON_ONLY, job_row, listing, moment, span, tell_meant
 from beo.cli.tables import show as print_rows
 from beo.cli.waiting import Progress, exit_code_of
-from beo.client import Cluster, tell
+from beo.client import Cluster
+from beo.contact import tell
 from beo.errors import UsageError
 from beo.table import escape
 

@@ -13,8 +13,10 @@ from click.core import ParameterSource
 
 from beo import spec
 from beo.cli.group import in_our_words, option
-from beo.client import Cluster, new_spec, tell
+from beo.client import Cluster
+from beo.contact import tell
 from beo.errors import BeoError, UsageError
+from beo.submission import new_spec
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 

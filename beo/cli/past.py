@@ -15,7 +15,8 @@ from beo import selector, table, units
 from beo.cli.group import Verb, option
 from beo.cli.jobs import SELECTORS
 from beo.cli.tables import listing, moment, show, span
-from beo.client import EVENTS_PAGE, Cluster, tell
+from beo.client import EVENTS_PAGE, Cluster
+from beo.contact import tell
 from beo.errors import UsageError
 
 EVENTS_SHOWN = 50  # about a screenful

@@ -13,8 +13,10 @@ from beo import selector, table, units
 from beo.cli.group import Verb, option
 from beo.cli.jobs import SELECTORS, ids_of
 from beo.cli.tables import listing, show
-from beo.client import Cluster, signal_number, tell
+from beo.client import Cluster
+from beo.contact import tell
 from beo.errors import EXIT_CONFLICT, EXIT_FAILED, EXIT_OK, UsageError
+from beo.submission import signal_number
 
 PROCESS_COLUMNS = (
     table.Column("id"),

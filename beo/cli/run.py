@@ -16,8 +16,9 @@ from beo.cli.steps import ENDING, INSIST_COUNT, INSIST_S, TAKEN_OVER, run_step
 from beo.cli.terminal import Left, Screen, Terminal
 from beo.cli.waiting import exit_code_of
 from beo.cli.watch import Printer, Watch, follow_job
-from beo.client import ENDED, Cluster, new_key, open_ahead, tell
+from beo.client import ENDED, Cluster
 from beo.config import home
+from beo.contact import new_key, open_ahead, tell
 from beo.errors import BeoError, NoHead, UsageError
 from beo.follow import Source
 from beo.worker.caller import STEPS, has_input, knock

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from beo import messages as m
 from beo.cli.tables import span
-from beo.client import ENDED, tell
+from beo.client import ENDED
+from beo.contact import tell
 from beo.errors import EXIT_OK
 from beo.table import escape
 

@@ -11,7 +11,8 @@ from contextlib import nullcontext
 
 from beo import messages as m
 from beo.cli.waiting import StatusLine
-from beo.client import ENDED, WAIT_SLICE_S, Cluster, tell
+from beo.client import ENDED, WAIT_SLICE_S, Cluster
+from beo.contact import tell
 from beo.errors import BeoError
 from beo.follow import Console, Source
 from beo.records import STDOUT, Record

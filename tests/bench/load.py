@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from beo import client, wire
+from beo import client, contact, wire
 from beo import messages as m
 from beo.config import Home
 from beo.spec import JobSpec
@@ -80,7 +80,7 @@ class Client:
     def submit(self, job: JobSpec, owner: int = 0) -> None:
         """Send a submission; owner 0: ours, else for one of `OTHERS`."""
         ids = (OTHERS[owner - 1], OTHERS[owner - 1], ()) if owner else self._ids
-        self._send(m.Submit(client.new_key(), job, *ids))
+        self._send(m.Submit(contact.new_key(), job, *ids))
 
     def _send(self, message: object) -> None:
         self._request += 1

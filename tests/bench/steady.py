@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from beo import client
+from beo import client, submission
 from beo.errors import NoHead
 from tests.history import now_ns
 
@@ -21,7 +21,7 @@ PATIENCE_S = 60.0
 
 def main() -> None:
     """Submit held jobs, so that what is measured is the submissions alone."""
-    spec = client.new_spec(["true"], cwd="/", env={"PATH": "/bin:/usr/bin"})
+    spec = submission.new_spec(["true"], cwd="/", env={"PATH": "/bin:/usr/bin"})
     with client.Cluster() as own, Path(sys.argv[1]).open("ab", buffering=0) as log:
         while not select.select([sys.stdin], [], [], 0)[0]:
             began_ns = now_ns()

@@ -22,7 +22,7 @@ from typing import Union
 
 import msgspec
 
-from beo import client
+from beo import client, contact, submission
 from beo import messages as m
 from beo.client import Cluster as Client
 from beo.errors import BeoError, NotFound
@@ -130,7 +130,7 @@ class Visitor:
                 ranks = dice.choice((1, 1, 1, 2))
                 lasting_s = dice.choice((0.0, 0.05, 0.2, 1.0)) if count % 20 else LASTING_S
                 tag = f"api-{count}"
-                spec = client.new_spec(
+                spec = submission.new_spec(
                     self._argv(tag, lasting_s),
                     cwd="/tmp",
                     env={"PATH": "/bin:/usr/bin"},
@@ -141,7 +141,7 @@ class Visitor:
                 count += 1
 
     def _submit(self, own: Client, tag: str, spec: JobSpec, again: bool) -> None:
-        key = client.new_key()
+        key = contact.new_key()
         while True:
             try:
                 job = own.submit(spec, key, on_warning=lambda _: None, patience_s=1.0)
@@ -173,7 +173,7 @@ class Visitor:
         self._follow(tag, "run", "run", "--requeue", "auto", *self._argv(tag, lasting_s, talks=True))
 
     def _submit_and_follow(self, tag: str, lasting_s: float) -> None:
-        key = client.new_key()
+        key = contact.new_key()
         words = ["submit", "-q", "--key", key, *self._argv(tag, lasting_s, talks=True)]
         while (done := self._beo(*words)).returncode:
             if self._over() and self._released.exists():
