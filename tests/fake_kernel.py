@@ -62,11 +62,15 @@ class FakeKernel:
         self.replies: dict[int, tuple[int, bytes]] = {}
         self.unique = 0
 
-    def ask(self, opcode: int, body: bytes = b"", ino: int = 1, uid: int = 0) -> int:
+    def ask(self, opcode: int, body: bytes = b"", ino: int = 1, uid: int = 0, now_s: float = 0.0) -> int:
         """Put a request; its number."""
         self.unique += 2
-        self._take(self.core.from_kernel(request(opcode, body, self.unique, ino, uid), 0.0))
+        self._take(self.core.from_kernel(request(opcode, body, self.unique, ino, uid), now_s))
         return self.unique
+
+    def drift(self, now_s: float) -> None:
+        """No head is heard."""
+        self._take(self.core.drift(now_s))
 
     def question(self) -> words.Question:
         """The last question to the tree."""

@@ -259,14 +259,28 @@ def test_the_tree_is_told_of_the_last_close_alone() -> None:
     closing = user.ask(fake.RELEASE, fake.release(), 7)
     assert user.question() == words.Close(7) and closing not in user.replies
     close = user.asked[-1].number
-    again = user.ask(fake.OPEN, bytes(8), 7)  # waits: a close that is sent again would close it
-    assert user.asked[-1].number == close
+    again = user.ask(fake.OPEN, bytes(8), 7)
+    assert user.asked[-1].number > close and user.question() == words.Open(7) and again not in user.replies
     user.answer(Done(), close)
-    assert user.reply(closing) == (0, b"") and user.question() == words.Open(7) and again not in user.replies
+    assert user.reply(closing) == (0, b"") and again not in user.replies
     user.answer(Failed(errno.ESTALE))
     assert user.reply(again) == (errno.ESTALE, b"") and user.core.opened == {}
     user.answer(Done())
     assert user.core.pending == 0
+
+
+def test_without_a_head_a_remembered_file_is_opened_as_often_as_one_likes() -> None:
+    """Though nobody answers that it was closed."""
+    user = FakeKernel()
+    user.ask(fake.OPEN, bytes(8), 7)
+    user.answer(words.Leased(AttrIs(FILE), (7,), 0, 9.0))
+    for now_s in (60.0, 70.0, 80.0):
+        user.ask(fake.RELEASE, fake.release(), 7)
+        opened = user.ask(fake.OPEN, bytes(8), 7, now_s=now_s)
+        assert opened not in user.replies, "its lease is over"
+        user.drift(now_s)
+        assert user.reply(opened)[0] == 0
+    assert user.core.opened == {7: 1}
 
 
 def test_reads_and_writes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -200,3 +201,18 @@ def test_a_question_that_waits_for_a_lock_does_not_hold_up_what_is_said_of_the_o
         wire.answer(number, w.Done())
     session.receive()
     assert said() == (wire.sent[-1].number - 1, 0, ())
+
+
+def test_silence_grows_though_all_is_asked_again_and_files_are_open(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By it a mount knows that there is no head."""
+    begun_s = time.monotonic()
+    done(session, w.Open(5))
+    session.ask(module.ROOT_CALLER, w.Get(5))
+    for _ in range(3):
+        time.sleep(0.05)
+        monkeypatch.setattr(module, "AGAIN_S", 0.0)
+        session.receive()
+    assert Wire.made[-1].numbers(w.Present), "it was asked again"
+    assert 0.15 <= session.silent_s <= time.monotonic() - begun_s

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
 from typing import Final
 
 from beo.tree import kernel, naming, words
@@ -76,7 +75,6 @@ class Mount(Naming):
         super().__init__()
         self.flags = 0  # what was agreed with the kernel
         self.opened: dict[int, int] = {}  # inode -> how many times it is open here, or about to be
-        self._closing: dict[int, list[Callable[[], list[Effect]]]] = {}  # inode -> who wants to open it meanwhile
         self._failures: dict[int, int] = {}  # inode -> errno of a write that was replied to
         self._lockers: set[tuple[int, int]] = set()  # (inode, owner) that may have a lock of fcntl
         self._lock_waits: dict[int, int] = {}  # unique of a request that waits for a lock -> its question
@@ -117,25 +115,19 @@ class Mount(Naming):
         return self._ask_open(request, words.Open(request.ino, truncate=bool(op.flags & _O_TRUNC)), self._is_open)
 
     def _ask_open(self, request: kernel.Request, question: words.Open, then: Then) -> list[Effect]:
-        """The server knows only whether a node has a file open, so it is told of the last close alone; and no open may
-        pass a close by, since the close would be the later one for the server if it had to be sent again."""
+        """The server knows only whether a node has a file open, so it is told of the last close alone. It waits for no
+        close that is under way: the server sees by their numbers which of the two is the later one."""
         ino = question.ino
 
         def failed(whose: kernel.Request, why: int) -> list[Effect]:
             return [no(whose, why), *self._close(whose, ino, nothing)]
 
-        def ask() -> list[Effect]:
-            self.opened[ino] = self.opened.get(ino, 0) + 1
-            known = None if question.truncate else self.memory.attr(ino, self._now_s)
-            if known is None:
-                return self._ask(request, question, then, failed)
-            # Nobody takes it away before we say that we have forgotten it, which the server hears after this.
-            return [*then(request, words.AttrIs(known)), *self._ask(request, question, nothing, nothing)]
-
-        if ino in self._closing:
-            self._closing[ino].append(ask)
-            return []
-        return ask()
+        self.opened[ino] = self.opened.get(ino, 0) + 1
+        known = None if question.truncate else self.memory.attr(ino, self._now_s)
+        if known is None:
+            return self._ask(request, question, then, failed)
+        # Nobody takes it away before we say that we have forgotten it, which the server hears after this.
+        return [*then(request, words.AttrIs(known)), *self._ask(request, question, nothing, nothing)]
 
     def _close(self, request: kernel.Request, ino: int, then: Then) -> list[Effect]:
         count = self.opened.pop(ino, 0)
@@ -146,15 +138,7 @@ class Mount(Naming):
             self.opened[ino] = count - 1
         if count != 1:
             return then(request, None)
-
-        def closed(whose: kernel.Request, _: object) -> list[Effect]:
-            effects = then(whose, None)
-            for open_again in self._closing.pop(ino):
-                effects += open_again()
-            return effects
-
-        self._closing[ino] = []
-        return self._ask(request, words.Close(ino), closed, closed)
+        return self._ask(request, words.Close(ino), then, lambda whose, _: then(whose, None))
 
     def _is_open(self, request: kernel.Request, answer: object) -> list[Effect]:
         op = request.op

@@ -294,13 +294,14 @@ class Session:
         """Ask everything again, and say first what is open: it may be another head that hears it."""
         self._sent.clear()
         begins = [number for number, (_, question, _) in self._asked.items() if isinstance(question, w.Begin)]
+        first_s = next(iter(self._asked.values()))[2] if self._asked else boot_s()  # to ask again is not to be answered
         if not begins and self._opens:
             for number in [number for number in self._own if isinstance(self._asked[number][1], w.Present)]:
                 del self._asked[number], self._own[number]  # it says the same, or what was so before
             asked = self._asked
             self._number += 1
             # Its number is newer than theirs, and still it is sent first: the order in the dictionary is what counts.
-            self._asked = {self._number: (ROOT_CALLER, w.Present(tuple(self._opens)), boot_s()), **asked}
+            self._asked = {self._number: (ROOT_CALLER, w.Present(tuple(self._opens)), first_s), **asked}
             self._own[self._number] = True
         self._flush()
 
