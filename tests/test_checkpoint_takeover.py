@@ -44,10 +44,14 @@ def acting(cluster: Cluster) -> str:
 
 
 def voting(cluster: Cluster) -> set[str]:
-    """The nodes whose votes decide who goes on when a head is lost."""
-    views = pairing.views(cluster.home).values()
-    sets = next(view.cfg.voters for view in views if isinstance(view, m.PairIs) and view.role == "primary" and view.cfg)
-    return {voter.partition("/")[0] for group in sets for voter in group}
+    """The nodes whose votes decide who goes on when a head is lost, once they are chosen."""
+
+    def found() -> set[str]:
+        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
+        sets = next((view.cfg.voters for view in views if view.role == "primary" and view.cfg), ())
+        return {voter.partition("/")[0] for voter in sets[0]} if len(sets) == 1 else set()
+
+    return wait_for(found, "voters")
 
 
 def submit(cluster: Cluster, log: Path) -> int:
@@ -94,6 +98,7 @@ def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_step
     assert len(votes) == 3
     assert len(votes.intersection(lost)) <= 1
     vaults = [vault(cluster, node) for node in lost]
+    assert acting(cluster) == first, "and the other is in step, also where it was busy meanwhile"
     cluster.kill("supervisor")  # it would start again what is killed
     doomed = [pid for node in lost for pid in cluster.stop_worker(node)]
     kill([cluster.pid(LOCKS[first]), *doomed])
