@@ -126,3 +126,31 @@ def test_two_of_three_workers_are_lost_where_parity_makes_up_for_one(heads: int,
             said = cluster.beo("logs", str(job), "--attempt", "2").stderr
             assert len(re.findall("^beo: the checkpoint of step .* is lost", said, re.MULTILINE)) == 1
             assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_that_has_begun_with_copies_alone_bears_a_loss_right_after(tmp_path: Path) -> None:
+    """No copy has parity in it: it is made anew before the first step, and no other checkpoint is taken here."""
+    with running(tmp_path / "beo", workers=6, slots=1, settings="checkpoint_copy_s = 0\n") as cluster:
+        log = Stepped(tmp_path / "log")
+        job = cluster.submit(log.argv("raid5", STEPS, 2 * STEP_S, 10 * STEPS), ranks=3, requeue="auto")
+        wait_for(lambda: log.count("step") > 20, "it computes")
+        others = [f"node{number:02}" for number in range(1, 7)]
+        others = [node for node in others if node not in expand(cluster.job(job).nodes)]
+        cluster.beo("migrate", str(job), ",".join(others))
+        view = cluster.wait_for_state(job, "running", 2)
+        assert expand(view.nodes) == others
+        wait_for(lambda: len(orders(cluster, view)) == 3, "they have their orders")
+        assert all(order.anew and len(order.copies) == 3 for order in orders(cluster, view))
+        wait_for(lambda: log.count("begins") == 2, "it goes on")
+        cluster.kill("supervisor")  # it would start again what is killed
+        place = vault(cluster, others[1])
+        kill(cluster.stop_worker(others[1]))
+        shutil.rmtree(place / str(job))
+        view = cluster.wait_for_state(job, "running", 3)
+        wait_for(lambda: len(orders(cluster, view)) == 3, "they have their orders")
+        assert [order.copies for order in orders(cluster, view)] == [()] * 3, "nothing is read from a head"
+        assert answer(cluster, job) == undisturbed(3)
+        first, moved, again = log.numbers("begins")
+        assert first == 0 < moved == again

@@ -53,7 +53,7 @@ FLOORS = {
     "checkpoints.parity checkpoints.image checkpoints.alone checkpoints.slots checkpoints.combine checkpoints.store "
     "checkpoints.offline checkpoints.word checkpoints.agreement checkpoints.place checkpoints.state "
     "netlink ha.address ha.programs ha.resources ha.sources",
-    3: "pairing ha.witness bulk.store bulk.desk bulk.head "
+    3: "pairing ha.witness bulk.store bulk.vouched bulk.desk bulk.head "
     "compactor headnode.compactor tree.compactor headnode.tree headnode.sweeping tree.server tree.leading "
     "tree.following "
     "daemon headnode.server headnode.streams headnode.export worker.agent worker.attempt worker.conductor "

@@ -171,6 +171,9 @@ def pieces(blocks: Iterator[bytes]) -> Iterator[Cut]:
     """Cut the bytes of one large file."""
     rest = bytearray()
     for block in blocks:
+        if not rest and len(block) == CHUNK_MAX_BYTES:
+            yield _cut(block)  # as it is: to put bytes together is to copy them
+            continue
         rest += block
         while len(rest) >= CHUNK_MAX_BYTES:
             yield _cut(bytes(rest[:CHUNK_MAX_BYTES]))
@@ -280,6 +283,17 @@ def _count(entry: File) -> int:
 def _sizes(size: int) -> Iterator[int]:
     for start in range(0, size, CHUNK_MAX_BYTES):
         yield min(CHUNK_MAX_BYTES, size - start)
+
+
+def chunks_of(manifest: Manifest, file: File) -> Sequence[Chunk]:
+    """Return in which chunks a file of a manifest lies."""
+    return manifest.chunks[file.chunk : file.chunk + _count(file)]
+
+
+def content(manifest: Manifest, file: File, found: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of a file. found: its chunks, by their names."""
+    data = b"".join(found[chunk.name.hex()] for chunk in chunks_of(manifest, file))
+    return data[file.offset : file.offset + file.size]
 
 
 def placements(manifest: Manifest) -> list[list[Placement]]:

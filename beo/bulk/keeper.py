@@ -3,9 +3,10 @@
 It is told what by one line of JSON on its input and answers with one on its output. As a porter does (porter.py), it
 opens its session by the node's key and then becomes the job's owner, for good.
 
-The folder is cut into chunks as a job's inputs are, so what hasn't changed since the last copy is not sent again. The
-slots of a program's checkpoints are locked meanwhile (beo/checkpoints/slots.py): it takes its next one when they are
-free. Of other files, one that changes while it is read is read again.
+The folder is cut into chunks as a job's inputs are, so what hasn't changed since the last copy is not sent again. What
+of a program's checkpoints is copied, and read for it, is said in vouched.py. Their slots are locked meanwhile
+(beo/checkpoints/slots.py): it takes its next one when they are free. Of other files, one that changes while it is read
+is read again.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ import msgspec
 
 from beo import messages as ms
 from beo import question
-from beo.bulk.chunks import Cut
+from beo.bulk.chunks import Cut, Damaged, File
 from beo.bulk.snapshot import Snapshot
-from beo.bulk.store import Store
-from beo.checkpoints.manifest import Manifest, spoilt_blocks
-from beo.checkpoints.plan import IMAGE
-from beo.checkpoints.slots import SLOTS, Slots, places
+from beo.bulk.store import Store, contents, manifest
+from beo.bulk.vouched import Vouched
+from beo.checkpoints.slots import SLOTS, places
 from beo.child import end_with_parent
 from beo.config import home
 from beo.errors import BeoError
@@ -52,26 +52,16 @@ def _lock(slot: Path) -> int | None:
     return fd
 
 
-def found_in(place: Path) -> list[tuple[str, int, int]]:
-    """Return the checkpoints of a program of which something is here: name, images that are here, ranks that it has.
-
-    One that is spoilt doesn't count: its copy must not take the place of a good one.
-    """
-    slots = Slots(place)
-    images: dict[str, set[int]] = {}
-    ranks: dict[str, int] = {}
-    for manifest, _ in slots.manifests():
-        ranks[manifest.whole.name] = len(manifest.whole.nodes)
-        good = {manifest.rank} if manifest.has_image and _is_good(slots, manifest) else ()
-        images.setdefault(manifest.whole.name, set()).update(good)
-    known = (name for name in ranks if len(name) <= ms.CHECKPOINT_NAME_MAX)
-    return [(name, len(images[name]), ranks[name]) for name in known]
-
-
-def _is_good(slots: Slots, manifest: Manifest) -> bool:
-    whole, rank = manifest.whole, manifest.rank
-    data = slots.find(whole.slot, rank, IMAGE, whole.sizes[rank])
-    return data is not None and not spoilt_blocks(data, manifest.image)
+def spare(store: Store, bundle: str, vouched: Vouched) -> None:
+    """Let not be read again what a copy has that was made before, where its chunks are still in the tree."""
+    try:
+        last = manifest(store.fetch, bundle)
+        known = [file for file in last.entries if isinstance(file, File) and file.path in vouched.manifests]
+        unchanged = vouched.unchanged(last, contents(store.fetch, last, known))
+    except Damaged:  # nobody needs it any more, so it isn't all there
+        return
+    gone = store.hold(chunk for chunks in unchanged.values() for chunk in chunks)
+    vouched.spare({path: chunks for path, chunks in unchanged.items() if gone.isdisjoint(c.name for c in chunks)})
 
 
 def slowly(cuts: Iterator[Cut], sent: Callable[[], int], bytes_s: int) -> Iterator[Cut]:
@@ -107,17 +97,19 @@ def copy(task: Copying) -> Copied:
         store.prepare()
         programs = places(Path(task.folder))
         locks = [_lock(place / slot) for place in programs for slot in SLOTS]
-        checkpoints = tuple(found for place in programs for found in found_in(place))[: ms.CHECKPOINTS_MAX]
-        if programs and not checkpoints:
+        vouched = Vouched(Path(task.folder), programs)
+        if programs and not vouched.manifests:
             return Copied()  # it has only begun: a copy of that would take the place of one that is worth something
-        snapshot = Snapshot(["."], task.folder)
         began_s = time.monotonic()
+        if task.last and programs:
+            spare(store, task.last, vouched)
+        snapshot = Snapshot(["."], task.folder, vouched)
         store.keep(slowly(snapshot.cuts(), lambda: store.sent_bytes, task.bytes_s))
         for fd in filter(None, locks):
             os.close(fd)
         if time.monotonic() - began_s > FRESH_S and store.keep_again():
             return Copied(failed="some of it was taken away meanwhile")
-    return Copied(snapshot.bundle, snapshot.size_bytes, checkpoints=checkpoints)
+    return Copied(snapshot.bundle, snapshot.size_bytes, checkpoints=vouched.checkpoints())
 
 
 def main() -> int:

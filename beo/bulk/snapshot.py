@@ -17,6 +17,7 @@ from beo.bulk.chunks import (
     PACKED_MAX_BYTES,
     PATH_MAX_BYTES,
     PERMISSIONS,
+    Chunk,
     Cut,
     Cutter,
     Folder,
@@ -26,10 +27,11 @@ from beo.bulk.chunks import (
     pieces,
     shown,
 )
+from beo.bulk.words import CHUNK_MAX_BYTES
 from beo.errors import BeoError, Conflict, NotFound, Refused, UsageError
 from beo.units import format_size
 
-READ_BYTES = 1 << 20  # at a time
+READ_BYTES = CHUNK_MAX_BYTES  # at a time
 TRIES = 3  # to read a file that changes meanwhile
 
 _KINDS = {
@@ -40,6 +42,22 @@ _KINDS = {
 }
 
 
+class Rules:
+    """Which files are taken, by their paths, and what is known of them before they are read: here all, and nothing."""
+
+    def takes(self, path: bytes) -> bool:
+        """Whether a file is taken."""
+        return True
+
+    def chunks(self, path: bytes, size: int) -> Sequence[Chunk]:
+        """Return the chunks that a file is known to have, so that it isn't read; () where it must be."""
+        return ()
+
+    def is_good(self, path: bytes, start: int, data: bytes) -> bool:
+        """Whether these bytes of a file, from `start` on, are what they must be; else nothing of it is taken."""
+        return True
+
+
 class Snapshot:
     """What is named by `inputs`, relative to the folder `cwd`. Raises BeoError that names what can't be taken.
 
@@ -47,8 +65,9 @@ class Snapshot:
     for what it leads to; others are kept as links. files, size_bytes: how much it is, known once `cuts` has ended.
     """
 
-    def __init__(self, inputs: Sequence[str], cwd: str) -> None:
+    def __init__(self, inputs: Sequence[str], cwd: str, rules: Rules | None = None) -> None:
         """Look at all there is; nothing is read yet."""
+        self._rules = rules or Rules()
         self._cwd = os.fsencode(os.path.abspath(cwd))
         self._found: dict[bytes, tuple[bytes, os.stat_result]] = {}  # path -> source, what it is
         self._links: dict[bytes, bytes] = {}
@@ -116,7 +135,7 @@ class Snapshot:
                 raise _told(error, at, shown(at)) from None
 
     def _take(self, path: bytes, source: bytes, known: os.stat_result) -> None:
-        if path in self._found:
+        if path in self._found or (stat.S_ISREG(known.st_mode) and not self._rules.takes(path)):
             return
         kind = _KINDS.get(stat.S_IFMT(known.st_mode))
         if kind:
@@ -148,16 +167,19 @@ class Snapshot:
                 cutter.add(Link(path, self._links[path]))
             elif stat.S_ISDIR(known.st_mode):
                 cutter.add(Folder(path, known.st_mode & PERMISSIONS, known.st_mtime_ns))
+            elif chunks := self._rules.chunks(path, known.st_size):
+                cutter.large(path, known.st_mode & PERMISSIONS, known.st_mtime_ns, chunks)
+                size += known.st_size
             else:
-                size += yield from _file(cutter, path, source)
+                size += yield from _file(cutter, path, source, self._rules)
         for cut in cutter.finish():
             yield cut
             self.bundle = cut.name
         self.files, self.size_bytes = len(self._found), size
 
 
-def _file(cutter: Cutter, path: bytes, source: bytes) -> Generator[Cut, None, int]:
-    """Read one file; returns its size."""
+def _file(cutter: Cutter, path: bytes, source: bytes, rules: Rules) -> Generator[Cut, None, int]:
+    """Read one file; returns its size, 0 where it isn't taken after all."""
     for _ in range(TRIES):
         try:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place would be waited for
@@ -171,15 +193,19 @@ def _file(cutter: Cutter, path: bytes, source: bytes) -> Generator[Cut, None, in
             try:
                 if before.st_size <= PACKED_MAX_BYTES:
                     data = b"".join(_blocks(file, before.st_size))
+                    if not rules.is_good(path, 0, data):
+                        return 0
                     if _same(before, os.fstat(fd), len(data)):
                         yield from cutter.small(path, mode, mtime_ns, data)
                         return len(data)
                 else:
-                    chunks = []
+                    chunks, size = [], 0
                     for cut in pieces(_blocks(file, before.st_size)):
+                        if not rules.is_good(path, size, cut.data):
+                            return 0
                         yield cut
                         chunks.append(chunk_of(cut))
-                    size = sum(chunk.size for chunk in chunks)
+                        size += len(cut.data)
                     if _same(before, os.fstat(fd), size):
                         cutter.large(path, mode, mtime_ns, chunks)
                         return size

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from beo.bulk import chunks, words
-from beo.bulk.chunks import Cut, Damaged, Manifest
+from beo.bulk.chunks import Chunk, Cut, Damaged, File, Manifest
 from beo.errors import Conflict, Refused
 from beo.tree import plans
 from beo.tree import words as w
@@ -41,7 +41,7 @@ class Store:
         self._files = files
         self._folder = f"{FOLDER}/{uid}"
         self._uid = uid
-        self._known: dict[str, bool] = {}  # kept by this object
+        self._known: dict[str, int] = {}  # kept by this object, and its size
         self.sent_bytes = 0
 
     def prepare(self) -> None:
@@ -60,22 +60,32 @@ class Store:
             if isinstance(result, OSError):
                 raise result
 
-    def keep_again(self) -> list[str]:
+    def hold(self, held: Iterable[Chunk]) -> set[bytes]:
+        """Keep chunks that were kept before, without their bytes; return the names of those that are gone."""
+        sizes = {chunk.name.hex(): chunk.size for chunk in held}
+        gone = self._touch_all(sizes)
+        self._known.update((name, size) for name, size in sizes.items() if name not in gone)
+        return {bytes.fromhex(name) for name in gone}
+
+    def keep_again(self) -> set[str]:
         """Touch all that were kept; return the names of those that are gone."""
-        done = self._files.do_all((_named(name, _touch(self._path(name))) for name in self._known), WIDTH * 8)
-        gone = []
-        for _, result in done:
+        return self._touch_all(self._known)
+
+    def _touch_all(self, sizes: Mapping[str, int]) -> set[str]:
+        todo = (_named(name, _touch(self._path(name), size)) for name, size in sizes.items())
+        gone = set()
+        for _, result in self._files.do_all(todo, WIDTH * 8):
             if isinstance(result, OSError):
                 raise result
             name, there = result
             if not there:
-                gone.append(name)
+                gone.add(name)
         return gone
 
     def _fresh(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
         for cut in cuts:
             if cut.name not in self._known:
-                self._known[cut.name] = True
+                self._known[cut.name] = len(cut.data)
                 yield cut
 
     def _path(self, name: str) -> str:
@@ -123,15 +133,22 @@ def manifest(fetch: Fetch, bundle: str) -> Manifest:
     return chunks.read(first, [chunks.check(name, found[name]) for name in names])
 
 
+def contents(fetch: Fetch, manifest: Manifest, files: Sequence[File]) -> dict[bytes, bytes]:
+    """Get the bytes of some files of a bundle, by their paths; raises Damaged where they aren't there."""
+    names = dict.fromkeys(chunk.name.hex() for file in files for chunk in chunks.chunks_of(manifest, file))
+    found = {name: chunks.check(name, data) for name, data in fetch(list(names))}
+    return {file.path: chunks.content(manifest, file, found) for file in files}
+
+
 def _named(name: str, plan: Plan[bool]) -> Plan[tuple[str, bool]]:
     return name, (yield from plan)
 
 
-def _touch(path: str, size: int | None = None) -> Plan[bool]:
+def _touch(path: str, size: int) -> Plan[bool]:
     """Let a chunk be young, so that it stays; False where it isn't there, or not whole."""
     try:
         found = yield from plans.look(path, follow=False)
-        if size is not None and found.size != size:
+        if found.size != size:
             return False
         yield from plans.ask(w.Set(found.ino, mtime_ns=-1), path)
         again = yield from plans.look(path, follow=False)

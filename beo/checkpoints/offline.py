@@ -38,13 +38,16 @@ class Summary:
 def parts(folder: Path) -> Iterator[Part]:
     """Read every block of every checkpoint in a node's folder, those of a program in a folder below it (place.py).
 
-    A file that is missing counts as spoilt as a whole.
+    An image that is missing counts as spoilt as a whole. Parity that is missing isn't: a copy at the head has none, and
+    who begins with it makes it anew.
     """
     for slots in map(Slots, places(folder)):
         for manifest in (manifest for manifest, sealed in slots.manifests() if sealed):
-            for kind, there in ((IMAGE, manifest.has_image), (PARITY, bool(manifest.has_parity and manifest.parity))):
-                if there:
-                    yield _part(slots, manifest, kind)
+            if manifest.has_image:
+                yield _part(slots, manifest, IMAGE)
+            parity = slots.path(manifest.whole.slot, manifest.rank, PARITY)
+            if manifest.has_parity and manifest.parity and parity.exists():
+                yield _part(slots, manifest, PARITY)
 
 
 def _part(slots: Slots, manifest: Manifest, kind: str) -> Part:

@@ -21,10 +21,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from beo.checkpoints.manifest import MANIFEST_MAX_BYTES, Manifest, Spoilt, decode, encode
-from beo.checkpoints.parity import Bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from beo.checkpoints.parity import Bytes
 
 SLOTS = ("a", "b")
 SEALED, WRITTEN = "manifest", "new"  # the two names of a manifest
@@ -117,6 +118,8 @@ class Slots:
             os.close(fd)
 
     def _map(self, path: Path, fd: int, size: int, access: int) -> Bytes:
+        import numpy as np  # a third of what it takes to begin: who only reads manifests does without
+
         if not size:
             return np.empty(0, np.uint8)
         mapped = mmap.mmap(fd, size, prot=access)
@@ -149,15 +152,20 @@ class Slots:
 
     def manifests(self) -> list[tuple[Manifest, bool]]:
         """Return all that can be read, each with whether it is sealed."""
+        return [(manifest, path.suffix == f".{SEALED}") for path, manifest, _ in self.contents()]
+
+    def contents(self) -> list[tuple[Path, Manifest, bytes]]:
+        """Return the same, each with its path and its bytes."""
         found = []
         for slot in SLOTS:
             for path in sorted((self.folder / slot).iterdir()):
                 match = _NAME.fullmatch(path.name)
                 if match:
                     with contextlib.suppress(OSError, Spoilt):
-                        manifest = decode(_content(path))
+                        data = _content(path)
+                        manifest = decode(data)
                         if self.path(slot, manifest.rank, match[2]) == path and manifest.whole.slot == slot:
-                            found.append((manifest, match[2] == SEALED))
+                            found.append((path, manifest, data))
         return found
 
     def keep_only(self, name: str) -> None:

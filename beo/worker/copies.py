@@ -23,6 +23,7 @@ from beo.errors import reason
 MODULE = "beo.bulk.keeper"
 AGAIN_S = 1.0  # before another try of one that must be made
 ANSWER_MAX_BYTES = 64 << 10
+LAST_MAX = 1_000  # jobs whose last copy is remembered: of another all is read again, and no more is sent for that
 
 log = logging.getLogger("beo.agent")
 
@@ -30,7 +31,8 @@ log = logging.getLogger("beo.agent")
 class Copying(msgspec.Struct, frozen=True):
     """What to copy: the folder, whose it is, and how many bytes a second at most (0: no limit).
 
-    as_root: only root can read it; the copy is the job's owner's all the same.
+    as_root: only root can read it; the copy is the job's owner's all the same. last: the bundle of this node's copy
+    before, if it is known.
     """
 
     folder: str
@@ -39,6 +41,7 @@ class Copying(msgspec.Struct, frozen=True):
     groups: tuple[int, ...]
     bytes_s: int
     as_root: bool = False
+    last: str = ""
 
 
 class Copied(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,6 +77,7 @@ class Copies:
         self._wishes: list[Wish] = []
         self._now: tuple[Wish, subprocess.Popen[bytes]] | None = None
         self._later: dict[tuple[int, int], float] = {}
+        self._last: dict[int, str] = {}  # of a job, the bundle of its last copy
 
     def want(self, wish: Wish) -> None:
         """Have a copy made, before others if it must be."""
@@ -99,6 +103,7 @@ class Copies:
 
     def forget(self, job: int, attempt: int) -> None:
         """Nobody wants that copy any more."""
+        self._last.pop(job, None)
         self._wishes = [wish for wish in self._wishes if (wish.job, wish.attempt) != (job, attempt)]
 
     def tick(self, now_s: float) -> None:
@@ -119,6 +124,11 @@ class Copies:
         """Say what came of it; one that must be made is tried again."""
         if told.failed:
             log.warning("job %d: no copy of its checkpoint is at the head: %s", wish.job, told.failed)
+        if told.bundle:
+            self._last.pop(wish.job, None)  # the newest is the last to be forgotten
+            self._last[wish.job] = told.bundle
+            if len(self._last) > LAST_MAX:
+                del self._last[next(iter(self._last))]
         if told.failed and wish.must:
             self._later[wish[:2]] = now_s + AGAIN_S
             self._wishes.append(wish)
@@ -126,7 +136,8 @@ class Copies:
             self._tell(wish, told)
 
     def _begin(self, wish: Wish, now_s: float) -> None:
-        task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s, wish.as_root)
+        last = self._last.get(wish.job, "")
+        task = Copying(wish.folder, wish.uid, wish.gid, wish.groups, wish.bytes_s, wish.as_root, last)
         env = {**os.environ, "BEO_DIR": self._beo_dir, PARENT: str(os.getpid())}
         try:
             process = subprocess.Popen(
