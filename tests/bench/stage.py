@@ -184,6 +184,12 @@ def cpu_s(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def ended_cpu_s(pid: int) -> float:
+    """Seconds of CPU that the children of a process had used that have ended."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[13]) + int(words[14])) / os.sysconf("SC_CLK_TCK")
+
+
 def parent(pid: int) -> int:
     """The process that a process is a child of."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,6 +1,7 @@
-"""A program of so many bytes a rank that computes without a pause: python working.py BYTES LOG, under MPI.
+"""A program of so many bytes a rank that computes without a pause: python working.py BYTES LOG EVERY, under MPI.
 
-It logs when each step ended and how long it computed; the checkpoint between two steps isn't counted.
+It logs when each step ended and how long it computed; the checkpoint between two steps isn't counted. EVERY: steps
+between two checkpoints.
 """
 
 import sys
@@ -15,7 +16,10 @@ import beo
 world = MPI.COMM_WORLD
 state = np.zeros(int(sys.argv[1]) // 8)
 work = np.linspace(0, 1, 500_000)
-with beo.checkpoint(world, state=state, every=100) as ck, Path(f"{sys.argv[2]}-{world.rank}").open("a") as log:
+with (
+    beo.checkpoint(world, state=state, every=int(sys.argv[3])) as ck,
+    Path(f"{sys.argv[2]}-{world.rank}").open("a") as log,
+):
     for _ in ck.range(1_000_000):
         began_s = time.perf_counter()
         state[:: 1 << 9] += 1  # something in each page
