@@ -128,7 +128,8 @@ def _brought(job: str, folder: Path) -> Iterator[Summary]:
 def export(job: str, folder: Path) -> None:
     """Write the copy of a job's vaults at the head into FOLDER, a folder for each node, as the job had it.
 
-    Parity isn't in it: it is made anew by whoever goes on. A program that is run by hand goes on from it with beo.checkpoint(..., folder="FOLDER/NODE/NAME").
+    Parity isn't in it: whoever goes on makes that anew. A program that is run by hand goes on from it with
+    beo.checkpoint(..., folder="FOLDER/NODE/NAME").
     """
     from beo.bulk.copies import bring
 
