@@ -243,6 +243,19 @@ def test_a_manifest_that_is_replaced_while_its_image_is_copied_vouches_for_nothi
     assert [there for _, there, _ in vouched.checkpoints()] == [0]
 
 
+def test_of_two_manifests_of_an_image_the_one_that_isnt_sealed_yet_is_of_what_was_written_last(tmp_path: Path) -> None:
+    world = World(tmp_path / "nodes", ["n1"], "raid0")
+    world.save(7, [100])
+    ((path, _, old),) = Slots(world.folder("n1")).contents()
+    world.save(8, [100])
+    world.save(9, [100])  # into the same slot
+    path.rename(path.with_suffix(".new"))
+    path.write_bytes(old)
+    steps = {manifest.whole.name: manifest.whole.step for _, manifest, _ in Slots(world.folder("n1")).contents()}
+    there = {steps[name]: images for name, images, _ in Bundle(world.folder("n1")).checkpoints}
+    assert there == {7: 0, 8: 1, 9: 1}
+
+
 def test_what_no_manifest_vouches_for_is_not_copied_but_other_files_are(tmp_path: Path) -> None:
     world = World(tmp_path / "nodes", ["n1"], "raid0")
     world.save(7, [3 * MIB])
