@@ -14,7 +14,7 @@ from mpi4py import MPI
 import beo
 
 world = MPI.COMM_WORLD
-state = np.zeros(int(sys.argv[1]) // 8)
+state = np.random.default_rng(world.rank).random(int(sys.argv[1]) // 8)  # what repeats itself would be sent once
 work = np.linspace(0, 1, 500_000)
 with (
     beo.checkpoint(world, state=state, every=int(sys.argv[3])) as ck,
