@@ -21,12 +21,11 @@ from tests.cluster import Cluster, running, wait_for
 
 RANKS = 2
 SIZE = 150_000_000  # bytes of each rank: a copy takes some seconds
-EVERY_S = 10.0  # between two copies, from beginning to beginning
+OFTEN_S, NEVER_S = 25.0, 5.0  # between two copies, from beginning to beginning: three times as long as one takes
 ROUNDS = 7
 LEAST_STEPS = 30  # of each rank, for a sample
 OFTEN, NEVER = 100, 1_000_000_000  # steps between two checkpoints
 PROGRAM = str(stage.ROOT / "tests" / "bench" / "working.py")
-SETTINGS = f"checkpoint_copy_s = {EVERY_S}\n"
 
 Step = tuple[float, float]  # when it ended, and how long it took
 
@@ -42,19 +41,23 @@ class Copy(NamedTuple):
 
 def flush(folder: Path) -> Iterator[table.Row]:
     """How long a step takes with and without a copy under way."""
-    yield from _flush(folder / "often", "a step of a job whose checkpoint is being copied to the head", OFTEN)
-    yield from _flush(folder / "never", "a step while a checkpoint is copied that is as it was at the last copy", NEVER)
+    yield from _flush(folder / "often", "a step of a job whose checkpoint is being copied to the head", OFTEN, OFTEN_S)
+    yield from _flush(
+        folder / "never", "a step while a checkpoint is copied that is as it was at the last copy", NEVER, NEVER_S
+    )
 
 
-def _flush(folder: Path, what: str, every: int) -> Iterator[table.Row]:
+def _flush(folder: Path, what: str, every: int, copy_s: float) -> Iterator[table.Row]:
     row = table.Row(what, "ms", "before and after", "1.05 ×")
     slowed = table.Row("the same: by how much it is longer, pair by pair", "%", "", "5 %")
     used = table.Row("the same: what a copy takes of CPU, on each node", "s")
     share = table.Row("the same: of one core, while it is made", "%")
     head = table.Row("the same: what the head with its tree takes of one core meanwhile", "%")
+    delay = table.Row("the same: by how much a copy delays the job", "s")
     log = folder / "steps"
+    settings = f"checkpoint_copy_s = {copy_s}\n"
     folder.mkdir()
-    with running(folder / "beo", workers=RANKS, slots=1, settings=SETTINGS) as cluster:
+    with running(folder / "beo", workers=RANKS, slots=1, settings=settings) as cluster:
         job = cluster.submit([sys.executable, PROGRAM, str(SIZE), str(log), str(every)], ranks=RANKS)
         wait_for(lambda: all(len(_steps(log, rank)) > 2 * LEAST_STEPS for rank in range(RANKS)), "it computes", 120.0)
         if every == NEVER:
@@ -80,7 +83,8 @@ def _flush(folder: Path, what: str, every: int) -> Iterator[table.Row]:
             row.beo.append(during)
             row.bare.append(sum(around) / 2)
             slowed.beo.append(100 * (during / row.bare[-1] - 1))
-    yield from (row, slowed, used, share, head)
+            delay.beo.append(length_s * (1 - row.bare[-1] / during))
+    yield from (row, slowed, delay, used, share, head)
 
 
 def _copied(cluster: Cluster) -> Copy:
