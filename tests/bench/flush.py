@@ -91,10 +91,10 @@ def _copied(cluster: Cluster) -> Copy:
     """Wait until the next copies have been made."""
     agents = {cluster.pid(f"node{number + 1:02d}") for number in range(RANKS)}
     head = cluster.pid("head")
-    heads = [head, *_children({head})]
 
     def used_s() -> tuple[float, float]:
-        return sum(map(stage.ended_cpu_s, agents)), sum(map(stage.cpu_s, heads))
+        # The tree's process is a child of the head that is started when it is first asked for.
+        return sum(map(stage.ended_cpu_s, agents)), sum(map(stage.cpu_s, [head, *_children({head})]))
 
     def is_made() -> bool:
         now = _children(agents, MODULE)
