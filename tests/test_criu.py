@@ -333,6 +333,7 @@ def test_a_spoilt_dump_is_refused(part: str, two: Two, tmp_path: Path) -> None:
     assert criu.is_sealed(images)
 
 
+@pytest.mark.slow
 def test_a_program_moves_again_and_again(tmp_path: Path) -> None:
     """What it starts between moves never gets a number that the next host's holder, or its criu, has."""
     images = tmp_path / "images"

@@ -64,6 +64,7 @@ def prints_on(cluster: Cluster, job: int, lines: int) -> None:
     wait_for(lambda: len(cluster.output(job).splitlines()) > lines, "it prints")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", PROGRAMS)
 def test_an_unmodified_program_is_moved_and_its_output_is_that_of_an_undisturbed_run(
     cluster: Cluster, argv: list[str]

@@ -98,6 +98,7 @@ def test_what_one_node_alone_keeps_goes_along_by_way_of_the_head(cluster: Cluste
     assert [step for _, step in begins(cluster, job)] == [0, halted]
 
 
+@pytest.mark.slow
 def test_a_job_that_comes_back_to_a_node_finds_there_what_it_last_kept_elsewhere(cluster: Cluster) -> None:
     job = toy(cluster, 300)
     home = node_of(cluster, job)
@@ -226,6 +227,7 @@ def test_a_job_of_a_higher_priority_has_one_that_takes_checkpoints_make_room_and
     assert [step for _, step in begins(cluster, moved)] == [0, halted]
 
 
+@pytest.mark.slow
 def test_what_only_one_of_a_jobs_nodes_keeps_goes_along_when_it_makes_room(cluster: Cluster, tmp_path: Path) -> None:
     job, log = own(cluster, tmp_path, 150, ranks=2, priority=-200)
     wait_for(lambda: " on node" in cluster.beo("show", str(job)).stdout, "the head knows what is kept")

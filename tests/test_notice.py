@@ -99,6 +99,7 @@ def test_a_supervisor_is_not_ready_while_its_head_can_not_listen(tmp_path: Path,
             wait_for(lambda: systemd.recv(99) == b"READY=1", "it is ready when it can")
 
 
+@pytest.mark.slow
 def test_jobs_go_on_when_a_supervisor_leaves_and_the_next_one_has_new_daemons(tmp_path: Path) -> None:
     with running(tmp_path / "beo") as cluster:
         with supervised(cluster) as process:

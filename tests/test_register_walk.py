@@ -79,6 +79,7 @@ def test_in_larger_bounds_neither(bounds: Bounds, least: int, happened: set[str]
     explore(bounds, least, happened)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mistake", "bounds"), MISTAKES, ids=lambda it: getattr(it, "__name__", ""))
 def test_a_mistake_is_found_in_some_order(
     mistake: Callable[[pytest.MonkeyPatch], None], bounds: Bounds, monkeypatch: pytest.MonkeyPatch

@@ -334,6 +334,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.slow
 def test_a_standby_whose_tree_was_wiped_is_in_step_again(pair: Cluster) -> None:
     away = other(in_step(pair))
     with Scribes(pair.home, SEED) as scribes:

@@ -77,6 +77,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.slow
 def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Cluster, tmp_path: Path) -> None:
     stop = tmp_path / "stop"
     names = ("one", "two")

@@ -145,6 +145,7 @@ def test_questions_under_way_are_done_exactly_once_when_the_head_dies(pair: Clus
     assert acting(pair) == other(first)
 
 
+@pytest.mark.slow
 def test_locks_and_what_is_open_outlive_a_head(pair: Cluster, hand: Hand) -> None:
     rival = Hand(pair.home)
     hand.mkdir("/kept")

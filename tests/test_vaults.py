@@ -114,6 +114,7 @@ def test_a_vault_holds_no_more_than_was_set_and_a_job_that_fills_it_hears_so(tmp
         assert "No space left on device" in cluster.output(job) + cluster.beo("logs", str(job)).stderr
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_with_its_memory_is_replaced_from_the_copy_at_the_head(tmp_path: Path) -> None:
     settings = "checkpoint_copy_s = 0.5\ncheckpoint_copy_bytes_s = 0\n"
     with running(tmp_path / "beo", workers=2, slots=1, settings=settings) as cluster:

@@ -400,6 +400,7 @@ def test_a_forgotten_machine_is_unknown_until_it_gets_a_new_token(machines: Mach
     said(newcomer, "down")
 
 
+@pytest.mark.slow
 def test_a_node_that_is_cut_off_is_a_finding_of_the_doctor_and_so_is_an_open_key(machines: Machines) -> None:
     def findings() -> list[tuple[str, str]]:
         rows = msgspec.json.decode(machines.head.beo("doctor", "--json").stdout)

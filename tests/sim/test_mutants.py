@@ -35,6 +35,7 @@ def miss(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"seed {seed} with all guards: {violation}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.mutate.__name__)
 def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     miss(mutant, monkeypatch)
