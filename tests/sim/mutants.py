@@ -394,13 +394,12 @@ def _after(patch: Patch, kind: type, act: Callable[[state.State, Any], None]) ->
 class Mutant(NamedTuple):
     """One guard that is off, and the scenario in which it is missed.
 
-    first: a seed that misses it, as the cores are now: tried before the others. quick: one of the first few does.
+    first: a seed that misses it, as the cores are now: tried before the others.
     by: the test that misses it, where the simulation does not, for the reason `why`.
     """
 
     mutate: Callable[[Patch], None]
     first: int = 0
-    quick: bool = False
     words: Mapping[str, Any] = MappingProxyType({})
     seeds: int = 250
     by: str = ""
@@ -430,9 +429,9 @@ MUTANTS = [
         by="tests/test_pair.py::test_voters_change_only_by_both_sets_and_both_heads",
         why="what breaks is two sets whose majorities share nobody, and a cut between their change and its acceptance",
     ),
-    Mutant(let_a_stale_head_stand, 5, quick=True),
+    Mutant(let_a_stale_head_stand, 5),
     Mutant(remember_nothing_under_the_same_name, 4),
-    Mutant(show_a_promise_before_it_is_durable, 0, quick=True),
+    Mutant(show_a_promise_before_it_is_durable, 0),
     Mutant(
         keep_the_role_after_a_higher_promise,
         by="tests/test_pair.py::test_who_promises_a_higher_epoch_while_it_stands_stands_no_more",
@@ -447,22 +446,22 @@ MUTANTS = [
     Mutant(win_and_ask_only_once, 91),
     Mutant(give_the_lease_to_whoever_asks, 70),
     Mutant(take_a_value_below_the_promise, 5),
-    Mutant(win_with_half_of_the_voters, 1, quick=True),
-    Mutant(forget_a_lease_that_was_given, 2, quick=True),
+    Mutant(win_with_half_of_the_voters, 1),
+    Mutant(forget_a_lease_that_was_given, 2),
     Mutant(keep_that_it_stands_in_a_second_write, 176, words=ONE),
-    Mutant(commit_alone_while_that_is_only_proposed, 3, quick=True),
-    Mutant(acknowledge_before_the_standby_has_it, 0, quick=True),
-    Mutant(say_that_it_is_durable_on_receipt, 0, quick=True),
+    Mutant(commit_alone_while_that_is_only_proposed, 3),
+    Mutant(acknowledge_before_the_standby_has_it, 0),
+    Mutant(say_that_it_is_durable_on_receipt, 0),
     Mutant(compare_indices_alone, 28),
-    Mutant(believe_what_a_former_standby_had, 0, quick=True),
+    Mutant(believe_what_a_former_standby_had, 0),
     Mutant(
         be_in_step_with_what_is_not_durable,
         by="tests/test_pair.py::test_a_switchover_that_does_not_come_to_be_is_given_up_and_work_goes_on",
         why="what is lost must be taken, and its primary lost, in the milliseconds before the other head has it, too",
     ),
-    Mutant(answer_before_it_is_durable, 0, quick=True),
-    Mutant(answer_without_a_lease, 0, quick=True),
-    Mutant(cut_off_what_is_not_committed, 5, quick=True),
+    Mutant(answer_before_it_is_durable, 0),
+    Mutant(answer_without_a_lease, 0),
+    Mutant(cut_off_what_is_not_committed, 5),
     Mutant(keep_the_role_with_a_stalled_disk, 2, words=STALLS),
     Mutant(
         never_hold_for_the_other_head,
@@ -471,11 +470,11 @@ MUTANTS = [
     ),
     Mutant(wait_for_a_standby_that_takes_nothing, 5, words=STALLS),
     Mutant(start_what_is_not_committed, 5),
-    Mutant(count_silence_from_before_the_take_over, 4, quick=True),
-    Mutant(forget_the_keys_of_submissions, 0, quick=True),
+    Mutant(count_silence_from_before_the_take_over, 4),
+    Mutant(forget_the_keys_of_submissions, 0),
     Mutant(requeue_what_a_silent_node_may_still_run, 48),
-    Mutant(requeue_before_the_lease_has_ended, 0, quick=True),
-    Mutant(adopt_what_a_node_does_not_name, 1, quick=True),
+    Mutant(requeue_before_the_lease_has_ended, 0),
+    Mutant(adopt_what_a_node_does_not_name, 1),
     Mutant(
         obey_a_head_that_was_followed,
         by="tests/test_worker_core.py::test_a_lower_epoch_is_refused_also_after_a_restart",

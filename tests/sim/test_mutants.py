@@ -12,15 +12,17 @@ from tests.sim.clock import Violation
 from tests.sim.mutants import MUTANTS, Mutant
 from tests.sim.world import Simulation
 
-QUICK = [mutant for mutant in MUTANTS if mutant.quick]
-OTHERS = [mutant for mutant in MUTANTS if not mutant.quick and not mutant.by]
+HERE = [mutant for mutant in MUTANTS if not mutant.by]
 ELSEWHERE = [mutant for mutant in MUTANTS if mutant.by]
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
 
-def miss(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
-    """Run seeds until one is violated; then the production code must do well by the same seed."""
-    with patch.context() as inner:
+
+@pytest.mark.parametrize("mutant", HERE, ids=lambda mutant: mutant.mutate.__name__)
+def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By some seed, with which the production code then does well."""
+    with monkeypatch.context() as inner:
         mutant.mutate(inner)
         for seed in (mutant.first, *range(mutant.seeds)):
             try:
@@ -35,19 +37,6 @@ def miss(mutant: Mutant, patch: pytest.MonkeyPatch) -> None:
         pytest.fail(f"seed {seed} with all guards: {violation}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", QUICK, ids=lambda mutant: mutant.mutate.__name__)
-def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    miss(mutant, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", OTHERS, ids=lambda mutant: mutant.mutate.__name__)
-def test_a_guard_that_is_seldom_needed_is_missed(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    miss(mutant, monkeypatch)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("mutant", ELSEWHERE, ids=lambda mutant: mutant.mutate.__name__)
 def test_a_guard_that_a_simulation_cannot_miss_has_a_test_that_does(mutant: Mutant) -> None:
     words = ["-q", "-p", "no:cacheprovider", "-p", "tests.sim.spoil", "--spoil", mutant.mutate.__name__, mutant.by]
