@@ -22,6 +22,7 @@ from beo import client, local, lockfile, pairing, submission, supervisor
 from beo import messages as m
 from beo.config import Home
 from beo.errors import NoHead
+from beo.ha.voters import ALIVE_S
 from beo.lockfile import Process
 from beo.worker import remains
 from tests.history import History
@@ -31,6 +32,8 @@ BEO = (sys.executable, "-m", "beo.front")
 LEASE_S = 3.0  # the shortest with which a busy machine doesn't lose nodes by itself
 PATIENCE_S = 30.0  # a condition that hasn't come true by then counts as a failure
 LOOK_S = 0.01
+HEADS = {"A": "head", "B": "head B"}  # the names of their processes
+OTHER = {"A": "B", "B": "A"}
 
 Value = TypeVar("Value")
 
@@ -64,6 +67,19 @@ def kill(pids: Iterable[int]) -> None:
     pids = list(pids)
     send(pids, signal.SIGKILL)
     wait_for(lambda: not any(map(is_alive, pids)), f"the end of {pids}")
+
+
+def able(views: Iterable[m.PairIs]) -> m.PairIs | None:
+    """The view of the head that acts, if the other one goes on should it be lost now; None if not.
+
+    That both are in step isn't enough: who voted may be gone since, and others vote a moment later.
+    """
+    by_role = {view.role: view for view in views}
+    primary, standby = by_role.get("primary"), by_role.get("standby")
+    if not (primary and primary.in_step and standby and standby.in_step):
+        return None
+    voting = [voter for voter in standby.voters if voter.votes]
+    return primary if voting and all(0.0 <= voter.silent_s <= ALIVE_S for voter in voting) else None
 
 
 class Cluster:
@@ -170,6 +186,27 @@ class Cluster:
         with self.client() as own:
             faults = history.faults(own.jobs(ended=True, limit=m.LIST_LENGTH_MAX).jobs, own.journal(), adopted, untold)
         assert not faults, "\n".join(faults)
+
+    # ---- two heads
+
+    def views(self) -> dict[str, m.PairIs]:
+        """What each head that answers says of the pair, by its name."""
+        found = pairing.views(self.home).values()
+        return {view.name: view for view in found if isinstance(view, m.PairIs)}
+
+    def acting(self) -> str:
+        """The head that acts, "" while none does."""
+        return next((view.name for view in self.views().values() if view.role == "primary"), "")
+
+    def await_step(self) -> m.PairIs:
+        """Wait until what is acknowledged is on both heads and either may go on; return what the one that acts says."""
+        view = wait_for(lambda: able(self.views().values()), "both heads are in step", 2 * PATIENCE_S)
+        assert view
+        return view
+
+    def await_acting(self, name: str) -> None:
+        """Wait until this head acts."""
+        wait_for(lambda: self.acting() == name, f"head {name} to act", 2 * PATIENCE_S)
 
     # ---- who is who
 

@@ -10,9 +10,9 @@ import pytest
 from beo.checkpoints.slots import SLOTS
 from beo.errors import EXIT_UNRESTORED
 from beo.nodeset import expand
-from tests.cluster import Cluster, kill, running, wait_for
+from tests.cluster import HEADS, Cluster, kill, running, wait_for
 from tests.stepped import Stepped
-from tests.test_checkpoint_takeover import LOCKS, acting, answer, copied, orders, vault, voting
+from tests.test_checkpoint_takeover import answer, copied, orders, vault, voting
 
 STEPS, STEP_S, EVERY = 200, 0.02, 10
 LONG_S = 0.1  # of a step, where several nodes copy
@@ -100,7 +100,6 @@ def test_two_of_three_workers_are_lost_where_parity_makes_up_for_one(heads: int,
     with running(tmp_path / "beo", workers=6, slots=1, settings=COPIES, heads=heads) as cluster:
         log, doomed_heads, votes = tmp_path / "log", [], []
         if heads == 2:
-            acting(cluster)
             votes = sorted(voting(cluster))
             cluster.beo("drain", *votes)  # the others are lost with the head: most of the votes must be left
         job = submit(cluster, log, "raid5", 3, LONG_S)
@@ -109,7 +108,7 @@ def test_two_of_three_workers_are_lost_where_parity_makes_up_for_one(heads: int,
             cluster.beo("resume", *votes)
         wait_for(lambda: has_copy(cluster, job), "a whole copy")
         if heads == 2:
-            doomed_heads = [LOCKS[acting(cluster)]]  # a busy standby may have been out of step since
+            doomed_heads = [HEADS[cluster.await_step().name]]  # a busy standby may have been out of step since
         cluster.kill("supervisor")  # it would start again what is killed
         vaults = [vault(cluster, node) for node in lost]
         doomed = [pid for node in lost for pid in cluster.stop_worker(node)]

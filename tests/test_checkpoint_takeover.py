@@ -12,14 +12,12 @@ import msgspec
 import pytest
 
 from beo import messages as m
-from beo import pairing
 from beo.nodeset import expand
-from tests.cluster import PATIENCE_S, Cluster, kill, running, wait_for
+from tests.cluster import HEADS, Cluster, kill, running, wait_for
 from tests.stepped import Stepped, total
 
 STEPS, STEP_S, EVERY = 300, 0.02, 10
 RANKS = 4
-LOCKS = {"A": "head", "B": "head B"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -33,25 +31,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def acting(cluster: Cluster) -> str:
-    """The head that acts, once both are in step."""
-
-    def found() -> str:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
-        return next((view.name for view in views if view.role == "primary" and view.in_step), "")
-
-    return wait_for(found, "both heads in step", 2 * PATIENCE_S)
-
-
 def voting(cluster: Cluster) -> set[str]:
-    """The nodes whose votes decide who goes on when a head is lost, once they are chosen."""
-
-    def found() -> set[str]:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
-        sets = next((view.cfg.voters for view in views if view.role == "primary" and view.cfg), ())
-        return {voter.partition("/")[0] for voter in sets[0]} if len(sets) == 1 else set()
-
-    return wait_for(found, "voters")
+    """The nodes whose votes decide who goes on when a head is lost."""
+    return {voter.node for voter in cluster.await_step().voters if voter.votes}
 
 
 def submit(cluster: Cluster, log: Path) -> int:
@@ -88,7 +70,7 @@ def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_step
     undisturbed = answer(cluster, submit(cluster, tmp_path / "undisturbed"))
     log = tmp_path / "log"
     job = submit(cluster, log)
-    first = acting(cluster)
+    first = cluster.await_step().name
     nodes = expand(cluster.wait_for_state(job, "running").nodes)
     wait_for(lambda: copied(cluster, job) == set(nodes), "a copy at the heads that could be read")
     wait_for(lambda: len(Stepped(log).numbers("kept")) >= 3, "checkpoints")
@@ -98,10 +80,10 @@ def test_two_workers_and_the_acting_head_lost_at_once_cost_no_more_than_the_step
     assert len(votes) == 3
     assert len(votes.intersection(lost)) <= 1
     vaults = [vault(cluster, node) for node in lost]
-    assert acting(cluster) == first, "and the other is in step, also where it was busy meanwhile"
+    assert cluster.await_step().name == first, "and the other is in step, also where it was busy meanwhile"
     cluster.kill("supervisor")  # it would start again what is killed
     doomed = [pid for node in lost for pid in cluster.stop_worker(node)]
-    kill([cluster.pid(LOCKS[first]), *doomed])
+    kill([cluster.pid(HEADS[first]), *doomed])
     for place in vaults:
         shutil.rmtree(place / str(job))
     kept, done = Stepped(log).numbers("kept")[-1], Stepped(log).numbers("step")[-1]

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beo import messages as m
-from beo import pairing
-from tests.cluster import PATIENCE_S, Cluster, kill, running, send, wait_for
+from tests.cluster import HEADS, PATIENCE_S, Cluster, kill, running, send, wait_for
 
 PRINT = "i=0; until [ -e {stop} ]; do echo $i; i=$((i+1)); sleep 0.02; done; echo end"
 SINGLE = "read a; echo got $a; read a; echo got $a; read a; echo got $a"
@@ -24,17 +22,6 @@ def pair(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def acting(cluster: Cluster) -> str:
-    """The primary of a pair that is in step, as the supervisor calls it."""
-
-    def found() -> str:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
-        primary = [view.name for view in views if view.role == "primary" and view.in_step]
-        return primary[0] if len(views) == 2 and primary else ""
-
-    return {"A": "head", "B": "head B"}[wait_for(found, "both heads are in step", 2 * PATIENCE_S)]
-
-
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
@@ -43,7 +30,7 @@ def lines(path: Path) -> list[str]:
 def test_run_logs_events_and_wait_go_on_over_two_take_overs_without_a_word_or_a_doubled_line(
     pair: Cluster, tmp_path: Path
 ) -> None:
-    first = acting(pair)
+    first = HEADS[pair.await_step().name]
     files = {name: (tmp_path / f"{name}.out", tmp_path / f"{name}.err") for name in ("run", "logs", "events", "typed")}
     stop = tmp_path / "stop"
 
@@ -76,7 +63,7 @@ def test_run_logs_events_and_wait_go_on_over_two_take_overs_without_a_word_or_a_
     wait_for(lambda: len(lines(files["run"][0])) > before + 5, "output goes on")
     send([stopped], signal.SIGCONT)
 
-    second = acting(pair)
+    second = HEADS[pair.await_step().name]
     assert second != first
     kill([pair.pid(second)])
     jobs.append(pair.submit(["true"]))

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, running, send, wait_for
+from tests.cluster import HEADS, OTHER, Cluster, running, send, wait_for
 from tests.test_streams_kills import LINES, TALKER, check_numbered, grown
-from tests.test_takeover import LOCKS, acts, other, primary
 
 pytestmark = pytest.mark.slow
 
@@ -39,24 +38,24 @@ def test_logs_f_and_a_jobs_file_go_on_over_every_take_over_and_both_heads_end_wi
     job = pair.submit([sys.executable, "-c", TALKER, str(enough)], ranks=2, nodes=2, output=str(kept))
     follower = pair.start("logs", "-f", str(job), stdout=logs.open("wb"))
     for hurt in ("kill", "stop", "standby", "kill", "switchover"):
-        view = primary(pair)
+        view = pair.await_step()
         grown(logs, 20 * LINES * LINES)
         if hurt == "kill":
-            while primary(pair).name == view.name:  # it is there again at once, and may be the first to act
-                pair.kill(LOCKS[view.name])
+            while pair.await_step().name == view.name:  # it is there again at once, and may be the first to act
+                pair.kill(HEADS[view.name])
                 time.sleep(KILLED_S)
         elif hurt == "stop":  # it wakes with copies under way, of an epoch that is over
-            pid = pair.pid(LOCKS[view.name])
+            pid = pair.pid(HEADS[view.name])
             send([pid], signal.SIGSTOP)
-            acts(pair, other(view.name))
+            pair.await_acting(OTHER[view.name])
             send([pid], signal.SIGCONT)
         elif hurt == "standby":
-            pair.kill(LOCKS[other(view.name)])
+            pair.kill(HEADS[OTHER[view.name]])
         else:
             assert pair.beo("ha", "switchover").returncode == 0
-            acts(pair, other(view.name))
+            pair.await_acting(OTHER[view.name])
         grown(logs, 20 * LINES * LINES)
-    primary(pair)
+    pair.await_step()
     enough.touch()
     _, err = follower.communicate(timeout=60)
     assert follower.returncode == 0, err

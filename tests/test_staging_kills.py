@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from beo import messages as m
-from beo import pairing
 from beo.bulk.store import FOLDER
 from beo.headnode.folds.attempts import CODE_FILES
-from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
+from tests.cluster import HEADS, Cluster, running, send, wait_for
 from tests.people import Person, open_place
 from tests.test_staging import cat, chunks_of, hand_in, names, release, tree
 from tests.volumes import await_equal, tree_of, tree_pid
@@ -191,24 +189,8 @@ def test_of_another_user_all_is_his_and_a_full_quota_fails_the_job_in_words() ->
 # ---- two heads
 
 
-def acting(cluster: Cluster) -> str:
-    """The head that acts, "" while none does."""
-    views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
-    return next((view.name for view in views if view.role == "primary"), "")
-
-
-def in_step(cluster: Cluster) -> str:
-    """Wait until both heads are in step; return the one that acts."""
-
-    def found() -> str:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, m.PairIs)]
-        return next((view.name for view in views if view.role == "primary" and view.in_step), "")
-
-    return wait_for(found, "both heads in step", 2 * PATIENCE_S)
-
-
 def kill_acting(cluster: Cluster) -> None:
-    cluster.kill({"A": "head", "B": "head B"}[acting(cluster)])
+    cluster.kill(HEADS[cluster.acting()])
 
 
 def test_a_primary_that_is_killed_while_files_come_in_and_go_out_costs_nothing(tmp_path: Path, here: Path) -> None:
@@ -219,14 +201,14 @@ def test_a_primary_that_is_killed_while_files_come_in_and_go_out_costs_nothing(t
         script = f"cp large copy; echo copied; until test -e {go}; do sleep 0.02; done"
         words = {"inputs": ("large",), "outputs": ["copy"], "ranks": 2, "requeue": "never"}
         job = hand_in(cluster, here, "sh", "-c", script, hold=True, **words)  # type: ignore[arg-type]
-        in_step(cluster)
+        cluster.await_step()
         with cluster.client() as own:
             own.release([str(job)])
         wait_for(lambda: any((path / "large").exists() for path in folders(cluster, job)), "files come in")
         assert cluster.output(job) == "", "no rank runs before all is there"
         kill_acting(cluster)
         wait_for(lambda: "copied\ncopied\n" in cluster.output(job), "both ranks have run")
-        in_step(cluster)
+        cluster.await_step()
         go.touch()
         wait_for(
             lambda: any(name.startswith(".copy.") or name == "copy" for name in results(cluster, job)), "they go out"
@@ -238,7 +220,7 @@ def test_a_primary_that_is_killed_while_files_come_in_and_go_out_costs_nothing(t
         with tree(cluster) as files:
             assert b"".join(files.read(f"/jobs/{job}/copy")) == data
         assert results(cluster, job) == ["copy"], "what both nodes have alike is kept once"
-        in_step(cluster)
+        cluster.await_step()
         await_equal(tree_of(cluster, "A"), tree_of(cluster, "B"))
 
 

@@ -24,9 +24,9 @@ from beo.tree.leading import Leader
 from beo.tree.tie import Role
 from beo.tree.volume import Volume
 from tests import volumes
-from tests.cluster import Cluster, running, send, wait_for
+from tests.cluster import HEADS, OTHER, Cluster, running, send, wait_for
 from tests.scribes import ROOT, Hand, Scribes
-from tests.test_tree_takeover import LOCKS, check, in_step, other
+from tests.test_tree_takeover import check
 from tests.volumes import await_equal, tree_of, tree_pid
 
 SEED = 20261126
@@ -330,18 +330,18 @@ def test_a_follower_that_is_killed_while_it_takes_a_snapshot_goes_on_after_it(
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(tmp_path_factory.mktemp("tree") / "beo", workers=1, heads=2) as cluster:
         Hand(cluster.home).close()
-        in_step(cluster)
+        cluster.await_step()
         yield cluster
 
 
 @pytest.mark.slow
 def test_a_standby_whose_tree_was_wiped_is_in_step_again(pair: Cluster) -> None:
-    away = other(in_step(pair))
+    away = OTHER[pair.await_step().name]
     with Scribes(pair.home, SEED) as scribes:
         scribes.wait_for_more(30)
         pair.kill("supervisor")
         tree = tree_pid(pair, away)
-        pair.kill(LOCKS[away])
+        pair.kill(HEADS[away])
         wait_for(lambda: tree_pid(pair, away) is None, f"the end of {tree}")
         shutil.rmtree(tree_of(pair, away))
         scribes.wait_for_more(10)
@@ -353,11 +353,11 @@ def test_a_standby_whose_tree_was_wiped_is_in_step_again(pair: Cluster) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_standby_that_was_away_for_400_mb_and_thousands_of_files_is_in_step_again(pair: Cluster) -> None:
-    away = other(in_step(pair))
+    away = OTHER[pair.await_step().name]
     hand = Hand(pair.home)
     hand.mkdir("/much")
     hand.write("/much/before", iter([b"b" * (1 << 20)] * 20))
-    pids = [pair.pid(LOCKS[away]), tree_pid(pair, away) or 0]
+    pids = [pair.pid(HEADS[away]), tree_pid(pair, away) or 0]
     send(pids, signal.SIGSTOP)
     try:
         for k in range(400):
@@ -371,7 +371,7 @@ def test_a_standby_that_was_away_for_400_mb_and_thousands_of_files_is_in_step_ag
     finally:
         send(pids, signal.SIGCONT)
     began_s = time.monotonic()
-    in_step(pair)
+    pair.await_step()
     print(f"in step after {time.monotonic() - began_s:.1f} s")
     await_equal(tree_of(pair, "A"), tree_of(pair, "B"))
     for k in range(300, 400):
@@ -382,7 +382,7 @@ def test_a_standby_that_was_away_for_400_mb_and_thousands_of_files_is_in_step_ag
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_gigabytes_of_writes_leave_no_more_than_the_log_may_keep(pair: Cluster) -> None:
-    in_step(pair)
+    pair.await_step()
     hand = Hand(pair.home)
     hand.mkdir("/turnover")
     longest_s, began_s = 0.0, time.monotonic()
@@ -397,7 +397,7 @@ def test_two_gigabytes_of_writes_leave_no_more_than_the_log_may_keep(pair: Clust
         kinds = (w.Make(top, b"s", 0o100644), w.Remove(top, b"s"))
         for number in [hand.begin(kinds[k % 2]) for k in range(start, start + 500)]:
             hand.wait(number)
-    in_step(pair)
+    pair.await_step()
     for head in ("A", "B"):
         folders = {name: tree_of(pair, head) / name for name in ("data", "log")}
         sizes = {name: sum(path.stat().st_size for path in folder.iterdir()) for name, folder in folders.items()}

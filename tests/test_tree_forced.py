@@ -13,9 +13,8 @@ import pytest
 
 from beo import local, pairing
 from beo import messages as ms
-from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
+from tests.cluster import HEADS, OTHER, PATIENCE_S, Cluster, running, send, wait_for
 from tests.scribes import Hand
-from tests.test_tree_takeover import LOCKS, acting, in_step, other
 from tests.volumes import await_equal, differences, tree_of, tree_pid
 
 MIB = 1 << 20
@@ -49,11 +48,11 @@ def orphans(cluster: Cluster, *words: str) -> list[dict[str, Any]]:
 def test_at_level_a_a_writer_waits_for_one_disk_and_what_a_dead_primary_had_alone_is_listed(
     pair: Cluster, tmp_path: Path
 ) -> None:
-    first = in_step(pair)
+    first = pair.await_step().name
     assert "files: level A" in said(pair, "status")
     hand = Hand(pair.home)
     hand.write("/kept", iter([b"k" * MIB]))
-    behind = wait_for(lambda: tree_pid(pair, other(first)), "the other head's tree")
+    behind = wait_for(lambda: tree_pid(pair, OTHER[first]), "the other head's tree")
     assert behind
     logs = [tree_of(pair, head) / "log" / "journal.db" for head in "AB"]
     wait_for(lambda: all(path.exists() for path in logs), "both logs")
@@ -63,15 +62,15 @@ def test_at_level_a_a_writer_waits_for_one_disk_and_what_a_dead_primary_had_alon
     for k in range(LOST):
         hand.write(f"/lost{k:02}", iter([b"%02d" % k * (MIB // 2)]))
     took_s = time.monotonic() - began_s
-    pair.kill(LOCKS[first])
+    pair.kill(HEADS[first])
     send([behind], signal.SIGCONT)
-    wait_for(lambda: acting(pair) == other(first), f"head {other(first)} to act", PATIENCE_S)
+    wait_for(lambda: pair.acting() == OTHER[first], f"head {OTHER[first]} to act", PATIENCE_S)
     print(f"{LOST} MiB were taken in {took_s:.2f} s, while the other head took nothing")
     assert hand.bytes_of("/kept") == b"k" * MIB
     there = {name for name, _ in hand.entries("/")}
     lost = [k for k in range(LOST) if f"lost{k:02}" not in there]
     assert lost, "some were on one disk alone"
-    in_step(pair)
+    pair.await_step()
     await_equal(tree_of(pair, "A"), tree_of(pair, "B"))
     rows = orphans(pair)
     assert {row["name"] for row in rows} >= {f"/lost{k:02}" for k in lost[1:]}
@@ -85,26 +84,26 @@ def test_at_level_a_a_writer_waits_for_one_disk_and_what_a_dead_primary_had_alon
 
 
 def test_what_a_head_had_that_was_forced_away_is_listed_when_it_begins_anew(pair: Cluster, tmp_path: Path) -> None:
-    first = in_step(pair)
-    second = other(first)
+    first = pair.await_step().name
+    second = OTHER[first]
     hand = Hand(pair.home)
     hand.write("/before", iter([b"before"]))
-    in_step(pair)
+    pair.await_step()
     behind = tree_pid(pair, second)
     assert behind
-    stopped = [pair.pid(LOCKS[second]), behind]
+    stopped = [pair.pid(HEADS[second]), behind]
     send(stopped, signal.SIGSTOP)
     hand.mkdir("/alone")
     hand.write("/alone/file", iter(LARGE))  # more than may be under way
-    wait_for(lambda: acting(pair) == first, "the first one acts", PATIENCE_S)
+    wait_for(lambda: pair.acting() == first, "the first one acts", PATIENCE_S)
     time.sleep(2.0)  # it goes on alone, and marks how far its store is
     pair.kill("supervisor")
-    pair.kill(LOCKS[first])
+    pair.kill(HEADS[first])
     hand.close()
     send(stopped, signal.SIGCONT)
     wait_for(lambda: "isn't in step" in said_why(pair, second), "the other one waits", PATIENCE_S)
     said(pair, "force-primary", second, "--i-know-the-other-is-dead")
-    wait_for(lambda: acting(pair) == second, "it acts", PATIENCE_S)
+    wait_for(lambda: pair.acting() == second, "it acts", PATIENCE_S)
     hand = Hand(pair.home)
     hand.write("/forced", iter([b"forced"]))
     local.start(pair.home, lambda last: last or local.Plan(3, 2))  # nobody waits for what can't be: both in step
@@ -112,7 +111,7 @@ def test_what_a_head_had_that_was_forced_away_is_listed_when_it_begins_anew(pair
     assert hand.bytes_of("/before") == b"before"
     text = said(pair, "rejoin", first, "--wipe")
     assert f"changes of files were on head {first} alone" in text
-    in_step(pair)
+    pair.await_step()
     await_equal(tree_of(pair, "A"), tree_of(pair, "B"))
     rows = [(row["kind"], row["name"], row["fate"]) for row in orphans(pair)]
     assert any(kind == "moved to /alone/file" for kind, _, _ in rows)  # what was on its way arrived before

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from beo.tree import mount
-from tests.cluster import PATIENCE_S, ROOT, Cluster, kill, running, wait_for
+from tests.cluster import OTHER, PATIENCE_S, ROOT, Cluster, kill, running, wait_for
 from tests.scribes import Hand
-from tests.test_tree_takeover import in_step, other, take_over
+from tests.test_tree_takeover import take_over
 from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 
 pytestmark = [
@@ -91,8 +91,8 @@ def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Clust
         for writer in writers:
             assert writer.stdout and writer.stdout.readline() == "begins\n"
         take_over(pair)
-        first = in_step(pair)
-        for head in (first, other(first)):
+        first = pair.await_step().name
+        for head in (first, OTHER[first]):
             old = tree_pid(pair, head)
             assert old
             kill([old])
@@ -121,5 +121,5 @@ def test_programs_on_two_mounts_write_through_kills_without_an_error(pair: Clust
         assert [line for line in lines if line.startswith(name)] == [f"{name} {k}" for k in range(count)]
     assert len(lines) == sum(counts)
     hand.close()
-    in_step(pair)
+    pair.await_step()
     await_equal(tree_of(pair, "A"), tree_of(pair, "B"))

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from beo import messages as ms
-from beo import pairing
 from beo.tree import core, locks
 from beo.tree import words as w
 from beo.tree.session import PRESENT_EVERY_S
-from tests.cluster import PATIENCE_S, ROOT, Cluster, kill, running, send, wait_for
+from tests.cluster import HEADS, OTHER, ROOT, Cluster, kill, running, send, wait_for
 from tests.doses import dose
 from tests.scribes import Hand, Scribes
 from tests.volumes import await_another_tree, await_equal, tree_of, tree_pid
 
-LOCKS = {"A": "head", "B": "head B"}
 SEED = 20261126
 KILLS = 2
 KILLS_SLOW = dose(40)  # each waits until both heads are in step again
@@ -44,37 +41,17 @@ def hand(pair: Cluster) -> Iterator[Hand]:
     made.close()
 
 
-def acting(cluster: Cluster) -> str:
-    """The head that acts, "" while none does."""
-    found = [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
-    return next((view.name for view in found if view.role == "primary"), "")
-
-
-def in_step(cluster: Cluster) -> str:
-    """Wait until both heads are in step; return the one that acts."""
-
-    def found() -> str:
-        views = [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
-        return next((view.name for view in views if view.role == "primary" and view.in_step), "")
-
-    return wait_for(found, "both heads in step", 2 * PATIENCE_S)
-
-
-def other(head: str) -> str:
-    return "B" if head == "A" else "A"
-
-
 def take_over(cluster: Cluster) -> None:
     """Kill the head that acts, and return when the other one does."""
-    first = in_step(cluster)
-    cluster.kill(LOCKS[first])
-    wait_for(lambda: acting(cluster) == other(first), f"head {other(first)} to act")
+    first = cluster.await_step().name
+    cluster.kill(HEADS[first])
+    wait_for(lambda: cluster.acting() == OTHER[first], f"head {OTHER[first]} to act")
 
 
 def check(cluster: Cluster, scribes: Scribes) -> None:
     """Everything that was acknowledged is there, and both heads have the same."""
     assert not (found := scribes.faults()), "\n".join(found)
-    in_step(cluster)
+    cluster.await_step()
     await_equal(tree_of(cluster, "A"), tree_of(cluster, "B"))
 
 
@@ -91,8 +68,8 @@ def test_heads_killed_in_turn_under_writers_lose_nothing_and_do_nothing_twice(pa
 
 def test_the_trees_process_alone_is_killed_and_is_there_again(pair: Cluster) -> None:
     with Scribes(pair.home, SEED) as scribes:
-        first = in_step(pair)
-        for head in (first, first, other(first)):
+        first = pair.await_step().name
+        for head in (first, first, OTHER[first]):
             scribes.wait_for_more(20)
             old = tree_pid(pair, head)
             assert old
@@ -110,11 +87,11 @@ def cpu_s(pid: int) -> float:
 
 
 def test_a_standby_that_was_started_anew_leaves_the_leaders_process_at_rest(pair: Cluster) -> None:
-    first = in_step(pair)
-    old = tree_pid(pair, other(first))
-    pair.kill(LOCKS[other(first)])
-    await_another_tree(pair, other(first), old)
-    in_step(pair)
+    first = pair.await_step().name
+    old = tree_pid(pair, OTHER[first])
+    pair.kill(HEADS[OTHER[first]])
+    await_another_tree(pair, OTHER[first], old)
+    pair.await_step()
     leader = tree_pid(pair, first)
     assert leader
     before_s = cpu_s(leader)
@@ -125,7 +102,7 @@ def test_a_standby_that_was_started_anew_leaves_the_leaders_process_at_rest(pair
 def test_questions_under_way_are_done_exactly_once_when_the_head_dies(pair: Cluster, hand: Hand) -> None:
     hand.mkdir("/once")
     top = hand.stat("/once").ino
-    first = in_step(pair)
+    first = pair.await_step().name
     for number in [hand.begin(w.Make(top, b"old%d" % k, 0o40755)) for k in range(150)]:
         hand.wait(number)
     numbers = []
@@ -137,12 +114,12 @@ def test_questions_under_way_are_done_exactly_once_when_the_head_dies(pair: Clus
             hand.begin(w.Remove(top, b"old%d" % k, dir=True)),
         ]
     hand.wait(numbers.pop(0))
-    pair.kill(LOCKS[first])
+    pair.kill(HEADS[first])
     for number in numbers:
         hand.wait(number)  # raises FileExistsError or FileNotFoundError where it was done twice
     there = [name for name, _ in hand.entries("/once")]
     assert sorted(there) == sorted(f"{what}{k}" for what in ("folder", "moved") for k in range(150))
-    assert acting(pair) == other(first)
+    assert pair.acting() == OTHER[first]
 
 
 @pytest.mark.slow
@@ -168,7 +145,7 @@ def test_locks_and_what_is_open_outlive_a_head(pair: Cluster, hand: Hand) -> Non
     assert rival.wait(waiting) == w.Done()
     assert not hand.lock(locked, 1)
     hand.ask(w.Close(ino))
-    gone = tree_of(pair, acting(pair)) / "objects" / f"{ino % 256:02x}" / str(ino)
+    gone = tree_of(pair, pair.acting()) / "objects" / f"{ino % 256:02x}" / str(ino)
     wait_for(lambda: not gone.exists(), "the bytes of a file without a name to go")
     rival.close()
 
@@ -220,5 +197,5 @@ def test_a_session_that_was_stopped_for_too_long_has_lost_its_locks_and_can_writ
 
 
 def test_all_that_was_done_to_them_leaves_both_copies_alike(pair: Cluster, hand: Hand) -> None:
-    in_step(pair)
+    pair.await_step()
     await_equal(tree_of(pair, "A"), tree_of(pair, "B"))

@@ -18,7 +18,7 @@ from beo import messages as m
 from beo.entries import Entry
 from beo.errors import Conflict, NotFound, UsageError
 from beo.ha import orphans
-from tests.cluster import PATIENCE_S, Cluster, running, send, wait_for
+from tests.cluster import HEADS, OTHER, PATIENCE_S, Cluster, running, send, wait_for
 
 Answer = TypeVar("Answer")
 
@@ -30,21 +30,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def views(cluster: Cluster) -> dict[str, m.PairIs]:
-    """What each head that answers says of the pair, by its name."""
-    found = pairing.views(cluster.home).values()
-    return {view.name: view for view in found if isinstance(view, m.PairIs)}
-
-
 def asked(cluster: Cluster, message: object, kind: type[Answer]) -> Answer:
     """What the head that acts answers."""
     found = cluster.home.cluster()
     return question.ask(found.heads, found.key, cluster.home.secret("admin"), message, kind, PATIENCE_S)
-
-
-def in_step(cluster: Cluster) -> bool:
-    found = views(cluster)
-    return len(found) == 2 and any(view.role == "primary" and view.in_step for view in found.values())
 
 
 def test_the_second_head_has_a_folder_as_on_a_machine_of_its_own(pair: Cluster) -> None:
@@ -61,18 +50,18 @@ def test_the_second_head_has_a_folder_as_on_a_machine_of_its_own(pair: Cluster) 
 
 
 def test_both_know_each_other_and_are_in_step(pair: Cluster) -> None:
-    found = views(pair)
+    found = pair.views()
     assert sorted(view.role for view in found.values()) == ["primary", "standby"]
     assert {view.primary for view in found.values()} <= {"A", "B"}
     assert [head.name for head in found["A"].heads] == ["A", "B"] == [head.name for head in found["B"].heads]
-    wait_for(lambda: in_step(pair), "they are in step")
+    pair.await_step()
 
 
 @pytest.mark.parametrize("name", ["head", "head B"])
 def test_a_killed_head_comes_back_and_gets_in_step_again(pair: Cluster, name: str) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
+    pair.await_step()
     pair.kill_and_await(name)
-    wait_for(lambda: in_step(pair), "both are in step again")
+    pair.await_step()
 
 
 def test_a_later_up_keeps_both(pair: Cluster) -> None:
@@ -91,10 +80,9 @@ def test_a_third_head_gets_no_token(pair: Cluster) -> None:
 
 @pytest.mark.slow
 def test_a_head_that_slept_until_its_next_entry_was_cut_gets_the_snapshot_and_is_in_step_again(pair: Cluster) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
-    acting = next(view.name for view in views(pair).values() if view.role == "primary")
-    name, home = ("head B", pair.home) if acting == "A" else ("head", pair.home.second)
-    sleeper = pair.pid(name)
+    acting = pair.await_step().name
+    home = pair.home if acting == "A" else pair.home.second
+    sleeper = pair.pid(HEADS[OTHER[acting]])
     busy = pair.submit(["sleep", "600"])
     jobs = [pair.submit(["true"]) for _ in range(100)]
     send([sleeper], signal.SIGSTOP)
@@ -107,13 +95,13 @@ def test_a_head_that_slept_until_its_next_entry_was_cut_gets_the_snapshot_and_is
         wait_for(lambda: len(list(home.head.glob("snapshot-*"))) == 2, "two snapshots are made")
     finally:
         send([sleeper], signal.SIGCONT)
-    wait_for(lambda: in_step(pair), "the sleeper is in step again")
-    assert list((pair.home if name == "head" else pair.home.second).head.glob("snapshot-*")), "by a snapshot"
-    pair.kill("head" if acting == "A" else "head B")
+    pair.await_step()
+    assert list((pair.home.second if acting == "A" else pair.home).head.glob("snapshot-*")), "by a snapshot"
+    pair.kill(HEADS[acting])
     known = asked(pair, m.WaitJobs(tuple(jobs), 0.0), m.JobsAre)
     assert {job.id: job.state for job in known.jobs} == dict.fromkeys(jobs, "held")
     asked(pair, m.Cancel((*which, str(busy))), m.JobsAre)
-    wait_for(lambda: in_step(pair), "both are in step again")
+    pair.await_step()
 
 
 @pytest.mark.slow
@@ -123,7 +111,8 @@ def test_down_ends_both_and_up_goes_on_with_both(pair: Cluster) -> None:
     plan = local.read_plan(pair.home)
     assert plan and plan.heads == 2
     pairing.up(pair.home, None, None, None, lambda _: None)
-    assert in_step(pair) and all(lockfile.holder(pair.lock(name)) for name in ("head", "head B"))
+    pair.await_step()
+    assert all(lockfile.holder(pair.lock(name)) for name in HEADS.values())
 
 
 def test_a_workers_machine_has_no_heads(tmp_path: Path) -> None:
@@ -144,7 +133,7 @@ def said(cluster: Cluster, *words: str, code: int = 0) -> str:
 
 
 def test_status_tells_of_both_heads_and_its_exit_code_that_they_are_in_step(pair: Cluster) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
+    pair.await_step()
     text = said(pair, "status")
     assert "primary" in text and "standby" in text and "level C: what is acknowledged is on both disks" in text
     told = msgspec.json.decode(said(pair, "status", "--json"))
@@ -153,17 +142,16 @@ def test_status_tells_of_both_heads_and_its_exit_code_that_they_are_in_step(pair
 
 
 def test_switchover_lets_the_heads_change_their_roles_and_back(pair: Cluster) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
-    first = next(view.primary for view in views(pair).values())
-    other = {"A": "B", "B": "A"}[first]
+    first = pair.await_step().name
+    other = OTHER[first]
     assert said(pair, "switchover").startswith(f"{other} is the primary now")
-    wait_for(lambda: in_step(pair), "both are in step")
+    pair.await_step()
     assert said(pair, "switchover").startswith(f"{first} is the primary now")
 
 
 def test_settings_of_the_pair_are_one_for_both_heads(pair: Cluster) -> None:
     assert "lease 1 s, silence 0.5 s" in said(pair, "set", "--lease", "1s", "--silence", "0.5s")
-    wait_for(lambda: {view.lease_s for view in views(pair).values()} == {1.0}, "both have the new lease")
+    wait_for(lambda: {view.lease_s for view in pair.views().values()} == {1.0}, "both have the new lease")
     assert "from 0.2 to 60" in said(pair, "set", "--lease", "100s", code=2)
     assert "lease 0.6 s, silence 0.4 s" in said(pair, "set", "--lease", "0.6s", "--silence", "0.4s")
     assert "frozen" in said(pair, "freeze")
@@ -172,9 +160,8 @@ def test_settings_of_the_pair_are_one_for_both_heads(pair: Cluster) -> None:
 
 
 def test_what_would_do_harm_is_refused_with_what_to_do_instead(pair: Cluster) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
-    primary = next(view.primary for view in views(pair).values())
-    other = {"A": "B", "B": "A"}[primary]
+    primary = pair.await_step().name
+    other = OTHER[primary]
     assert "'beo ha switchover' lets them change their roles" in said(pair, "takeover", code=75)
     assert f"{primary} is the primary already" in said(pair, "takeover", primary)
     assert "no head 'C'" in said(pair, "force-primary", "C", code=2)
@@ -198,7 +185,7 @@ def test_orphans_are_listed_and_each_is_submitted_again_once(pair: Cluster) -> N
     event = ev.Submitted(1, key, user, os.getuid(), os.getgid(), (), spec, time.time())
     folder = pair.home.second.head / "orphans"
     orphans.put_aside(folder, [Entry(1, 1, bytes(16), ev.encode(event))], time.time())
-    wait_for(lambda: views(pair)["B"].orphans == 1, "B tells of them")
+    wait_for(lambda: pair.views()["B"].orphans == 1, "B tells of them")
     assert "B: 1 entry of it the cluster does not have" in said(pair, "status")
     (row,) = msgspec.json.decode(said(pair, "orphans", "--json"))
     assert (row["kind"], row["key"], row["name"], row["fate"]) == ("Submitted", key, "lost", None)
@@ -208,47 +195,54 @@ def test_orphans_are_listed_and_each_is_submitted_again_once(pair: Cluster) -> N
         assert own.submit(spec, key) == job, "the key is known: it isn't run twice"
     assert pair.job(job).user == user
     assert msgspec.json.decode(said(pair, "orphans", "--json")) == []
-    wait_for(lambda: views(pair)["B"].orphans == 0, "nothing is left to be done")
+    wait_for(lambda: pair.views()["B"].orphans == 0, "nothing is left to be done")
 
 
 STOPS = 3  # a busy machine makes the primary go on alone for a moment: stopped just then, nobody may take over
 
 
-def takes_over_from_a_stopped_one(pair: Cluster, standby: str) -> bool:
-    """Stop the primary: one that was killed is there again at once, and may be the first to act."""
-    pid = pair.pid("head" if standby == "B" else "head B")
+def hindered_from_taking_over_of_a_stopped_one(pair: Cluster, standby: str) -> str:
+    """Stop the primary and return why the standby didn't act then; "" if it did.
+
+    One that was killed is there again at once, and may be the first to act.
+    """
+    pid = pair.pid(HEADS[OTHER[standby]])
+    why = ""
     send([pid], signal.SIGSTOP)
     deadline_s = time.monotonic() + 10.0
     try:
         while time.monotonic() < deadline_s:
-            if any(view.role == "primary" and view.name == standby for view in views(pair).values()):
-                return True
-        return False
+            told = pair.views()
+            if standby in told and told[standby].role == "primary":
+                return ""
+            why = told[standby].why if standby in told else "it doesn't answer"
+        return why
     finally:
         send([pid], signal.SIGCONT)
 
 
 @pytest.mark.slow
 def test_a_head_that_is_wiped_begins_anew_with_what_the_other_has(pair: Cluster) -> None:
-    wait_for(lambda: in_step(pair), "both are in step")
     job = pair.submit(["true"])
     pair.wait(job)
-    standby = next(name for name, view in views(pair).items() if view.role == "standby")
+    standby = OTHER[pair.await_step().name]
     home = pair.home if standby == "A" else pair.home.second
     who = home.who()
     text = said(pair, "rejoin", standby, "--wipe")
     assert f"what head {standby} had is in {home.path}/head.old-1" in text and "in step" in text
     assert home.who() == who and (home.path / "head.old-1" / "journal.db").exists()
+    whys = []
     for _ in range(STOPS):
-        wait_for(lambda: in_step(pair), "both are in step")
-        if takes_over_from_a_stopped_one(pair, standby):
+        pair.await_step()
+        whys.append(hindered_from_taking_over_of_a_stopped_one(pair, standby))
+        if not whys[-1]:
             break
     else:
-        pytest.fail(f"{standby} took over none of {STOPS} times")
+        pytest.fail(f"{standby} took over none of {STOPS} times: {whys}")
     known = pair.home.cluster()
     ask = (known.heads, known.key, pair.home.secret("admin"), m.ListJobs((str(job),)))
     assert question.ask(*ask, m.JobsAre).jobs[0].state == "done"
-    wait_for(lambda: in_step(pair), "both are in step again")
+    pair.await_step()
 
 
 @pytest.mark.slow
@@ -269,10 +263,10 @@ def test_a_head_that_leaves_is_no_loss_and_another_may_come(tmp_path: Path) -> N
         pairing.leave(home, "", said.append)
         assert said == [f"head B belongs to the cluster no more; what it had is in {home.path}/B.old-1"]
         wait_for(lambda: home.who().others == {}, "A knows that it is the only one")
-        (view,) = views(cluster).values()
+        (view,) = cluster.views().values()
         assert (view.name, view.role, len(view.heads)) == ("A", "primary", 1)
         assert cluster.job(job).state == "running", "what runs goes on"
         assert lockfile.holder(cluster.lock("head B")) is None
         cluster.down()
         pairing.up(home, None, None, 2, said.append)
-        wait_for(lambda: in_step(cluster), "both say that they are in step")
+        cluster.await_step()

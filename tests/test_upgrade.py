@@ -15,9 +15,9 @@ import pytest
 from beo import local, supervisor
 from beo.config import Home
 from beo.supervisor import environment
-from tests.cluster import PATIENCE_S, ROOT, Cluster, running, wait_for
+from tests.cluster import HEADS, OTHER, PATIENCE_S, ROOT, Cluster, running, wait_for
 from tests.history import History
-from tests.test_takeover import LOCKS, acts, ask, primary, views
+from tests.test_takeover import ask
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def newer(tmp_path: Path) -> Path:
 def pair(tmp_path: Path) -> Iterator[Cluster]:
     """Two heads without a supervisor, which would start the old beo again."""
     with running(tmp_path / "beo", workers=3, heads=2) as cluster:
-        primary(cluster)
+        cluster.await_step()
         cluster.kill("supervisor")
         yield cluster
 
 
 def upgrade(cluster: Cluster, name: str, root: Path) -> None:
     """End a head and start the same one from another beo."""
-    pid = cluster.pid(LOCKS[name])
+    pid = cluster.pid(HEADS[name])
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"the end of head {name}")
     home = cluster.home if name == "A" else cluster.home.second
@@ -58,7 +58,7 @@ def upgrade(cluster: Cluster, name: str, root: Path) -> None:
 
 def version_of(cluster: Cluster, name: str) -> str:
     """Which beo a head is."""
-    return next((view.version for view in views(cluster) if view.name == name), "")
+    return next((view.version for view in cluster.views().values() if view.name == name), "")
 
 
 @pytest.mark.slow
@@ -66,27 +66,27 @@ def test_the_standby_first_then_a_switchover_then_the_other(pair: Cluster, newer
     history = History(tmp_path / "notes")
     history.acknowledged("runs", pair.submit(history.argv("runs")))
     wait_for(lambda: history.lives("runs"), "the job lives")
-    first = primary(pair)
-    standby = "B" if first.name == "A" else "A"
+    first = pair.await_step()
+    standby = OTHER[first.name]
 
     upgrade(pair, standby, newer)
     wait_for(lambda: version_of(pair, standby) == "9.9.9", "the standby to be of the next beo")
-    assert primary(pair).name == first.name, "a newer standby gets in step with an older primary"
+    assert pair.await_step().name == first.name, "a newer standby gets in step with an older primary"
     history.acknowledged("between", pair.submit(history.argv("between", 0.0)))
 
     ask(pair, first.name, "switchover")
-    acts(pair, standby)
+    pair.await_acting(standby)
     history.acknowledged("after", pair.submit(history.argv("after", 0.0)))
 
     def told() -> bool:
-        old = next((view for view in views(pair) if view.name == first.name), None)
+        old = next((view for view in pair.views().values() if view.name == first.name), None)
         return bool(old and any("install beo 9.9.9 here" in finding for finding in old.findings))
 
     wait_for(told, "the older head to say that it can't follow", 2 * PATIENCE_S)
-    alone = lambda: any(view.role == "primary" and not view.in_step for view in views(pair))  # noqa: E731
+    alone = lambda: any(view.role == "primary" and not view.in_step for view in pair.views().values())  # noqa: E731
     wait_for(alone, "the newer head to go on alone")
 
     upgrade(pair, first.name, newer)
-    wait_for(lambda: primary(pair).other_version == "9.9.9", "the other head to be of the next beo, in step")
-    assert primary(pair).name == standby
+    wait_for(lambda: pair.await_step().other_version == "9.9.9", "the other head to be of the next beo, in step")
+    assert pair.await_step().name == standby
     pair.check(history, adopted=["runs"])

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from beo import lockfile, machines, pairing, votes, wire
+from beo import lockfile, machines, votes, wire
 from beo import messages as m
 from beo.config import ClusterFile, Home
 from beo.errors import BeoError, Conflict, Refused, UsageError
 from beo.ha import witness
 from beo.ha.witness import Voice, Witness, read, write
 from beo.votes import Accept, Cfg, Lease, Prepare
-from tests.cluster import kill, running, wait_for
+from tests.cluster import HEADS, OTHER, kill, running, wait_for
 from tests.fake_head import FakeHead
 
 VOTER = "witness:box/0123456789abcdef"
@@ -174,27 +174,22 @@ def test_with_a_witness_alone_either_head_goes_on_when_the_other_one_dies(tmp_pa
         try:
             assert said[0].startswith("up: witness box, for the heads at ")
 
-            def views() -> dict[str, m.PairIs]:
-                found = pairing.views(cluster.home).values()
-                return {view.name: view for view in found if isinstance(view, m.PairIs)}
-
             def votes_alone() -> bool:
-                acting = [view for view in views().values() if view.role == "primary" and view.in_step]
+                acting = [view for view in cluster.views().values() if view.role == "primary" and view.in_step]
                 return any([v.node for v in view.voters if v.votes] == ["witness:box"] for view in acting)
 
             cluster.kill("supervisor")
             cluster.kill_worker("node01")
             wait_for(votes_alone, "the witness is the only voter, and both heads are in step")
-            first = next(view.primary for view in views().values())
-            other = {"A": "B", "B": "A"}[first]
-            cluster.kill("head" if first == "A" else "head B")
-            wait_for(lambda: other in views() and views()[other].role == "primary", f"{other} goes on")
+            first = cluster.acting()
+            cluster.kill(HEADS[first])
+            cluster.await_acting(OTHER[first])
             pid = lockfile.holder(box.path / "witness" / "lock")
             assert pid
             kill([pid])
             wait_for(lambda: lockfile.holder(box.path / "witness" / "lock") not in (None, pid), "it is started again")
             cluster.up()
-            wait_for(lambda: any(view.in_step for view in views().values()), "both are in step again")
+            wait_for(lambda: any(view.in_step for view in cluster.views().values()), "both are in step again")
             assert read(witness.state_path(box)).epoch >= 2
         finally:
             from beo import local

@@ -19,7 +19,7 @@ import msgspec
 
 from beo.messages import PairIs
 from tests import history
-from tests.cluster import BEO, LEASE_S, wait_for
+from tests.cluster import BEO, LEASE_S, able, wait_for
 from tests.net import prober, visitor
 from tests.net.hosts import Host, Network
 
@@ -141,12 +141,9 @@ class Site:
 
         def in_step() -> bool:
             views = [view for view in self.pair() if view]
-            voters = [voter for view in views if view.cfg for group in view.cfg.voters for voter in group]
-            return (
-                sorted(view.role for view in views) == ["primary", "standby"]
-                and all(view.in_step for view in views)
-                and not (self.workers and (not voters or any(voter.startswith("holder/") for voter in voters)))
-            )
+            if self.workers:
+                return able(views) is not None
+            return sorted(view.role for view in views) == ["primary", "standby"] and all(v.in_step for v in views)
 
         wait_for(in_step, "both heads are in step, and who votes is a worker", BACK_S)
 
