@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from beo import local, pairing
-from beo import messages as ms
+from beo import local
 from tests.cluster import HEADS, OTHER, PATIENCE_S, Cluster, running, send, wait_for
 from tests.scribes import Hand
 from tests.volumes import await_equal, differences, tree_of, tree_pid
@@ -127,5 +126,5 @@ def test_what_a_head_had_that_was_forced_away_is_listed_when_it_begins_anew(pair
 
 def said_why(cluster: Cluster, head: str) -> str:
     """Why a head doesn't act, as it says itself."""
-    found = [view for view in pairing.views(cluster.home).values() if isinstance(view, ms.PairIs)]
-    return next((view.why for view in found if view.name == head), "")
+    view = cluster.views().get(head)
+    return view.why if view else ""
