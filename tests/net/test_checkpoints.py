@@ -10,13 +10,13 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
+from beo.errors import EXIT_NO_HEAD
 from beo.nodeset import expand
 from tests import test_migratable, test_movable
 from tests.cluster import wait_for
@@ -60,9 +60,9 @@ def row(site: Site, job: str) -> dict[str, Any]:
     """What the cluster says of a job, as soon as a head acts."""
 
     def says() -> str:
-        with suppress(AssertionError):
-            return site.said("queue", job, "--json")
-        return ""
+        done = site.client.beo("queue", job, "--json")
+        assert done.returncode in (0, EXIT_NO_HEAD), f"{done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     (found,) = msgspec.json.decode(wait_for(says, "a head acts", BACK_S), type=list[dict[str, Any]])
     return found
