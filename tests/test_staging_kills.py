@@ -205,7 +205,6 @@ def test_a_primary_that_is_killed_while_files_come_in_and_go_out_costs_nothing(t
         with cluster.client() as own:
             own.release([str(job)])
         wait_for(lambda: any((path / "large").exists() for path in folders(cluster, job)), "files come in")
-        assert cluster.output(job) == "", "no rank runs before all is there"
         kill_acting(cluster)
         wait_for(lambda: "copied\ncopied\n" in cluster.output(job), "both ranks have run")
         cluster.await_step()
