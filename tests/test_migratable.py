@@ -18,13 +18,14 @@ from beo.worker import criu
 from tests.cluster import Cluster, running, wait_for
 
 RING = """
-import sys, time
+import os, sys, time
 from mpi4py import MPI
 import numpy as np
 
 world = MPI.COMM_WORLD
 rank, size, wrong = world.rank, world.size, 0
-for step in range(int(sys.argv[1])):
+step = 0
+while world.bcast(not os.path.exists(sys.argv[1]) if rank == 0 else None):
     wrong += world.allreduce(rank * step + 1) != step * size * (size - 1) // 2 + size
     got = np.empty(1000)
     world.Sendrecv(np.arange(1000.0) + rank + step, (rank + 1) % size, recvbuf=got, source=(rank - 1) % size)
@@ -34,10 +35,10 @@ for step in range(int(sys.argv[1])):
     wrong += not (much == size * step + size * (size - 1) / 2).all()
     if rank == 0:
         print("step", step, flush=True)
+    step += 1
     time.sleep(0.02)
 print("rank", rank, "of", size, "wrong", wrong, flush=True)
 """
-STEPS = 300
 MOVES = 3
 
 
@@ -81,8 +82,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def submit(cluster: Cluster, steps: int = STEPS, **options: Any) -> int:
-    return cluster.submit([sys.executable, "-c", RING, str(steps)], ranks=4, migratable=True, **options)
+def program(stop: Path) -> list[str]:
+    """Four ranks that talk until there is a file `stop`."""
+    return [sys.executable, "-c", RING, str(stop)]
+
+
+def submit(cluster: Cluster, stop: Path, **options: Any) -> int:
+    return cluster.submit(program(stop), ranks=4, migratable=True, **options)
 
 
 def prints_on(cluster: Cluster, job: int) -> None:
@@ -92,7 +98,8 @@ def prints_on(cluster: Cluster, job: int) -> None:
 
 def expect_whole(output: str) -> None:
     lines = output.splitlines()
-    assert [line for line in lines if line.startswith("step")] == [f"step {n}" for n in range(STEPS)]
+    steps = [line for line in lines if line.startswith("step")]
+    assert steps == [f"step {n}" for n in range(len(steps))]
     expect_right(lines)
 
 
@@ -101,8 +108,9 @@ def expect_right(lines: list[str]) -> None:
     assert sorted(line for line in lines if line.startswith("rank")) == [f"rank {n} of 4 wrong 0" for n in range(4)]
 
 
-def test_ranks_of_a_running_mpi_program_are_moved_and_no_sum_is_wrong(cluster: Cluster) -> None:
-    job = submit(cluster)
+def test_ranks_of_a_running_mpi_program_are_moved_and_no_sum_is_wrong(cluster: Cluster, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    job = submit(cluster, stop)
     for attempt in range(1, MOVES + 1):
         nodes = nodeset.expand(cluster.wait_for_state(job, "running", attempt).nodes)
         prints_on(cluster, job)
@@ -110,14 +118,18 @@ def test_ranks_of_a_running_mpi_program_are_moved_and_no_sum_is_wrong(cluster: C
         moved = nodeset.expand(cluster.wait_for_state(job, "running", attempt + 1).nodes)
         assert (nodes[-1] in moved, len(moved)) == (False, 2)
         cluster.beo("resume", nodes[-1])
+    stop.touch()
     (view,) = cluster.wait(job)
     assert (view.state, view.attempt) == ("done", MOVES + 1), view
     expect_whole(cluster.output(job))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["a rank", "a node's part"])
-def test_a_kill_while_they_move_costs_the_attempt_but_never_a_wrong_sum(cluster: Cluster, whole: bool) -> None:
-    job = submit(cluster, steps=100, requeue="auto")
+def test_a_kill_while_they_move_costs_the_attempt_but_never_a_wrong_sum(
+    cluster: Cluster, tmp_path: Path, whole: bool
+) -> None:
+    stop = tmp_path / "stop"
+    job = submit(cluster, stop, requeue="auto")
     view = cluster.wait_for_state(job, "running")
     prints_on(cluster, job)
     victim = cluster.ranks(job)[3]
@@ -125,6 +137,7 @@ def test_a_kill_while_they_move_costs_the_attempt_but_never_a_wrong_sum(cluster:
     wait_for(lambda: len(cluster.ranks(job)) < 4, "a rank is dumped")
     with suppress(ProcessLookupError):
         os.kill(warden_of(victim) if whole else victim, signal.SIGKILL)
+    stop.touch()
     (view,) = cluster.wait(job)
     cluster.beo("resume", "node[01-03]")
     output = cluster.output(job)

@@ -107,14 +107,16 @@ def test_a_script_is_moved_too_and_a_drain_empties_its_node(cluster: Cluster, tm
     expect_undisturbed("pipeline", cluster.output(job))
 
 
-def test_what_cant_be_moved_goes_on_where_it_is_and_the_log_says_why(cluster: Cluster) -> None:
-    code = "import time; f = open('/dev/zero'); [time.sleep(0.02) for _ in range(150)]; print('done')"
-    job = cluster.submit([sys.executable, "-c", code.replace("/dev/zero", "/dev/fuse")], movable=True)
+def test_what_cant_be_moved_goes_on_where_it_is_and_the_log_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    argv = ["sh", "-c", 'exec 3</dev/fuse; until [ -e "$1" ]; do sleep 0.02; done; echo done', "sh", str(stop)]
+    job = cluster.submit(argv, movable=True)
     node = cluster.wait_for_state(job, "running").nodes
     wait_for(lambda: cluster.ranks(job), "it runs")
     cluster.beo("migrate", str(job))
     log = cluster.home.logs / f"{node}.log"
     wait_for(lambda: f"job {job} can't be moved" in log.read_text(), "its agent says why")
+    stop.touch()
     (view,) = cluster.wait(job)
     assert (view.state, view.attempt, cluster.output(job)) == ("done", 1, "done\n")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,11 +184,13 @@ def test_an_unmodified_program_is_moved_from_machine_to_machine_with_its_output_
     test_movable.expect_undisturbed(name, site.said("logs", job))
 
 
-def test_ranks_of_a_running_mpi_program_are_moved_to_another_machine_with_their_connections(site: Site) -> None:
+def test_ranks_of_a_running_mpi_program_are_moved_to_another_machine_with_their_connections(
+    site: Site, tmp_path: Path
+) -> None:
     if why := test_migratable.why_not():
         pytest.skip(f"{why[:200]}: make criu CRIU_SUITE=sid")
-    program = [sys.executable, "-c", test_migratable.RING, str(test_migratable.STEPS)]
-    job = site.said("submit", "-n", "4", "-N", "2", "--migratable", "--", *program).split()[-1]
+    stop = tmp_path / "stop"
+    job = site.said("submit", "-n", "4", "-N", "2", "--migratable", "--", *test_migratable.program(stop)).split()[-1]
     for attempt in (1, 2):
         prints_on(site, job)
         first = expand(row(site, job)["nodes"])[0]
@@ -197,5 +198,6 @@ def test_ranks_of_a_running_mpi_program_are_moved_to_another_machine_with_their_
         goes_on(site, job, attempt)
         assert first not in expand(row(site, job)["nodes"])
         site.said("resume", first)
+    stop.touch()
     site.said("wait", job)
     test_migratable.expect_whole(site.said("logs", job))
