@@ -51,7 +51,9 @@ while bytes.fromhex("525400006601") * 16 not in link.recv(2_048):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[Host, Host, subprocess.Popen[str], Path]]:
+def serving(
+    folder: Path, mode: str = "dhcp", pool: str = "10.77.0.100-10.77.0.120"
+) -> Iterator[tuple[Host, Host, subprocess.Popen[str], Path]]:
     """A head that lets machines boot, another host in its network, the server, and its log."""
     (folder / "net").mkdir()
     with network(folder / "net", 2) as net:
@@ -59,16 +61,23 @@ def serving(folder: Path) -> Iterator[tuple[Host, Host, subprocess.Popen[str], P
         where = head.folder / "beo"
         fill(where)
         (where / "firmware").mkdir()
-        (where / "beo.toml").write_text("[boot]\nrange = '10.77.0.100-10.77.0.120'\n")
+        (where / "beo.toml").write_text(f"[boot]\nrange = '{pool}'\n")
         (where / "firmware" / "undionly.kpxe").write_bytes(b"k" * 1_000)
         log = folder / "server.log"
         with log.open("wb") as out:
-            argv = sys.executable, "-m", "tests.net.boot_server", str(where), "dhcp"
+            argv = sys.executable, "-m", "tests.net.boot_server", str(where), mode
             server = head.start(*argv, stdout=out, stderr=out)
         status = where / "run" / "boot.json"
         wait_for(lambda: server.poll() is not None or status.exists(), "the server of boots")
         assert server.poll() is None, log.read_text()
         yield head, machine, server, log
+
+
+def test_a_head_without_addresses_to_give_says_so_where_nobody_gives_any(tmp_path: Path) -> None:
+    with serving(tmp_path, "auto", "") as (head, _, server, log):
+        status = head.folder / "beo" / "run" / "boot.json"
+        wait_for(lambda: server.poll() is not None or "nobody gives addresses" in status.read_text(), "it is told")
+        assert server.poll() is None, log.read_text()
 
 
 def test_who_says_that_he_is_everybody_ends_no_server(tmp_path: Path) -> None:
