@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -132,9 +135,9 @@ def test_the_script_is_for_every_shell(shell: str) -> None:
         ("--pin x --token t", "--pin is no SHA-256"),
         (f"--pin {'a' * 63} --token t", "--pin is no SHA-256"),
         ("--nonsense", "'--nonsense' is no option"),
-        (f"--pin {'a' * 64} --token t --dir FOLDER", "has no runtime"),
+        (f"--pin {'a' * 64} --token t --dir FOLDER", "no runtime aaaa"),
         (f"--pin {'a' * 64} --token t --dir /proc/nowhere", "can't write to /proc/nowhere"),
-        (f"--pin {'a' * 64} --token t --dir FOLDER --boot http://127.0.0.1:1", "has no runtime"),
+        (f"--pin {'a' * 64} --token t --dir FOLDER --boot http://127.0.0.1:1", "no runtime aaaa"),
     ],
 )
 def test_each_mistake_gets_a_clear_word(desk: str, tmp_path: Path, words: str, said: str) -> None:
@@ -163,13 +166,44 @@ def test_an_archive_that_is_another_is_not_unpacked(cluster: Cluster, made: runt
     assert not list((tmp_path / "w" / "runtime").iterdir())
 
 
+@pytest.mark.parametrize("program", ["curl", "wget"])
+def test_a_head_that_dies_while_it_sends_is_not_waited_for(desk: str, tmp_path: Path, program: str) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "uname", "mkdir", "rm", "sha256sum", "tar", "gzip", program):
+        (tools / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
+    text = urlopen(f"http://{desk}/boot.sh", timeout=10).read().decode()
+    with socket.create_server(("127.0.0.1", 0)) as dying:
+        dying.settimeout(20)
+
+        def send() -> None:
+            link, _ = dying.accept()
+            link.recv(4_096)
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nbegins")
+            links.append(link)  # and then nothing more is heard of it, not even that it is gone
+
+        links: list[socket.socket] = []
+        sender = threading.Thread(target=send)
+        sender.start()
+        words = ["--pin", "a" * 64, "--token", "t", "--dir", f"{tmp_path}/w"]
+        words += ["--boot", f"http://127.0.0.1:{dying.getsockname()[1]}"]
+        env = {"PATH": str(tools), "HOME": "/nonexistent", "BEO_STALL_S": "2"}
+        argv = [f"{tools}/sh", "-s", "--", *words]
+        done = subprocess.run(argv, input=text, env=env, capture_output=True, text=True, timeout=30, check=False)
+        sender.join()
+        for link in links:
+            link.close()
+    assert done.returncode == 1 and "is that head up" in done.stderr, done
+    assert not list((tmp_path / "w" / "runtime").iterdir())
+
+
 def test_the_checked_line_takes_no_other_script(cluster: Cluster, desk: str, tmp_path: Path) -> None:
     script = desks.script(cluster.home, f"http://{desk}").encode()
     cluster.home.toml.write_text(cluster.home.toml.read_text() + f"\n[boot]\nport = {desk.rpartition(':')[2]}\n")
     _, checked = machines.boot_lines(cluster.home, "t", "a" * 64, script)
     words = f" --dir {tmp_path}/w"
     done = subprocess.run(["sh", "-c", checked + words], capture_output=True, text=True, check=False)
-    assert "has no runtime" in done.stderr, "the script itself was taken"
+    assert "no runtime aaaa" in done.stderr, "the script itself was taken"
     _, checked = machines.boot_lines(cluster.home, "t", "a" * 64, script.replace(b"set -eu", b"set -e"))
     done = subprocess.run(["sh", "-c", checked + words], capture_output=True, text=True, check=False)
     assert done.returncode and not done.stderr, "and another one is not even read"

@@ -281,6 +281,17 @@ def test_slow_and_dead_clients_hold_up_nobody_and_are_ended(running: Running, mo
         link.close()
 
 
+def test_who_ends_his_half_with_what_he_posts_is_answered(running: Running) -> None:
+    host, _, port = running.address.rpartition(":")
+    for path in ("/echo", "/slow"):
+        with socket.create_connection((host, int(port)), 10) as link:
+            link.sendall(f"POST {path} HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi".encode())
+            link.shutdown(socket.SHUT_WR)
+            status, headers, body = read_answer(link)
+            assert (status, body[:2], headers["connection"]) == (200, b"hi", "close") and not link.recv(1)
+    wait_for(lambda: not len(running.web), "no connection")
+
+
 def test_one_host_cannot_take_all_connections(running: Running) -> None:
     host, _, port = running.address.rpartition(":")
     links = [socket.create_connection((host, int(port)), 10) for _ in range(web.OF_HOST_MAX)]

@@ -51,6 +51,22 @@ def test_a_machine_is_set_asked_for_approved_and_forgotten(cluster: Cluster) -> 
     assert "no machine 'lab1'" in typed(cluster, "node", "forget", "lab1", code=2)
 
 
+@pytest.mark.parametrize("text", ["52-54-00-00-66-0A", "52540000660a", "52:54:00:00:66:0A"])
+def test_a_machine_that_never_booted_is_put_on_record_however_its_address_is_written(
+    cluster: Cluster, text: str
+) -> None:
+    assert "lab9: 52:54:00:00:66:0a," in typed(cluster, "node", "set", text, "--name", "lab9")
+    typed(cluster, "node", "forget", "lab9")
+
+
+def test_the_cure_for_an_unknown_machine_can_be_typed(cluster: Cluster) -> None:
+    with pytest.raises(BeoError) as told, cluster.client() as own:
+        own.request(m.JoinMachine("52:54:00:00:66:0b", "b1", KEY, "10.0.0.1:700"))
+    words = told.value.cure.partition("'beo ")[2].partition("'")[0].split()
+    assert "52:54:00:00:66:0b" in typed(cluster, *words)
+    typed(cluster, "node", "forget", "52:54:00:00:66:0b")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -7,6 +7,7 @@
 # its SHA-256 is the one on the line, and starts the worker. It needs no root, a shell, tar, gzip, sha256sum, and one of
 # curl, wget and busybox. Everything is in one folder: remove that, and nothing is left.
 set -eu
+STALL_S=${BEO_STALL_S:-30} # for a head that died while it sent
 
 say() { printf 'beo: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
@@ -29,7 +30,9 @@ applet() {
 
 fetch() {
   if has curl; then
-    curl -fsS --connect-timeout 5 "$1"
+    curl -fsS --connect-timeout 5 --speed-limit 1000 --speed-time "$STALL_S" "$1"
+  elif has wget && wget --version >/dev/null 2>&1; then # GNU's
+    wget -q --tries 1 --timeout "$STALL_S" -O - "$1"
   elif has wget; then
     wget -q -O - "$1"
   elif has busybox; then
@@ -41,7 +44,8 @@ fetch() {
 
 unpack() { # FROM TO
   archive=$1.tar.gz
-  fetch "$boot/runtime/$pin" >"$archive" || die "$boot has no runtime $pin: make a new line with 'beo token --boot'"
+  fetch "$boot/runtime/$pin" >"$archive" ||
+    die "no runtime $pin comes from $boot: is that head up, and space in $folder? If so, make a new line with 'beo token --boot'"
   sum=$(applet sha256sum <"$archive") || die "nothing here can check a SHA-256: install sha256sum or busybox"
   sum=${sum%% *}
   [ "$sum" = "$pin" ] || die "what $boot sent is not what the line names (it is ${sum:-nothing}): somebody is in between"
@@ -87,7 +91,7 @@ main() {
 
   if [ -z "$folder" ]; then
     folder=${HOME:-/tmp}/.beo
-    [ "$folder" != /.beo ] || folder=/var/lib/beo
+    [ "$folder" != //.beo ] || folder=/var/lib/beo
   fi
   applet mkdir -p "$folder/runtime" || die "can't write to $folder: say --dir FOLDER"
   folder=$(cd "$folder" && pwd)

@@ -7,13 +7,14 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface
 
 from beo.boot.solicit import ALL_ROUTERS, HOPS
 from beo.errors import BeoError, Conflict, NotFound, Refused, reason
 
 _ADDRESS, _MASK, _MAC, _FLAGS = 0x8915, 0x891B, 0x8927, 0x8913  # SIOCGIF…
-_IS_UP = 1
+_IS_UP, _HAS_BROADCAST = 1, 2
 _ICMP6_FILTER, _SOLICITATION = 1, 133
 
 
@@ -43,8 +44,31 @@ def address(interface: str) -> str:
 
 
 def mac(interface: str) -> str:
-    """Return an interface's MAC address."""
-    return _ask(interface, _MAC)[18:24].hex(":")
+    """Return an interface's MAC address; raises BeoError where it is no more."""
+    try:
+        return _ask(interface, _MAC)[18:24].hex(":")
+    except OSError as error:
+        raise NotFound(f"no interface {interface!r}", reason(error), "'ip link' lists them") from None
+
+
+def number(interface: str) -> int:
+    """Return an interface's number: one that is made anew by the same name has another. 0: there is none."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
+
+
+def broadcasts() -> list[str]:
+    """Return the broadcast address of each network of this machine that has one."""
+    found = set()
+    for _, name in socket.if_nameindex():
+        with suppress(OSError, BeoError):  # it is down, or without an address
+            (flags,) = struct.unpack_from("H", _ask(name, _FLAGS), 16)
+            network = IPv4Interface(address(name)).network  # as an interface need not say it itself
+            if flags & _HAS_BROADCAST and network.prefixlen < 31:
+                found.add(network.broadcast_address)
+    return [str(one) for one in sorted(found)]
 
 
 def datagrams(interface: str, port: int, host: str = "", broadcast: bool = False) -> socket.socket:

@@ -111,6 +111,9 @@ class Giver:
         for note in [note for note, said_s in self.notes.items() if now_s - said_s > HEARD_S]:
             del self.notes[note]
         found = list(self.notes)
+        alone = not self.other and 0 <= self._listen_until_s <= now_s
+        if self._mode == "auto" and not self._has_pool and alone:
+            found.append("nobody gives addresses: set [boot] range in beo.toml, then 'beo down' and 'beo up'")
         if self.other and self.part == "dhcp":
             found.append(
                 f"the DHCP server at {self.other} gives addresses on {self._interface}, too: end it, or --mode proxy"

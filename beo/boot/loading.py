@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from beo.boot import ether, tftp
 from beo.boot.tftp import Data, Raw, Transfer
-from beo.errors import BeoError, NotFound, reason
+from beo.errors import BeoError, NotFound, Refused, reason
 
 PORT = 69
 TRANSFERS_MAX = 256  # of 1 MB each at most; who finds them all taken asks again
@@ -93,9 +93,8 @@ class Loader:
         except OSError as error:
             raise NotFound(f"no file {name}", reason(error), "apt-get install ipxe") from None
         try:
-            link = ether.datagrams(self._interface, 0, self._server)
-            link.connect(peer)
-        except (OSError, BeoError):
+            link = self._link_to(peer)
+        except BeoError:
             os.close(file)
             raise
         run = _Run(link, file, Transfer(os.fstat(file).st_size, wish.options, self._now_s), peer, name)
@@ -103,6 +102,15 @@ class Loader:
         self._selector.register(link, selectors.EVENT_READ, self._reading(run))
         run.do(run.transfer.begin())
         self._look(run)
+
+    def _link_to(self, peer: tuple[str, int]) -> socket.socket:
+        link = ether.datagrams(self._interface, 0, self._server)
+        try:
+            link.connect(peer)
+        except OSError as error:  # it says that it comes from everybody's address, or from one without a way there
+            link.close()
+            raise Refused(f"nothing can be sent to {peer[0]}", reason(error), "") from None
+        return link
 
     def _reading(self, run: _Run) -> Callable[[int], None]:
         def read(_: int) -> None:

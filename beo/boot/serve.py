@@ -34,7 +34,7 @@ from beo.boot.switch import Status, Switch
 from beo.boot.web import Web
 from beo.child import end_with_parent
 from beo.config import Home, home
-from beo.errors import BeoError, UsageError, reason
+from beo.errors import BeoError, Conflict, UsageError, reason
 
 TICK_S = 0.1
 SAY_EVERY_S = 0.5
@@ -85,7 +85,9 @@ class Server:
         self._home, self._chosen, self._book, self._shelf = where, chosen, book, shelf
         self._config = where.config().boot
         kinds, paths = firmware.find(where)
+        self._number = ether.number(chosen.interface)
         self._site = firmware.site_of(where, chosen.interface)
+        self._down = ""
         self._stopping = False
         self._say_s = 0.0
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -164,12 +166,25 @@ class Server:
         prefix = IPv4Interface(self._site.interface).network.prefixlen
         return script.boot(machine, image, cluster.heads, tuple(boots), pin, prefix)
 
+    def _look(self) -> None:
+        """End where the interface isn't what it was: what listens hears by none that comes in its place."""
+        name, own = self._chosen.interface, self._site.interface
+        try:
+            own, self._down = ether.address(name), ""
+        except Conflict as error:  # down, or without its address for now: what listens goes on when that is back
+            self._down = str(error)
+        if own != self._site.interface or ether.number(name) != self._number:
+            why = f"it has {own} now, and had {self._site.interface}" if own != self._site.interface else ""
+            raise Conflict(f"{name} isn't the interface any more that it was", why, "a new start takes it as it is")
+
     def _tick(self, now_s: float) -> None:
         self._giver.tick(now_s)
         self._loader.tick(now_s)
         self._web.tick(now_s)
         if now_s >= self._say_s:
             self._say_s = now_s + SAY_EVERY_S
+            self._look()
+            down = (self._down,) if self._down else ()
             status = Status(
                 os.getpid(),
                 time.clock_gettime(time.CLOCK_BOOTTIME),
@@ -183,7 +198,7 @@ class Server:
                 self._giver.answered,
                 self._pages.sent,
                 len(self._web),
-                (*self._lacks, *self._giver.troubles(now_s)),
+                (*down, *self._lacks, *self._giver.troubles(now_s)),
                 self._pages.referred,
                 self._storm.givers(now_s),
             )

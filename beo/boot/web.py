@@ -51,6 +51,7 @@ class Exchange:
         self._ended: Ended | None = None
         self._keeps = False
         self._busy = False  # the answer is being made
+        self._heard_all = False  # the other side says nothing more, and waits
         self.due_s = time.monotonic() + HEAD_S
         web.selector.register(link, selectors.EVENT_READ, self._turn)
 
@@ -84,11 +85,16 @@ class Exchange:
         if not wanted:
             self._drop_file()
         self._left = length if self._file >= 0 else 0
-        self._keeps = self.head.keeps
+        self._keeps = self.head.keeps and not self._heard_all
         self._out = write_head(status, length, response.kind, self._keeps, more) + (body if wanted else b"")
         self._busy = False
         self._pace()
-        self._web.selector.modify(self._link, selectors.EVENT_READ | selectors.EVENT_WRITE, self._turn)
+        if self._heard_all:
+            with suppress(KeyError):
+                self._web.selector.unregister(self._link)
+            self._web.selector.register(self._link, selectors.EVENT_WRITE, self._turn)
+        else:
+            self._web.selector.modify(self._link, selectors.EVENT_READ | selectors.EVENT_WRITE, self._turn)
 
     def refuse(self, status: int, why: str) -> None:
         """Say why not, and end the connection."""
@@ -139,7 +145,12 @@ class Exchange:
     def _read(self) -> None:
         data = self._link.recv(READ_BYTES)
         if not data:
-            self.close()
+            # Who posts by a pipe, as init does with nc, ends his half with that. Nobody fetches a file so: he is gone.
+            if self._busy and self.head and self.head.method == "POST":
+                self._heard_all = True
+                self._web.selector.unregister(self._link)
+            else:
+                self.close()
             return
         if len(self._came) > BODY_MAX_BYTES + READ_BYTES:  # who speaks on while he is answered
             self.close()

@@ -18,7 +18,7 @@ START_S = 10.0  # for the head to have it served; it takes a second
 LOOK_S = 0.05
 SILENT_S = 3.0  # a server that says nothing for so long isn't there
 MODES = ("auto", "proxy", "dhcp", "off")
-PARTS = {"dhcp": "gives addresses", "proxy": "another server gives addresses", "": "listens for another server"}
+PARTS = {"dhcp": "gives addresses", "proxy": "leaves addresses to another server", "": "listens for another server"}
 
 
 def _heard(home: Home) -> Status | None:
@@ -75,7 +75,9 @@ def serve(interface: str | None, mode: str | None, foreground: bool) -> None:
     deadline = time.monotonic() + START_S
     while not (status := _heard(home)) or status.interface != chosen.interface or status.mode != chosen.mode:
         if time.monotonic() > deadline:
-            why = "this head isn't the primary, or not up" if not told else "the head's log tells more"
+            why = "the head's log tells more"
+            if not told:
+                why = "it isn't the primary, or not up, or its server can't begin, of which the head's log tells"
             print(f"it will be served by {chosen.interface} ({own}) once this head acts: {why}")
             return
         time.sleep(LOOK_S)

@@ -174,7 +174,7 @@ def set_machine(
         try:
             mac = find(cluster.machines(), machine).mac
         except NotFound:
-            if ":" not in machine:
+            if ":" not in machine and sum(letter in HEX for letter in machine.lower()) != MAC_DIGITS:
                 raise
             mac = mac_of(machine)
         secret = None if tag is None else "" if tag == "-" else tag_key(mac, tag)

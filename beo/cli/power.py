@@ -10,6 +10,7 @@ import click
 
 from beo import messages as m
 from beo import table
+from beo.boot import ether
 from beo.cli.group import Verb, option
 from beo.cli.node import find
 from beo.client import Cluster
@@ -32,7 +33,7 @@ OUTPUT_LENGTH_MAX = 500
 )
 @click.argument("action", type=click.Choice(ACTIONS))
 @click.argument("machines", nargs=-1, required=True, metavar="MACHINE...")
-@option("--broadcast", default="255.255.255.255", show_default=True, metavar="IP", help="Where the waking packet goes.")
+@option("--broadcast", default="", metavar="IP", help="Where the waking packet goes (default: all networks here).")
 @option("--yes", is_flag=True, help="Turn it off though its node is up.")
 def power(action: str, machines: tuple[str, ...], broadcast: str, yes: bool) -> None:
     """Turn machines on or off.
@@ -61,8 +62,14 @@ def turn(view: m.MachineView, action: str, broadcast: str) -> str:
     if action != "on":
         cure = f"'beo node set {view.name} --power COMMAND'"
         raise UsageError(f"{view.name} can't be turned {action}", "it has no power command", cure)
-    wake(view.mac, broadcast)
-    return f"a waking packet was sent to {view.mac} by {broadcast}"
+    # To 255.255.255.255 it would leave by the default route alone, which of a head with two cards is the wrong one.
+    places = [broadcast] if broadcast else ether.broadcasts()
+    if not places:
+        why = "this machine is in no network"
+        raise BeoError("no waking packet can be sent", why, "say --broadcast of its network")
+    for place in places:
+        wake(view.mac, place)
+    return f"a waking packet was sent to {view.mac} by {', '.join(places)}"
 
 
 def words_of(view: m.MachineView, action: str) -> list[str]:

@@ -138,7 +138,7 @@ def find(state: State, mac: str) -> Machine:
     """Return a machine by its MAC address; raises NotFound."""
     known = state.machines.get(mac_of(mac))
     if not known:
-        cure = "let it boot from the network, or 'beo node set --mac' it"
+        cure = f"let it boot from the network, or put it on record: 'beo node set {mac_of(mac)} --policy default'"
         raise NotFound(f"no machine with the MAC address {mac_of(mac)}", "none such is on record", cure)
     return known
 

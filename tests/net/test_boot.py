@@ -199,7 +199,7 @@ def test_with_another_server_on_the_wire_it_gives_no_addresses_and_says_so(site:
         assert other.stdout and other.stdout.readline() == "ready\n"
         replies = boot(site.client, "dhcp", "uefi", MAC.format(50))  # both offer, the client chooses each
         assert site.workers[0].address in {reply["server"] for reply in replies}
-        wait_for(lambda: status(head)["state"] == "another server gives addresses", "it to back off")
+        wait_for(lambda: status(head)["state"] == "leaves addresses to another server", "it to back off")
         assert status(head)["other"] == site.workers[0].address
         replies = boot(site.client, "dhcp", "uefi", MAC.format(51), head.address)
         own = [reply for reply in replies if reply["server"] == head.address]
@@ -210,7 +210,7 @@ def test_with_another_server_on_the_wire_it_gives_no_addresses_and_says_so(site:
         # Begun anew beside it, it never gives one.
         said(head, "boot", "off")
         said(head, "boot", "serve", "--interface", "eth0")
-        wait_for(lambda: status(head)["state"] == "another server gives addresses", "it to see the other one")
+        wait_for(lambda: status(head)["state"] == "leaves addresses to another server", "it to see the other one")
     finally:
         for pid in _running(site.workers[0], b"tests.net.booter"):
             os.kill(pid, 9)
