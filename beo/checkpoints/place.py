@@ -66,7 +66,7 @@ class Lock:
 
 
 class Place:
-    """This program's folder on this node, locked; the same on all nodes. nodes: how many they are."""
+    """This program's folder on this node, locked; the same on all nodes. nodes: how many; is_own: by its name."""
 
     def __init__(self, comm: Any, folder: str | os.PathLike[str] | None) -> None:
         """Find it. Collective. folder: another one that the user names. Raises BeoError where there is none."""
@@ -83,6 +83,7 @@ class Place:
         homes = comm.allgather((node, str(base)))
         self.nodes = len({name for name, _ in homes})
         self._leads = homes.index(homes[comm.rank]) == comm.rank
+        self.is_own = folder is None
         if folder is not None:
             self.folder = base
             if not self._is_taken(base, patient=True):
