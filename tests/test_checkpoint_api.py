@@ -523,10 +523,9 @@ def test_the_programs_of_the_page_on_checkpoints_work(number: int, folder: Path)
         r"^```python\n(.*?)^```", (ROOT / "docs" / "checkpoint.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert len(blocks) == 5
+    printed = "9800000.0\n", "1.414213562373095\n", "10.0\n", "1024.0\n2048.0\n", ""
     done = by_hand(blocks[number], BEO_CHECKPOINT_DIR=str(folder))
-    assert (done.returncode, done.stdout) == (0, ("9800000.0\n", "1.414213562373095\n", "10.0\n", "1024.0\n2048.0\n", "")[number]), (
-        done.stderr
-    )
+    assert (done.returncode, done.stdout) == (0, printed[number]), done.stderr
     assert not list(folder.iterdir())
 
 
