@@ -115,6 +115,19 @@ def test_a_folder_that_another_program_uses_is_refused(tmp_path: Path, monkeypat
         beo.checkpoint(n=1, folder=tmp_path / "own")
 
 
+def test_a_folder_that_cant_be_made_isnt_told_to_be_in_use(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may write anywhere
+    try:
+        with pytest.raises(BeoError, match=r"no checkpoints in .*own \(permission denied\): name another folder"):
+            beo.checkpoint(n=1, folder=closed / "own")
+    finally:
+        os.seteuid(user)
+
+
 def test_a_twin_that_runs_at_the_same_time_has_a_folder_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

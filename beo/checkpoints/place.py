@@ -46,15 +46,18 @@ class Lock:
         The folder and the file are made where they are missing. OSError where they can't be.
         """
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        try:
-            if self._fd < 0:
+        if self._fd < 0:
+            with suppress(FileNotFoundError):
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if self._fd < 0:
+            return False  # another has just removed the folder
+        try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock.pack(kind, os.SEEK_SET, 0, 0, 0))
             if os.stat(self.path).st_ino == os.fstat(self._fd).st_ino:
                 return True
         except (BlockingIOError, PermissionError, FileNotFoundError):
-            pass  # another has it, or removed it with its folder
+            pass  # another has it, or has removed it
         self.free()
         return False
 
