@@ -268,6 +268,20 @@ def test_what_was_left_is_not_waited_for_when_the_heads_copy_is_taken(world: Wor
     assert [(start.attempt, start.anew) for start in second.commands(ms.Start)] == [(1, False), (3, True)]
 
 
+@pytest.mark.parametrize(("code", "copies"), [(0, ()), (1, (("n1", "a" * 64),))])
+def test_a_job_that_was_done_begins_anew_when_it_is_queued_again_whatever_copy_is_at_the_head(
+    world: World, code: int, copies: tuple[tuple[str, str], ...]
+) -> None:
+    node = world.node("n1")
+    number = world.submit()
+    node.tell(ms.VaultCopied("n1", "n1-1", number, 1, "a" * 64, 5, (("mark", 1, 1),)))
+    node.end(number, code)
+    node.keep()
+    world.answer(ms.Requeue(((number, 1),)))
+    assert [(start.attempt, start.copies) for start in node.commands(ms.Start)] == [(1, ()), (2, copies)]
+    assert world.replays()
+
+
 def test_a_copy_that_is_of_no_use_either_ends_the_job_in_words(world: World) -> None:
     node, number = lost_twice(world, copied=True)
     node.end(number, EXIT_UNRESTORED)

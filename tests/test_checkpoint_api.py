@@ -115,6 +115,19 @@ def test_a_folder_that_another_program_uses_is_refused(tmp_path: Path, monkeypat
         beo.checkpoint(n=1, folder=tmp_path / "own")
 
 
+def test_a_folder_that_cant_be_made_isnt_told_to_be_in_use(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may write anywhere
+    try:
+        with pytest.raises(BeoError, match=r"no checkpoints in .*own \(permission denied\): name another folder"):
+            beo.checkpoint(n=1, folder=closed / "own")
+    finally:
+        os.seteuid(user)
+
+
 def test_a_twin_that_runs_at_the_same_time_has_a_folder_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +204,9 @@ def test_functions_of_the_programs_own_keep_and_take_back() -> None:
         ({"every": "often"}, "'often' is no duration"),
         ({"level": "raid9"}, "there is no level 'raid9'"),
         ({"level": "raid1"}, "level raid1 isn't possible"),
+        ({"level": 5}, "there is no level 5"),
+        ({"folder": ""}, "folder='' is no folder"),
+        ({"folder": 3}, "folder=3 is no folder"),
         ({"range": 1}, "'range' can't be the name of a state"),
         ({"_u": 1}, "'_u' can't be the name of a state"),
         ({"save": 3, "restore": 4}, "save= is no function"),
@@ -204,6 +220,42 @@ def test_wrong_options_are_refused_in_words(options: dict[str, Any], why: str, f
     with beo.checkpoint(n=1) as ck:
         assert ck.n == 1, "a refusal holds no lock"
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("comm", [4, "world", {"u": 1}, np.zeros(3)])
+def test_what_is_no_communicator_is_refused_in_words(comm: Any) -> None:
+    with pytest.raises(UsageError, match=r"is no communicator .*beo.checkpoint\(comm, u=u, step=0\)"):
+        beo.checkpoint(comm, step=0)
+
+
+@pytest.mark.parametrize("wrong", [{"axis": "x"}, {"axis": 0.0}, {"halo": 0.5}, {"halo": True}])
+def test_an_axis_or_a_halo_that_is_no_number_is_refused(wrong: dict[str, Any]) -> None:
+    with beo.checkpoint(u=np.zeros(3)) as ck, pytest.raises(UsageError, match="is no whole number"):
+        ck.shard("u", **wrong)
+
+
+def test_a_masked_array_is_refused_as_its_mask_would_be_lost() -> None:
+    with pytest.raises(UsageError, match=r"u can't be restored \(.*mask.*\): keep .*\.data and .*\.mask"):
+        beo.checkpoint(u=np.ma.masked_less(np.arange(3.0), 1))
+
+
+def test_a_checkpoint_that_has_ended_takes_no_other_and_says_so() -> None:
+    ck = beo.checkpoint(step=0, every=1)
+    ck.end()
+    for used in (ck.save, ck.safe_point, lambda: list(ck.range(2))):
+        with pytest.raises(UsageError, match="the checkpoint has ended"):
+            used()
+
+
+def test_files_of_the_users_own_in_a_folder_that_is_named_stay(tmp_path: Path) -> None:
+    mine = [tmp_path / "a" / "results.csv", tmp_path / "b" / "1.csv", tmp_path / "b" / "more" / "x"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    with killed():
+        program(ends_at=5, folder=tmp_path)
+    assert program(folder=tmp_path)[2] == [5, 6, 7, 8, 9]
+    assert set(files(tmp_path)) - {"lock"} == {str(path.relative_to(tmp_path)) for path in mine}
 
 
 def test_an_array_of_another_shape_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -222,6 +274,12 @@ def test_a_name_that_was_mistyped_is_an_error() -> None:
             ck.stop = 1
         with pytest.raises(AttributeError, match="has no 'stop'"):
             _ = ck.stop
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    with beo.checkpoint(u=np.zeros(4), every=np.int64(2)).shard("u", axis=np.int64(0), halo=np.int64(1)) as ck:
+        list(ck.range(4))
+        assert ck.counters.saves == 2
 
 
 def test_one_loop_is_counted() -> None:
@@ -437,6 +495,16 @@ with beo.checkpoint(step=0, every=1) as ck:
 """
 
 
+def test_a_program_with_one_checkpoint_after_another_is_told_to_name_a_folder_for_each(tmp_path: Path) -> None:
+    """Killed in its second part, its first one would go on with what the second one kept."""
+    two = "import beo\nfor n in range(3):\n    with beo.checkpoint(n=n, **{}) as ck: pass\n"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BEO_CHECKPOINT_DIR": str(tmp_path)}
+    for options, times in (("{}", 1), ("{'folder': " + repr(str(tmp_path)) + " + f'/{n}'}", 0)):
+        argv = [sys.executable, "-c", two.replace("{}", options)]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stderr.count("it can't tell them apart") == times, done.stderr
+
+
 def test_a_program_by_hand_finds_its_own_again_after_a_kill_by_its_words_and_directory(tmp_path: Path) -> None:
     mark = str(tmp_path)  # makes it a program that nobody else runs
     first = by_hand(BY_HAND, mark, DIE="1")
@@ -462,16 +530,15 @@ def test_a_folder_in_memory_that_others_may_write_to_is_refused(
         beo.checkpoint(n=1)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_programs_of_the_page_on_checkpoints_work(number: int, folder: Path) -> None:
     blocks = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "docs" / "checkpoint.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    assert len(blocks) == 4
+    assert len(blocks) == 5
+    printed = "9800000.0\n", "1.414213562373095\n", "10.0\n", "1024.0\n2048.0\n", ""
     done = by_hand(blocks[number], BEO_CHECKPOINT_DIR=str(folder))
-    assert (done.returncode, done.stdout) == (0, ("9800000.0\n", "1.414213562373095\n", "10.0\n", "")[number]), (
-        done.stderr
-    )
+    assert (done.returncode, done.stdout) == (0, printed[number]), done.stderr
     assert not list(folder.iterdir())
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,12 +31,15 @@ from beo.units import parse_duration
 SAVED = "save()"  # the name of what a program's own function returns: no keyword can be called so
 BUSY_TRIES, BUSY_S = 100, 0.1  # to take the last checkpoint
 GUESS_BYTES_PER_S = 1e9  # how fast the first checkpoint is taken to be
+ONE_EACH = "give each a folder= of its own, see docs/checkpoint.md"
 SIGTERM_EXIT = 128 + 15  # of a program that was told to end twice, and has no checkpoint
 _MPI_MARKS = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of an environment under an MPI launcher
 
 
 class Checkpoint:
     """A program's state, kept. Its names are attributes: `ck.step`. All its methods are collective."""
+
+    _ended = 0  # of this process, in the folder that all of them are given
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class Checkpoint:
         SystemExit(EXIT_UNRESTORED), on all ranks, where there was one and too much of it is lost: the head may have a
         copy with which the job can be started again.
         """
-        _check(names, save, restore)
+        _check(comm, names, save, restore, folder)
         every_s, every_points = _interval(every)
         self._names = frozenset(names)
         self.__dict__.update(names)  # found as quickly as any attribute
@@ -87,6 +91,9 @@ class Checkpoint:
                 raise
             self._tell(str(error))
             raise SystemExit(EXIT_UNRESTORED) from None
+        if self._place.is_own and Checkpoint._ended == 1:  # told once
+            self._tell(f"one checkpoint after another: started again, it can't tell them apart: {ONE_EACH}")
+            Checkpoint._ended += 1
         word = os.environ.get("BEO_CHECKPOINT_WORD")
         self._agreement = Agreement(self._comm, every_s, every_points, _mtbf_s(self._place.nodes), word)
         self._agreement.guess(self._state.size_bytes() / GUESS_BYTES_PER_S)
@@ -153,6 +160,7 @@ class Checkpoint:
         Raises SystemExit(EXIT_HALTED), on all ranks, where the program was told to halt.
         """
         if self._agreement.is_now():
+            self._check_is_open()
             verdict = self._agreement.reach()
             if verdict.do >= HALT:
                 self._halt(verdict)
@@ -167,10 +175,15 @@ class Checkpoint:
 
         A failure is told on standard error, and the checkpoint before stays.
         """
+        self._check_is_open()
         if self._in_range:
             self._agreement.ask()
             return True
         return self._save()
+
+    def _check_is_open(self) -> None:
+        if self._is_over:
+            raise UsageError("the checkpoint has ended", "by end(), or with its block", "make another one")
 
     # ---- checkpoints
 
@@ -251,6 +264,7 @@ class Checkpoint:
         if not self._is_over:
             self._store.remove()
             self._close()
+            Checkpoint._ended += self._place.is_own
             self._comm.barrier()  # who comes out of it finds nothing left
 
     def _close(self) -> None:
@@ -281,7 +295,12 @@ def checkpoint(comm: Any = None, /, **options: Any) -> Checkpoint:
     return Checkpoint(comm, **options)
 
 
-def _check(names: dict[str, Any], save: object, restore: object) -> None:
+def _check(comm: object, names: dict[str, Any], save: object, restore: object, folder: object) -> None:
+    if comm is not None and not hasattr(comm, "allgather"):
+        cure = "write beo.checkpoint(comm, u=u, step=0), or leave comm out"
+        raise UsageError(f"{comm!r:.40} is no communicator", "it has no ranks", cure)
+    if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):
+        raise UsageError(f"folder={folder!r} is no folder", "", "name one, or leave it out")
     for name in names:
         if name in RESERVED or name.startswith("_"):
             raise UsageError(f"{name!r} can't be the name of a state", "a checkpoint has that already", "rename it")
@@ -298,9 +317,9 @@ def _interval(every: str | int | None) -> tuple[float | None, int]:
         return parse_duration(every), 0
     if every is None:
         return None, 0
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
         raise UsageError(f"every={every!r} is no interval", "", 'write "30s", "10m", or a number of steps')
-    return None, every
+    return None, int(every)
 
 
 def _mtbf_s(nodes: int) -> float:

@@ -46,15 +46,18 @@ class Lock:
         The folder and the file are made where they are missing. OSError where they can't be.
         """
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
-        try:
-            if self._fd < 0:
+        if self._fd < 0:
+            with suppress(FileNotFoundError):
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if self._fd < 0:
+            return False  # another has just removed the folder
+        try:
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock.pack(kind, os.SEEK_SET, 0, 0, 0))
             if os.stat(self.path).st_ino == os.fstat(self._fd).st_ino:
                 return True
         except (BlockingIOError, PermissionError, FileNotFoundError):
-            pass  # another has it, or removed it with its folder
+            pass  # another has it, or has removed it
         self.free()
         return False
 
@@ -66,7 +69,7 @@ class Lock:
 
 
 class Place:
-    """This program's folder on this node, locked; the same on all nodes. nodes: how many they are."""
+    """This program's folder on this node, locked; the same on all nodes. nodes: how many; is_own: by its name."""
 
     def __init__(self, comm: Any, folder: str | os.PathLike[str] | None) -> None:
         """Find it. Collective. folder: another one that the user names. Raises BeoError where there is none."""
@@ -83,6 +86,7 @@ class Place:
         homes = comm.allgather((node, str(base)))
         self.nodes = len({name for name, _ in homes})
         self._leads = homes.index(homes[comm.rank]) == comm.rank
+        self.is_own = folder is None
         if folder is not None:
             self.folder = base
             if not self._is_taken(base, patient=True):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SLOTS = ("a", "b")
 SEALED, WRITTEN = "manifest", "new"  # the two names of a manifest
 _NAME = re.compile(r"(\d{5,7})\.(manifest|new)")
+_OURS = re.compile(r"(\d{5,7})\.(image|parity|manifest|new)")  # whoever names a folder may have files there
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -181,17 +182,18 @@ class Slots:
     def drop_others(self, slot: str, ranks: set[int]) -> None:
         """Remove the files of other ranks than these from a slot, to have their memory back."""
         for path in (self.folder / slot).iterdir():
-            stem = path.name.partition(".")[0]
-            if not stem.isdigit() or int(stem) not in ranks:
+            match = _OURS.fullmatch(path.name)
+            if match and int(match[1]) not in ranks:
                 path.unlink(missing_ok=True)
                 self._maps.pop(path, None)
 
     def remove(self) -> None:
-        """Remove everything: there is no checkpoint any more."""
+        """Remove everything that is ours: there is no checkpoint any more."""
         self._maps.clear()
         for slot in SLOTS:
             for path in (self.folder / slot).iterdir():
-                path.unlink(missing_ok=True)
+                if _OURS.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def places(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import msgspec
@@ -94,6 +95,9 @@ class State:
         self.shards: dict[str, Shard] = {}
         self.done = 0
         for name, value in self.kept().items():
+            if isinstance(value, np.ma.MaskedArray):
+                cure = f"keep {name}.data and {name}.mask, each by its own name"
+                raise UsageError(f"{name} can't be restored", "the array has a mask, which isn't kept with it", cure)
             if is_array(value):
                 if not value.flags.writeable:
                     raise UsageError(f"{name} can't be restored", "the array is read-only", "give a copy of it")
@@ -116,12 +120,15 @@ class State:
                 f"there is no array {name!r}", f"there is {', '.join(arrays) or 'none'}", "name one of these"
             )
         array = arrays[name]
+        for what, number in (("axis", axis), ("halo", halo)):
+            if isinstance(number, bool) or not isinstance(number, Integral):
+                raise UsageError(f"{what}={number!r} is no whole number", "", "write one, as axis=0, halo=1")
         if not -array.ndim <= axis < array.ndim:
             raise UsageError(f"{name} has no axis {axis}", f"its shape is {_times(array.shape)}", "name another axis")
         if halo < 0 or array.shape[axis] < 2 * halo:
             why = f"along its axis {axis} there are {array.shape[axis]} rows, the halos' among them"
             raise UsageError(f"{name} can't have a halo of {halo}", why, "give the rows that are copied at *each* end")
-        self.shards[name] = Shard(axis % array.ndim, halo)
+        self.shards[name] = Shard(int(axis) % array.ndim, int(halo))
 
     def size_bytes(self) -> int:
         """How large its arrays are."""

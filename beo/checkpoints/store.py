@@ -542,7 +542,7 @@ class _Agreement:
 def _level(wish: str | None, nodes: Sequence[str]) -> str:
     level = wish or default_level(nodes)
     if level not in LEVELS:
-        raise UsageError(f"there is no level {level[:20]!r}", f"it is one of {', '.join(LEVELS)}", "change level=")
+        raise UsageError(f"there is no level {level!r:.22}", f"it is one of {', '.join(LEVELS)}", "change level=")
     number = len(set(nodes))
     if number < least_nodes(level):
         why = f"it needs {least_nodes(level)} nodes, and the job has {number}"

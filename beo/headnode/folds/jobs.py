@@ -95,6 +95,8 @@ def _requeue_requested(state: Known, event: ev.RequeueRequested) -> None:
     if job.state not in ENDED:
         job.state, job.requeue = "ending", reason
         return
+    if job.state == "done":
+        job.copies = []  # of its way there: who has ended well begins anew
     job.cancel, job.reason, job.exit_code, job.code_by, job.ended_s = "", reason, -1, "job", 0.0
     state.wait(job)
 
