@@ -32,6 +32,7 @@ MTU = 1400  # what fits into a packet of Ethernet with all that VXLAN puts befor
 FIRST_ADDRESS = IPv4Address("10.0.0.1")
 PREFIX = 8
 GONE_S = 30.0  # the end of a rank that was killed here is taken away by the kernel when it comes to it
+LAST_WORDS_S = 60.0  # for those to come back who are to hear them: their images may be large
 RANKS_MAX = 1024  # each has a port, and is told of each other
 _CLONE_NEWNET = 0x40000000
 
@@ -101,6 +102,22 @@ def let_in(rank: int, places: Places) -> None:
         if other != rank:
             own.place(index, address_of(other), mac_of(other))
     own.close()
+
+
+def await_last_words() -> None:
+    """Wait until the others have all that this rank had sent when it ended: connections outlive it, but not its end.
+
+    Who isn't let in yet, or lost a packet, gets it again until then. To be called inside: what /proc shows is there.
+    """
+    until_s = time.monotonic() + LAST_WORDS_S
+    while _is_unheard() and time.monotonic() < until_s:
+        time.sleep(0.01)
+
+
+def _is_unheard() -> bool:
+    """Whether something is sent here that was not acknowledged: tx_queue of proc_net_tcp.txt of the kernel."""
+    rows = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    return any(int(row.split()[4].partition(":")[0], 16) for row in rows)
 
 
 def leave() -> None:

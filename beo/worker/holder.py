@@ -99,6 +99,8 @@ def hold_apart(asked: Asked) -> int:
     try:
         status = hold(asked, tell)
         _await_criu(asked.folder)
+        if os.WIFEXITED(status):
+            apart.await_last_words()
     except BeoError as error:
         print(f"beo: {error}", file=sys.stderr, flush=True)
         status = error.exit_code << 8
