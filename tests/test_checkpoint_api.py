@@ -207,6 +207,8 @@ def test_functions_of_the_programs_own_keep_and_take_back() -> None:
         ({"level": 5}, "there is no level 5"),
         ({"folder": ""}, "folder='' is no folder"),
         ({"folder": 3}, "folder=3 is no folder"),
+        ({"fresh": "no"}, "fresh='no' is neither True nor False"),
+        ({"fresh": None}, "fresh=None is neither True nor False"),
         ({"range": 1}, "'range' can't be the name of a state"),
         ({"_u": 1}, "'_u' can't be the name of a state"),
         ({"save": 3, "restore": 4}, "save= is no function"),

@@ -66,7 +66,7 @@ class Checkpoint:
         SystemExit(EXIT_UNRESTORED), on all ranks, where there was one and too much of it is lost: the head may have a
         copy with which the job can be started again.
         """
-        _check(comm, names, save, restore, folder)
+        _check(comm, names, save, restore, folder, fresh)
         every_s, every_points = _interval(every)
         self._names = frozenset(names)
         self.__dict__.update(names)  # found as quickly as any attribute
@@ -295,12 +295,14 @@ def checkpoint(comm: Any = None, /, **options: Any) -> Checkpoint:
     return Checkpoint(comm, **options)
 
 
-def _check(comm: object, names: dict[str, Any], save: object, restore: object, folder: object) -> None:
+def _check(comm: object, names: dict[str, Any], save: object, restore: object, folder: object, fresh: object) -> None:
     if comm is not None and not hasattr(comm, "allgather"):
         cure = "write beo.checkpoint(comm, u=u, step=0), or leave comm out"
         raise UsageError(f"{comm!r:.40} is no communicator", "it has no ranks", cure)
     if folder is not None and not (isinstance(folder, str | os.PathLike) and os.fspath(folder)):
         raise UsageError(f"folder={folder!r} is no folder", "", "name one, or leave it out")
+    if fresh not in (0, 1):  # "no" would count as true, and remove all
+        raise UsageError(f"fresh={fresh!r:.40} is neither True nor False", "", "fresh=True begins anew")
     for name in names:
         if name in RESERVED or name.startswith("_"):
             raise UsageError(f"{name!r} can't be the name of a state", "a checkpoint has that already", "rename it")

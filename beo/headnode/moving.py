@@ -122,7 +122,8 @@ def _targets(state: State, nodes: str) -> tuple[str, ...]:
             raise NotFound.among("node", name, state.nodes, "see 'beo nodes'")
         if not node.takes_work:
             shown = "drained" if node.state == "up" else node.state
-            raise Conflict(f"{name} is {shown}", "no job can go on there", "see 'beo nodes'")
+            cure = f"'beo resume {name}', or name others" if node.state == "up" else "see 'beo nodes'"
+            raise Conflict(f"{name} is {shown}", "no job can go on there", cure)
     return tuple(names)
 
 
