@@ -90,8 +90,6 @@ class Exchange:
         self._busy = False
         self._pace()
         if self._heard_all:
-            with suppress(KeyError):
-                self._web.selector.unregister(self._link)
             self._web.selector.register(self._link, selectors.EVENT_WRITE, self._turn)
         else:
             self._web.selector.modify(self._link, selectors.EVENT_READ | selectors.EVENT_WRITE, self._turn)
