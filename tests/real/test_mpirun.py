@@ -113,10 +113,15 @@ def test_a_master_spawns_five_workers_that_find_pi(head: Host, mpi: Mpi, source:
 
 @pytest.mark.slow
 def test_the_suite_of_mpi4py_passes(head: Host, mpi: Mpi, source: Path) -> None:
-    """All but what spawns, which has its test above, what the mpich wheel says of Fortran's types, and distributed
-    graphs, at which MPICH 5.0.2 waited for ever between two machines (in MPI_Dist_graph_create).
+    """All but what spawns, which has its test above, what the mpich wheel says of Fortran's types, and two modules at
+    which MPICH 5.0.2 waits for ever between two machines: at distributed graphs, in MPI_Dist_graph_create, and now and
+    then at a mutex of mpi4py.util.sync, without beo as well (1 of 180 runs of mpiexec with MPIR_CVAR_NOLOCAL=1). Who
+    releases it then waits for the next one's MPI_Accumulate, and both only call MPI_Win_flush on their own rank.
     """
-    line = f"mpirun -n 2 {mpi.python} test/main.py -e test_mpiabi -e test_spawn -e test_dynproc -e test_comm_topo"
+    left_out = ["test_mpiabi", "test_spawn", "test_dynproc"]
+    if mpi.name == "mpich":
+        left_out += ["test_comm_topo", "test_util_sync"]
+    line = " ".join([f"mpirun -n 2 {mpi.python} test/main.py", *(f"-e {module}" for module in left_out)])
     said = script(head, mpi, f"{line} 2>&1", folder=source)
     counts = [int(count) for count in re.findall(r"Ran (\d+) tests", said)]
     assert said.count("OK") == len(counts) == 2 and min(counts) > 1500, said[-3000:]
