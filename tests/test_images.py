@@ -82,7 +82,11 @@ def test_old_images_go_with_their_files_and_those_in_use_stay(store: Store) -> N
         store.remove(every[1].sha256)
     with pytest.raises(Conflict, match="previous"):
         store.remove(every[0].sha256)
-    assert [image.sha256 for image in store.prune(1)] == [every[i].sha256 for i in (4, 3, 2)]
+    with pytest.raises(Conflict, match="a machine boots"):
+        store.remove(every[2].sha256, {every[2].sha256})
+    assert [image.sha256 for image in store.prune(1, {every[2].sha256})] == [every[i].sha256 for i in (4, 3)]
+    assert store.prune(1, {every[2].sha256}) == []
+    assert [image.sha256 for image in store.prune(1)] == [every[2].sha256]
     kept = {every[i].sha256 for i in (0, 1, 5)}
     assert {path.stem for path in store.folder.glob("*.sqfs")} == kept
     assert len(list(store.folder.glob("*.kernel"))) == len(list(store.folder.glob("*.initrd"))) == len(kept)

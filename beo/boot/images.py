@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -208,9 +208,12 @@ class Store:
         self.use(previous.sha256)
         return previous
 
-    def remove(self, word: str) -> Manifest:
-        """Take an image away, but neither the current nor the previous one."""
+    def remove(self, word: str, chosen: Collection[str] = ()) -> Manifest:
+        """Take an image away, but neither the current nor the previous one, nor one of `chosen`, of single machines."""
         manifest = self.find(word)
+        if manifest.sha256 in chosen:
+            why = "'beo node list' tells which"
+            raise Conflict(f"a machine boots {manifest.sha256[:12]}", why, "'beo node set MACHINE --image' another one")
         for mark in ("current", "previous"):
             if manifest.sha256 == self.marked(mark):
                 raise Conflict(f"{manifest.sha256[:12]} is the {mark} image", "", "'beo image use' another one first")
@@ -218,9 +221,9 @@ class Store:
         self._sweep()
         return manifest
 
-    def prune(self, kept: int = KEPT) -> list[Manifest]:
-        """Take all old images away but so many, the current and the previous one; return what was taken."""
-        marked = {self.marked("current"), self.marked("previous")}
+    def prune(self, kept: int = KEPT, chosen: Collection[str] = ()) -> list[Manifest]:
+        """Take old images away but so many, the current, the previous one and `chosen`; return what was taken."""
+        marked = {self.marked("current"), self.marked("previous"), *chosen}
         old = [image for image in self.every() if image.sha256 not in marked][kept:]
         return [self.remove(image.sha256) for image in old]
 

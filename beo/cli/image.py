@@ -92,16 +92,17 @@ def build(profile: str, added: tuple[str, ...], oci: str, fresh: bool, cache: st
         print(f"beo: the image is large: 200 machines take {made.size_bytes * 200 / 110e6:.0f} s", file=sys.stderr)
     if not keep_current:
         store.use(made.sha256)
-        store.prune()
-        _share(store)
+        _share(store, prune=True)
     print(made.sha256)
 
 
-def _share(store: Store) -> None:
-    """Have the other head's machines get the current image as well."""
+def _share(store: Store, prune: bool = False) -> None:
+    """Have the other head's machines get the current image as well, and take away what none gets any more."""
     from beo.boot import sharing
 
     try:
+        if prune:
+            store.prune(chosen=sharing.chosen(config.home()))
         sharing.share(config.home(), store)
     except BeoError as error:
         print(
@@ -181,8 +182,10 @@ def revert() -> None:
 @click.command(cls=Verb, examples=[("beo image remove 3f9a", "this one"), ("beo image remove", "all old ones")])
 @click.argument("images", nargs=-1, metavar="IMAGE")
 def remove(images: tuple[str, ...]) -> None:
-    """Take images away, or all but the current and the previous one."""
-    store = Store(config.home())
-    gone = [store.remove(word) for word in images] if images else store.prune(0)
+    """Take images away, or all but the current, the previous one, and those that single machines boot."""
+    from beo.boot import sharing
+
+    store, chosen = Store(config.home()), sharing.chosen(config.home())
+    gone = [store.remove(word, chosen) for word in images] if images else store.prune(0, chosen)
     for made in gone:
         print(f"{made.sha256[:12]} is gone")
