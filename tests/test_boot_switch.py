@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,22 @@ def test_addresses_must_be_of_the_interfaces_network() -> None:
         giving.check_range(site, "10.77.0.100-10.78.0.1")
     with pytest.raises(UsageError, match="range is empty"):
         giving.check_range(site, "")
+
+
+@pytest.mark.parametrize(
+    ("pool", "whose"),
+    [
+        ("10.77.0.1-10.77.0.9", "10.77.0.1 .*this head's own"),
+        ("10.77.0.250-10.77.0.254", "10.77.0.254 .*the router's"),
+        ("10.77.0.250-10.77.0.253", ""),
+        ("10.77.0.255-10.77.0.255", "10.77.0.255 .*for all of the network"),
+        ("10.77.0.0-10.77.0.0", "10.77.0.0 .*the network's own"),
+    ],
+)
+def test_no_machine_is_given_an_address_that_is_taken(pool: str, whose: str) -> None:
+    site = Site("10.77.0.1/24", "10.77.0.1:7425", {}, router="10.77.0.254")
+    with pytest.raises(UsageError, match=whose) if whose else nullcontext():
+        giving.check_range(site, pool)
 
 
 def test_an_interface_that_is_not_there_or_has_no_address_is_told_with_the_cure() -> None:

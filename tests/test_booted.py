@@ -437,6 +437,10 @@ def test_logs_and_the_kernels_lines_are_followed(tmp_path: Path) -> None:
     assert logs.news() == b"a: two\n"
     (tmp_path / "a.log").write_text("new\n")
     assert logs.news() == b"a: new\n"
+    with (tmp_path / "a.log").open("a") as file:
+        file.write(f"{'x' * 40_000}\nafter it\n")
+    long = logs.news() + logs.news()
+    assert long.count(b"x") == 40_000 and long.endswith(b"\na: after it\n"), "a very long line is no end of the rest"
     assert line_of(b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n") == b"[    5.140900] NET: Registered\n"
     assert line_of(b"rubbish") == b"rubbish\n"
     assert words_of("k" * 40).count(" ") == 3

@@ -91,7 +91,7 @@ class Logs:
         self._read: dict[Path, int] = {}
 
     def news(self) -> bytes:
-        """Return what has come since the last call, each log's lines behind its name."""
+        """Return what has come since the last call, each log's lines behind its name; a long one comes in pieces."""
         found = b""
         for path in sorted(self._folder.glob("*.log")):
             with suppress(OSError), path.open("rb") as file:
@@ -99,7 +99,7 @@ class Logs:
                 begin = self._read.get(path, 0) if size >= self._read.get(path, 0) else 0
                 file.seek(begin)
                 data = file.read(PIECE_BYTES)
-                whole = data[: data.rfind(b"\n") + 1]
+                whole = data[: data.rfind(b"\n") + 1] or (data if len(data) == PIECE_BYTES else b"")
                 self._read[path] = begin + len(whole)
                 found += b"".join(b"%s: %s\n" % (path.stem.encode(), line) for line in whole.splitlines())
         return found

@@ -13,7 +13,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 
 from beo.boot import answers, dhcp, ether
 from beo.boot.answers import Part, Site, Talks
@@ -42,6 +42,13 @@ def check_range(site: Site, pool: str) -> None:
     for text in pool.split("-"):
         if IPv4Interface(text.strip()).ip not in network:
             raise UsageError(f"{text.strip()} of [boot] range is not in {network}", "the interface's network", cure)
+    first, last = (IPv4Address(text.strip()) for text in pool.split("-"))
+    taken = {site.server: "this head's own", site.router: "the router's"}
+    if network.prefixlen < 31:
+        taken |= {str(network[0]): "the network's own", str(network[-1]): "for all of the network"}
+    for text, whose in taken.items():
+        if text and first <= IPv4Address(text) <= last:
+            raise UsageError(f"{text} can't be given to a machine", f"it is in [boot] range, and is {whose}", cure)
 
 
 class Giver:

@@ -61,7 +61,7 @@ def turn(view: m.MachineView, action: str, broadcast: str) -> str:
         return _command(words_of(view, action), view.name)
     if action != "on":
         cure = f"'beo node set {view.name} --power COMMAND'"
-        raise UsageError(f"{view.name} can't be turned {action}", "it has no power command", cure)
+        raise UsageError(f"can't power {action} {view.name}", "it has no power command", cure)
     # To 255.255.255.255 it would leave by the default route alone, which of a head with two cards is the wrong one.
     places = [broadcast] if broadcast else ether.broadcasts()
     if not places:
