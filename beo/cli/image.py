@@ -79,7 +79,7 @@ def build(profile: str, added: tuple[str, ...], oci: str, fresh: bool, cache: st
     """Make an image of Debian 13, or of a container, with a kernel, beo and its libraries, and make it the current one.
 
     Packages come from the mirror that apt uses here. Nothing secret is in an image. Where something goes wrong, the
-    current image stays. Old ones are taken away, but the last few.
+    current image stays. Old ones are taken away, but the last few and those that single machines boot.
     """
     from beo.boot import building
 
