@@ -82,10 +82,11 @@ def test_an_image_that_one_machine_was_given_comes_to_the_other_head_and_stays_w
     assert Store(one).find(single.sha256) == single
 
     assert cluster.beo("node", "set", mac, "--image", "current").returncode == 0
+    assert cluster.beo("image", "remove", single.sha256).returncode == 0
+    assert sharing.take(one, Store(one)) == [], "what was removed doesn't come back"
+    assert sharing.take(other, Store(other)) == [newer]
     sharing.share(one, Store(one))
     assert single.sha256 not in cluster.beo("ls", "/.boot").stdout
-    assert cluster.beo("image", "remove", single.sha256).returncode == 0
-    assert sharing.take(other, Store(other)) == [newer]
 
 
 def test_what_is_damaged_on_its_way_is_refused_and_the_current_image_stays(cluster: Cluster, tmp_path: Path) -> None:

@@ -86,15 +86,17 @@ def give(home: Home, store: Store) -> None:
 def take(home: Home, store: Store) -> list[Manifest]:
     """Bring the images here that are in the tree, and make current what is so there; return which ones were news.
 
-    Raises BeoError.
+    What no machine gets any more stays in the tree until the next `share`, and isn't taken. Raises BeoError.
     """
-    news = []
+    news, wanted = [], chosen(home) | {CURRENT}
     try:
         with _tree(home) as files:
             held = {made.sha256 for made in store.every()}
             for name in _listed(files):
+                if name not in wanted or name in held:
+                    continue
                 made = _manifest(files, name)
-                if made.sha256 == store.marked(CURRENT) if name == CURRENT else made.sha256 in held:
+                if name == CURRENT and store.marked(CURRENT) == made.sha256:
                     continue
                 store.take(made, lambda kind, sha256: files.read(f"{PLACE}/{store.path(kind, sha256).name}"))
                 if name == CURRENT:
