@@ -39,10 +39,10 @@ def check_range(site: Site, pool: str) -> None:
     if not pool:
         raise UsageError("there are no addresses to give", "[boot] range is empty", cure)
     network = IPv4Interface(site.interface).network
-    for text in pool.split("-"):
-        if IPv4Interface(text.strip()).ip not in network:
-            raise UsageError(f"{text.strip()} of [boot] range is not in {network}", "the interface's network", cure)
     first, last = (IPv4Address(text.strip()) for text in pool.split("-"))
+    for address in (first, last):
+        if address not in network:
+            raise UsageError(f"{address} of [boot] range is not in {network}", "the interface's network", cure)
     taken = {site.server: "this head's own", site.router: "the router's"}
     if network.prefixlen < 31:
         taken |= {str(network[0]): "the network's own", str(network[-1]): "for all of the network"}
