@@ -86,7 +86,8 @@ class Machine:
         """Switch it on, and return at once."""
         self.boot_id = str(uuid.uuid4())
         known = self._cluster.cluster()
-        argv = [sys.executable, "-P", "-m", "beo.boot.join", "--heads", ",".join(known.heads), "--pin", known.key]
+        argv = [sys.executable, "-P", "-m", "beo.boot.join", "--heads", ",".join(known.heads)]
+        argv += [f"--pin={known.key}"]  # joined: a key may begin with a "-"
         argv += ["--boot", self.desk, "--mac", self.mac, "--boot-id", self.boot_id, "--slots", "2", *words]
         argv += ["--cmdline", "quiet", "--patience", str(patience_s)]
         env = {name: value for name, value in os.environ.items() if not name.startswith("BEO_")}

@@ -58,7 +58,7 @@ def boot(head: Host, one: Host, mac: str) -> subprocess.Popen[str]:
     done = head.run(sys.executable, "-c", f"import sys; {lease}; print(v.address)", mac)
     assert done.stdout.strip() == one.address, done
     key = msgspec.json.decode((head.beo_dir / "cluster.json").read_bytes())["key"]
-    words = ["--heads", f"{head.address}:7420", "--boot", f"{head.address}:{PORT}", "--pin", key, "--mac", mac]
+    words = ["--heads", f"{head.address}:7420", "--boot", f"{head.address}:{PORT}", f"--pin={key}", "--mac", mac]
     return one.start(sys.executable, "-m", "beo.boot.join", "--cmdline", "quiet", *words, "--slots", "1")
 
 
