@@ -275,6 +275,7 @@ def test_machines_survive_the_head_that_has_seen_them(tmp_path: Path) -> None:
             for asked in own.machines():
                 own.approve_machine(asked.mac, asked.key)
         assert joiners[0].join(0.1).node == leased[0].name
+        pair.await_step()  # else nobody goes on, as it should be
         pair.kill("supervisor", "head")
         assert joiners[1].join(PATIENCE_S).node == leased[1].name, "approved by the head that is dead"
         assert joiners[0].join(PATIENCE_S).node == leased[0].name, "asked again, it is in already"
